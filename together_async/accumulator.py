@@ -1,0 +1,271 @@
+"""Adds up the chunks of a stream to the completion that the whole response would have been.
+
+The work per chunk does not depend on how many came before, and what is kept is what the completion itself holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from together_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Function,
+    FunctionDelta,
+    Logprobs,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    make,
+)
+
+_COMPACT_AT = 1024
+"""Pieces of text after which they are joined: a str object of one token is ten times its text."""
+
+_DOCUMENT_FIELDS = ("id", "created", "model", "usage", "prompt", "warnings", "system_fingerprint", "service_tier")
+_LOGPROB_LISTS = ("tokens", "token_logprobs", "token_ids", "top_logprobs", "content", "refusal")
+
+
+class _ToolCallParts:
+    """One tool call under way."""
+
+    __slots__ = ("arguments", "id", "index", "name", "type")
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.id: str | None = None
+        self.type: str | None = None
+        self.name: str | None = None
+        self.arguments: list[str] = []
+
+    def add(self, delta: ToolCallDelta) -> None:
+        self.id = self.id or delta.id
+        self.type = self.type or delta.type
+        if delta.function is not None:
+            self.add_function(delta.function)
+
+    def add_function(self, function: FunctionDelta) -> None:
+        self.name = self.name or function.name
+        if function.arguments:
+            self.arguments.append(function.arguments)
+
+    def function(self) -> Function:
+        return Function(name=self.name, arguments="".join(self.arguments))
+
+    def call(self) -> ToolCall:
+        given = {"id": self.id, "type": self.type, "function": self.function(), "index": self.index}
+        return make(ToolCall, **{name: value for name, value in given.items() if value is not None})
+
+
+class _ChoiceParts:
+    """One choice under way. `content` is the list that `add` and `text()` append to."""
+
+    __slots__ = (
+        "content",
+        "finish_reason",
+        "function_call",
+        "index",
+        "logprobs",
+        "reasoning",
+        "reasoning_content",
+        "refusal",
+        "role",
+        "seed",
+        "tool_calls",
+    )
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.reasoning_content: list[str] = []
+        self.refusal: list[str] = []
+        self.role: str | None = None
+        self.finish_reason: str | None = None
+        self.seed: int | float | None = None
+        self.tool_calls: list[_ToolCallParts] = []
+        self.function_call: _ToolCallParts | None = None
+        self.logprobs: dict[str, list[Any]] = {}
+
+    def add(self, choice: ChunkChoice) -> bool:
+        """Adds one choice of a chunk; returns whether it held anything generated."""
+        delta = choice.delta
+        if delta is None:
+            # Servers of the older shape send `text` alone; beside a delta it repeats the content.
+            delta = Delta(content=choice.text)
+        self.role = self.role or delta.role
+        if choice.seed is not None:
+            self.seed = choice.seed
+        if choice.finish_reason or (choice.finish_reason is not None and self.finish_reason is None):
+            self.finish_reason = choice.finish_reason
+        if choice.logprobs is not None:
+            self._add_logprobs(choice.logprobs, delta)
+        generated = self._add_text(delta)
+        for call in delta.tool_calls or ():
+            self._tool_call(call).add(call)
+            generated = True
+        if delta.function_call is not None:
+            self.function_call = self.function_call or _ToolCallParts(None)
+            self.function_call.add_function(delta.function_call)
+            generated = True
+        return generated or bool(choice.finish_reason)
+
+    def _add_text(self, delta: Delta) -> bool:
+        generated = False
+        for parts, text in (
+            (self.content, delta.content),
+            (self.reasoning, delta.reasoning),
+            (self.reasoning_content, delta.reasoning_content),
+            (self.refusal, delta.refusal),
+        ):
+            if text is not None:
+                # An empty text is kept once: it tells "" from null.
+                if text or not parts:
+                    parts.append(text)
+                generated = generated or bool(text)
+                if len(parts) > _COMPACT_AT:
+                    parts[:] = ["".join(parts)]
+        return generated
+
+    def _tool_call(self, delta: ToolCallDelta) -> _ToolCallParts:
+        """The call a piece belongs to: by index; without one a new id begins a new call."""
+        calls = self.tool_calls
+        if delta.index is not None:
+            found = next((call for call in reversed(calls) if call.index == delta.index), None)
+        else:
+            found = calls[-1] if calls and (delta.id is None or delta.id == calls[-1].id) else None
+        if found is None:
+            found = _ToolCallParts(delta.index)
+            calls.append(found)
+        return found
+
+    def _add_logprobs(self, logprobs: float | Logprobs, delta: Delta) -> None:
+        lists = self.logprobs
+        if not isinstance(logprobs, Logprobs):  # native: a number per chunk, its token beside it
+            lists.setdefault("tokens", []).append(delta.content)
+            lists.setdefault("token_logprobs", []).append(logprobs)
+            if delta.token_id is not None:
+                lists.setdefault("token_ids", []).append(delta.token_id)
+            return
+        for name in _LOGPROB_LISTS:
+            items = getattr(logprobs, name)
+            if items is not None:
+                lists.setdefault(name, []).extend(items)
+
+    def choice(self) -> Choice:
+        given: dict[str, Any] = {
+            "index": self.index,
+            "message": self._message(),
+            "finish_reason": self.finish_reason,
+            "seed": self.seed,
+            "logprobs": make(Logprobs, **{k: tuple(v) for k, v in self.logprobs.items()}) if self.logprobs else None,
+        }
+        # A choice without a finish reason says so: null, as on the wire, not absent.
+        return make(Choice, **{k: v for k, v in given.items() if v is not None or k == "finish_reason"})
+
+    def _message(self) -> ChatCompletionMessage:
+        given: dict[str, Any] = {
+            "role": self.role or "assistant",
+            "content": _joined(self.content),
+            "reasoning": _joined(self.reasoning),
+            "reasoning_content": _joined(self.reasoning_content),
+            "refusal": _joined(self.refusal),
+            "tool_calls": tuple(call.call() for call in self.tool_calls) or None,
+            "function_call": self.function_call.function() if self.function_call else None,
+        }
+        return make(ChatCompletionMessage, **{k: v for k, v in given.items() if v is not None or k == "content"})
+
+
+def _joined(parts: list[str]) -> str | None:
+    return "".join(parts) if parts else None
+
+
+class ChatCompletionAccumulator:
+    """Takes chunks, gives the completion so far.
+
+    Attributes:
+        generated: How many chunks held something generated (text, a tool call, a finish reason); role-only and
+            usage-only chunks do not count.
+    """
+
+    __slots__ = ("_choices", "_document", "generated")
+
+    def __init__(self) -> None:
+        self._document: dict[str, Any] = {}
+        self._choices: dict[int, _ChoiceParts] = {}
+        self.generated = 0
+
+    def __repr__(self) -> str:
+        return f"<ChatCompletionAccumulator {len(self._choices)} choices, {self.generated} chunks with content>"
+
+    def add(self, chunk: ChatCompletionChunk) -> None:
+        """Adds the next chunk of the stream."""
+        choices = chunk.choices
+        if len(choices) == 1 and chunk.usage is None:
+            # Nearly every chunk: one choice that we know, with a text and nothing else. The rest of this method
+            # would do the same at four times the cost. (A choice is known when its role, id and seed are.)
+            choice = choices[0]
+            delta = choice.delta
+            parts = self._choices.get(choice.index or 0)
+            if (
+                parts is not None
+                and delta is not None
+                and (content := delta.content)
+                and choice.finish_reason is None
+                and choice.logprobs is None
+                and not delta.tool_calls
+                and delta.reasoning is None
+                and delta.reasoning_content is None
+            ):
+                parts.content.append(content)
+                self.generated += 1
+                return
+        self._add_any(chunk)
+
+    def _add_any(self, chunk: ChatCompletionChunk) -> None:
+        document = self._document
+        for name in _DOCUMENT_FIELDS:
+            value = getattr(chunk, name)
+            if value is not None and (name == "usage" or name not in document):
+                document[name] = value
+        generated = False
+        for choice in chunk.choices:
+            generated = self._parts(choice.index or 0).add(choice) or generated
+        self.generated += generated
+
+    def _parts(self, index: int) -> _ChoiceParts:
+        parts = self._choices.get(index)
+        if parts is None:
+            parts = self._choices[index] = _ChoiceParts(index)
+        return parts
+
+    def known(self, index: int) -> list[str] | None:
+        """The content list of a choice that has begun, for `text()` to append to; None before its first chunk."""
+        parts = self._choices.get(index)
+        return None if parts is None else parts.content
+
+    def compact(self) -> None:
+        """Joins the pieces of text that have gathered; called between reads, so that memory stays that of the text."""
+        for parts in self._choices.values():
+            if len(parts.content) > _COMPACT_AT:
+                parts.content[:] = ["".join(parts.content)]
+
+    @property
+    def usage(self) -> Usage | None:
+        """The server's count, once it has come."""
+        usage: Usage | None = self._document.get("usage")
+        return usage
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice seen, and at least one, has a finish reason (an empty one is none)."""
+        return bool(self._choices) and all(parts.finish_reason for parts in self._choices.values())
+
+    def completion(self) -> ChatCompletion:
+        """Returns the completion so far: the choices by index, `finish_reason` None where none came."""
+        choices = tuple(self._choices[index].choice() for index in sorted(self._choices))
+        return make(ChatCompletion, object="chat.completion", choices=choices, **self._document)

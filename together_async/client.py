@@ -1,0 +1,332 @@
+"""`AsyncTogether`: where the caller's wishes, the pure modules and the transport meet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import urllib.parse
+import warnings
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+
+import attrs
+
+from together_async import protocol
+from together_async.compat import Chat
+from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
+from together_async.models import ChatCompletion
+from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
+from together_async.sse import DEFAULT_MAX_EVENT_SIZE
+from together_async.stream import ChatCompletionStream
+from together_async.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+
+    import aiohttp
+
+    from together_async.transport import Exchange, Transport
+
+DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
+_REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
+
+
+class AsyncTogether:
+    """A client of the chat-completions API. Make one, share it, close it: it holds the pool of connections.
+
+    ```python
+    async with AsyncTogether() as client:
+        async for text in client.stream("Why is the sky blue?", model=MODEL).text():
+            print(text, end="", flush=True)
+    ```
+
+    Args:
+        api_key: The key; None takes TOGETHER_API_KEY from the environment. Blanks around it are dropped. Servers
+            other than Together's may need none.
+        base_url: The API's root; None takes TOGETHER_BASE_URL, else https://api.together.xyz/v1.
+        timeouts: Limits of every call; a call can bring its own.
+        headers: Sent with every request, in addition to or in place of the usual ones.
+        session: Your own `aiohttp.ClientSession`, for a proxy, TLS settings, a resolver of your own. It is used as
+            it is and never closed here. None opens one on first use, which belongs to the running event loop.
+        ssl: TLS settings for the session that is opened here, as a private CA's.
+        proxy: A proxy's URL for the session that is opened here. None follows HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+            NO_PROXY; the empty string uses none.
+        max_event_size: Most bytes of one event of a stream; a longer one is an error instead of memory.
+
+    Raises:
+        ValueError: A key with control characters or not ASCII, a base URL that is none or carries credentials,
+            `ssl` or `proxy` together with a session.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+        max_event_size: int = DEFAULT_MAX_EVENT_SIZE,
+    ) -> None:
+        self._transport: Transport | None = None
+        self._closed = False
+        self._api_key = _checked_key(os.environ.get("TOGETHER_API_KEY", "") if api_key is None else api_key)
+        self._base_url = _checked_url(base_url or os.environ.get("TOGETHER_BASE_URL") or DEFAULT_BASE_URL)
+        if session is not None and (ssl is not None or proxy is not None):
+            raise ValueError("ssl, proxy: a session of your own has its own; set them there")
+        self._timeouts = timeouts if timeouts is not None else Timeouts()
+        self._headers = _checked_headers(headers or {})
+        self._session = session
+        self._ssl = ssl
+        self._proxy = proxy
+        self._max_event_size = max_event_size
+        frame = sys._getframe(1)
+        self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else repr(self._transport) if self._transport else "not connected"
+        return f"<{type(self).__name__} {self._base_url} {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a client holds a key and connections and can't be pickled; make one where it is used")
+
+    # ------------------------------------------------------------------------------------------------------------ calls
+
+    def stream(
+        self,
+        messages: MessagesLike | ChatCompletionRequest,
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ChatCompletionStream:
+        """Returns a stream of the completion. Nothing is sent before it is entered or read.
+
+        Args:
+            messages: A str (one user message), a sequence of dicts or `Message`s, or a `ChatCompletionRequest`,
+                whose fields the other arguments then replace.
+            model: The model's name; required unless a request is given.
+            timeouts: In place of the client's.
+            headers: In addition to, or in place of, the client's.
+            **options: The fields of `ChatCompletionRequest`.
+
+        Raises:
+            ValueError: A value out of range; the text names field, value and range.
+            TypeError: An option that is none; things the server knows and this package does not go to `extra_body`.
+        """
+        request = _request(messages, model, options)
+        http = protocol.build_request(request, stream=True)
+        extra = _checked_headers(headers) if headers else None
+        limits = timeouts if timeouts is not None else self._timeouts
+
+        async def open() -> Exchange:  # noqa: A001 - what it does
+            return await self._open(http, request, extra, limits)
+
+        return ChatCompletionStream(open, time=_loop_time, max_event_size=self._max_event_size)
+
+    async def create(
+        self,
+        messages: MessagesLike | ChatCompletionRequest,
+        *,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ChatCompletion:
+        """Returns the whole completion, when all of it has been generated. Arguments as for `stream`.
+
+        Raises:
+            ValueError, TypeError: As `stream` does.
+            APIStatusError: The server refused; the subclass says why.
+            APIConnectionError, APITimeoutError: Nothing came back, or not all of it.
+            APIResponseValidationError: What came is not a completion; `.path` says where.
+        """
+        request = _request(messages, model, options)
+        http = protocol.build_request(request, stream=False)
+        extra = _checked_headers(headers) if headers else None
+        exchange = await self._open(http, request, extra, timeouts if timeouts is not None else self._timeouts)
+        try:
+            body = await exchange.read_all()
+            return protocol.completion_of(
+                body, status=exchange.status, headers=exchange.headers, secrets=self._secrets(request)
+            )
+        except TogetherError as error:
+            error.attempts = exchange.attempts
+            error.request_id = error.request_id or protocol.request_id(exchange.headers)
+            raise
+        finally:
+            exchange.close()
+
+    @property
+    def chat(self) -> Chat:
+        """The SDKs' own words: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
+        return Chat(self)
+
+    async def _open(
+        self,
+        http: protocol.HTTPRequest,
+        request: ChatCompletionRequest,
+        headers: Mapping[str, str] | None,
+        timeouts: Timeouts,
+    ) -> Exchange:
+        """Sends a request; returns its response if the status is a success."""
+        transport = self._transport_here()
+        exchange = await transport.open(http, headers=headers, timeouts=timeouts, started=transport.loop.time())
+        if 200 <= exchange.status < 300:
+            return exchange
+        try:
+            body = await exchange.read_error_body()
+        finally:
+            exchange.close()
+        note = f" (the redirect to {_origin(exchange.headers['location'])} was not followed)" if 300 <= exchange.status < 400 and "location" in exchange.headers else ""
+        error = protocol.status_error(
+            exchange.status, exchange.headers, body, secrets=self._secrets(request), note=note
+        )
+        error.attempts = exchange.attempts
+        raise error
+
+    def _secrets(self, request: ChatCompletionRequest) -> list[str]:
+        """What no error's text may repeat: the key, and what the messages say."""
+        texts = [self._api_key]
+        for message in request.messages:
+            content = message.get("content")
+            parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
+            texts += [text for part in parts if isinstance(text := part.get("text"), str) and len(text) >= 8]
+        return texts
+
+    # ------------------------------------------------------------------------------------------------------- lifetime
+
+    def _transport_here(self) -> Transport:
+        """Returns the transport of the running loop, opened on first use; one of a loop that ended is given up."""
+        if self._closed:
+            raise APIConnectionError("the client is closed; make a new one, or close it later")
+        if not self._api_key and self._base_url == DEFAULT_BASE_URL and "authorization" not in self._headers:
+            raise AuthenticationError(
+                "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
+                status_code=401,
+            )
+        transport = self._transport
+        loop = asyncio.get_running_loop()
+        if transport is not None and transport.loop is not loop:
+            if not transport.loop.is_closed():
+                raise APIConnectionError(
+                    "the client is in use in another event loop that still runs; make one client per loop"
+                )
+            transport.discard()
+            transport = None
+        if transport is None:
+            # Here and not above: aiohttp takes longer to import than everything else together.
+            from together_async.transport import Transport, default_headers  # noqa: PLC0415
+
+            transport = self._transport = Transport(
+                self._base_url,
+                default_headers(api_key=self._api_key, extra=self._headers),
+                session=self._session,
+                ssl=self._ssl,
+                proxy=self._proxy,
+                secret=self._api_key,
+            )
+        return transport
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends live streams and calls with a typed error, and closes the connections. Twice is fine."""
+        self._closed = True
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        if transport.loop is asyncio.get_running_loop():
+            await transport.aclose()
+        elif transport.loop.is_closed():
+            transport.discard()
+        else:
+            self._transport = transport
+            raise APIConnectionError("the client is in use in another event loop that still runs; close it there")
+
+    def __del__(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is None or not transport.holds_resources:
+            return
+        warnings.warn(
+            f"unclosed {type(self).__name__} made at {self._made_at}; use `async with` or `await client.aclose()`",
+            ResourceWarning,
+            source=self,
+            stacklevel=1,
+        )
+        transport.discard()
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _request(
+    messages: MessagesLike | ChatCompletionRequest, model: str | None, options: Mapping[str, Any]
+) -> ChatCompletionRequest:
+    unknown = options.keys() - _REQUEST_FIELDS
+    if unknown:
+        raise TypeError(
+            f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
+            "what only the server knows goes into extra_body"
+        )
+    if isinstance(messages, ChatCompletionRequest):
+        changes = dict(options) if model is None else {**options, "model": model}
+        return attrs.evolve(messages, **changes) if changes else messages
+    if model is None:
+        raise ValueError("model: missing; name the model, as model='meta-llama/Llama-3.3-70B-Instruct-Turbo'")
+    return ChatCompletionRequest(messages=messages, model=model, **options)  # type: ignore[arg-type]  # converted
+
+
+def _checked_key(key: object) -> str:
+    """Returns the key without the blanks around it; a message about it never shows it."""
+    if not isinstance(key, str):
+        raise ValueError(f"api_key: got a {type(key).__name__}, expected a str")  # noqa: TRY004 - one error for bad values
+    key = key.strip(" \t\r\n")
+    for position, character in enumerate(key):
+        if not 0x21 <= ord(character) <= 0x7E:
+            raise ValueError(
+                f"api_key: character {position} of {len(key)} is U+{ord(character):04X}, expected printable ASCII "
+                "without blanks; was something else pasted along?"
+            )
+    return key
+
+
+def _checked_url(url: object) -> str:
+    if not isinstance(url, str):
+        raise ValueError(f"base_url: got a {type(url).__name__}, expected a str")  # noqa: TRY004
+    parts = urllib.parse.urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url: got scheme {parts.scheme!r}, host {parts.hostname!r}; expected http(s)://host[:port]/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url: carries credentials, which end up in logs; pass api_key= or headers=")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"base_url: {error}, expected 0 to 65535") from None
+    return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")  # noqa: TRY004
+        if any(ord(c) < 0x20 and c != "\t" or c == "\x7f" for c in name + value):
+            raise ValueError(f"headers[{name!r}]: has control characters")
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _origin(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

@@ -1,0 +1,204 @@
+"""The one place where JSON is made and read.
+
+Chunks and completions decode straight into their attrs classes (msgspec, about 0.8 us a chunk). What the typed
+decoder refuses gets a second, patient reading: values of a type that is not the documented one are dropped from the
+typed view, so that a server's novelty never breaks an answer; only the spine of a response must be as documented.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import msgspec
+
+from together_async.errors import APIResponseValidationError
+from together_async.models import ChatCompletion, ChatCompletionChunk, Document, Value, make, set_raw
+
+if TYPE_CHECKING:
+    import cattrs
+
+T = TypeVar("T")
+D = TypeVar("D", bound=Document)
+
+encode: Final = msgspec.json.Encoder().encode
+"""JSON text, as bytes, of dicts, lists and numbers."""
+
+decode_chunk_strictly: Final = msgspec.json.Decoder(ChatCompletionChunk).decode
+"""The per-token decoder. Raises ValueError (msgspec's errors, broken UTF-8) for what is not a documented chunk."""
+
+
+class JSONError(ValueError):
+    """Text that is not JSON."""
+
+
+class TextDelta(msgspec.Struct, gc=False):
+    """The little of a delta that `text()` looks at; everything else sends a chunk to the full decoder."""
+
+    content: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+
+class TextChoice(msgspec.Struct, gc=False):
+    """One choice of a `TextChunk`."""
+
+    index: int | None = 0
+    delta: TextDelta | None = None
+    finish_reason: Any = None
+    logprobs: Any = None
+
+
+class TextChunk(msgspec.Struct, gc=False):
+    """A chunk as `text()` sees it."""
+
+    choices: list[TextChoice] = []  # noqa: RUF012 - msgspec copies an empty default
+    usage: Any = None
+    error: Any = None
+    prompt: Any = None
+    warnings: Any = None
+
+
+decode_text_strictly: Final = msgspec.json.Decoder(TextChunk).decode
+"""Decodes the little that `text()` needs, at less than half the cost of a chunk."""
+
+_decode_completion: Final = msgspec.json.Decoder(ChatCompletion).decode
+
+
+def decode_json(data: bytes) -> Any:
+    """Returns any JSON value.
+
+    Raises:
+        JSONError: Not JSON, or not UTF-8.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except ValueError as error:
+        raise JSONError(str(error)) from error
+
+
+def decode_chunk(data: bytes) -> ChatCompletionChunk:
+    """Returns the chunk of an event's data.
+
+    Raises:
+        JSONError: Not JSON.
+        APIResponseValidationError: JSON, but its spine is not a chunk's; `.path` says where.
+    """
+    try:
+        chunk = decode_chunk_strictly(data)
+    except msgspec.ValidationError:
+        chunk = _read_patiently(data, ChatCompletionChunk)
+    except ValueError as error:
+        raise JSONError(str(error)) from error
+    set_raw(chunk, data)
+    return chunk
+
+
+def decode_completion(data: bytes) -> ChatCompletion:
+    """Returns the completion of a response's body.
+
+    Raises:
+        JSONError: Not JSON.
+        APIResponseValidationError: JSON, but its spine is not a completion's; `.path` says where.
+    """
+    try:
+        completion = _decode_completion(data)
+    except msgspec.ValidationError:
+        completion = _read_patiently(data, ChatCompletion)
+    except ValueError as error:
+        raise JSONError(str(error)) from error
+    set_raw(completion, data)
+    return completion
+
+
+# ---------------------------------------------------------------------------------------------- the patient reading
+
+_SPINE: Final = frozenset({"choices", "delta", "message", "content"})
+"""Fields without which an answer would be lost in silence: of the wrong type they are an error, not dropped."""
+
+
+def _read_patiently(data: bytes, cls: type[D]) -> D:
+    value = _fit(decode_json(data), cls, "$")
+    if not isinstance(value, cls):
+        raise APIResponseValidationError(f"$: got {_kind(value)}, expected an object", body=_text(data))
+    return value
+
+
+def _fit(value: Any, wanted: Any, path: str) -> Any:
+    """Returns the value as the wanted type, or None where it does not fit."""
+    if wanted is Any:
+        return value
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        fits = (_fit(value, option, path) for option in typing.get_args(wanted) if option is not type(None))
+        return next((fit for fit in fits if fit is not None), None)
+    if typing.get_origin(wanted) is tuple:
+        return _fit_items(value, typing.get_args(wanted)[0], path)
+    if isinstance(wanted, type) and issubclass(wanted, Value):
+        return _fit_object(value, wanted, path)
+    return _fit_scalar(value, wanted)
+
+
+def _fit_items(value: Any, wanted: Any, path: str) -> tuple[Any, ...] | None:
+    if not isinstance(value, list):
+        return None
+    fits = (_fit(item, wanted, f"{path}[{i}]") for i, item in enumerate(value))
+    # Null among numbers keeps its place (a logprob of the first token is null); a choice that is null is none.
+    drop_none = isinstance(wanted, type) and issubclass(wanted, Value)
+    return tuple(fit for fit in fits if fit is not None or not drop_none)
+
+
+def _fit_object(value: Any, wanted: type[Value], path: str) -> Value | None:
+    if not isinstance(value, Mapping):
+        return None
+    hints = _hints(wanted)
+    given = {name: value[name] for name in hints if value.get(name) is not None}
+    fits = {name: _fit(item, hints[name], f"{path}.{name}") for name, item in given.items()}
+    for name, fit in fits.items():
+        if fit is None and name in _SPINE:
+            expected = "a list" if name == "choices" else "a str" if name == "content" else "an object"
+            raise APIResponseValidationError(
+                f"{path}.{name}: got {_kind(given[name])}, expected {expected}", path=f"{path}.{name}"
+            )
+    return make(wanted, **{name: fit for name, fit in fits.items() if fit is not None})
+
+
+def _fit_scalar(value: Any, wanted: type) -> Any:
+    if wanted is float:
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if wanted is int:
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+            return int(value)
+    return value if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)) else None
+
+
+@functools.cache
+def _hints(cls: type[Value]) -> dict[str, Any]:
+    attrs.resolve_types(cls)
+    return {field.name: field.type for field in attrs.fields(cls)}
+
+
+def _kind(value: object) -> str:
+    """Names a JSON value's kind, never the value: it may be somebody's text."""
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+@functools.cache
+def converter() -> cattrs.Converter:
+    """Returns the cattrs converter for people's own classes; cattrs is imported here, on first use."""
+    from cattrs.preconf.msgspec import make_converter  # noqa: PLC0415 - not needed to stream, costs 10 ms
+
+    return make_converter(detailed_validation=True)

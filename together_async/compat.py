@@ -1,0 +1,98 @@
+"""The words of the `openai` and `together` SDKs, so that existing code changes its import line only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import attrs
+
+from together_async.models import ChatCompletion
+from together_async.request import ChatCompletionRequest, MessageLike
+
+if TYPE_CHECKING:
+    from together_async.client import AsyncTogether
+    from together_async.stream import ChatCompletionStream
+
+_FIELDS = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
+
+
+class Chat:
+    """`client.chat`."""
+
+    __slots__ = ("completions",)
+
+    def __init__(self, client: AsyncTogether) -> None:
+        self.completions = Completions(client)
+
+    def __repr__(self) -> str:
+        return f"<Chat of {self.completions._client!r}>"
+
+
+class Completions:
+    """`client.chat.completions`."""
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: AsyncTogether) -> None:
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Completions of {self._client!r}>"
+
+    @overload
+    async def create(
+        self, *, model: str, messages: Iterable[MessageLike], stream: Literal[True], **options: Any
+    ) -> ChatCompletionStream: ...
+
+    @overload
+    async def create(
+        self, *, model: str, messages: Iterable[MessageLike], stream: Literal[False] | None = None, **options: Any
+    ) -> ChatCompletion: ...
+
+    @overload
+    async def create(
+        self, *, model: str, messages: Iterable[MessageLike], stream: bool | None = None, **options: Any
+    ) -> ChatCompletion | ChatCompletionStream: ...
+
+    async def create(
+        self,
+        *,
+        model: str,
+        messages: Iterable[MessageLike],
+        stream: bool | None = None,
+        timeout: float | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ChatCompletion | ChatCompletionStream:
+        """Creates a completion, or with `stream=True` a stream whose request has been sent, as the SDKs do.
+
+        Args:
+            model: The model's name.
+            messages: Dicts, `Message`s or messages of completions.
+            stream: Whether to return a stream.
+            timeout: Seconds for the whole call, in place of the client's `Timeouts.total`.
+            extra_headers: As `headers` of `client.stream`.
+            extra_body: As there.
+            **options: Fields of the request; those not known here are sent as they are, None is left out.
+
+        Raises:
+            What `client.create`, or entering `client.stream`, raises.
+        """
+        known = {name: value for name, value in options.items() if name in _FIELDS and value is not None}
+        unknown = {name: value for name, value in options.items() if name not in _FIELDS and value is not None}
+        request = ChatCompletionRequest(
+            messages=list(messages),  # type: ignore[arg-type]  # converted
+            model=model,
+            extra_body={**unknown, **(extra_body or {})},
+            **known,
+        )
+        timeouts = None if timeout is None else attrs.evolve(self._client._timeouts, total=float(timeout))
+        if not stream:
+            return await self._client.create(request, timeouts=timeouts, headers=extra_headers)
+        opened = self._client.stream(request, timeouts=timeouts, headers=extra_headers)
+        await opened._begin()
+        return opened
+
+

@@ -1,0 +1,424 @@
+"""The chat-completions protocol, without I/O: requests out, chunks in, and what each kind of failure means.
+
+`build_request` turns a request value into the HTTP request. `ChunkDecoder` turns the response's bytes into payloads
+and payloads into chunks. `status_error` turns an error response into its exception.
+
+What a payload may be, and what becomes of it:
+
+| payload | outcome |
+|---|---|
+| a chunk | the chunk |
+| `[DONE]` | the end; whatever follows is ignored |
+| an error object, in any of the shapes servers use, or an event named `error` | `ErrorInStream` |
+| JSON of another shape without choices (a ping in JSON) | skipped |
+| anything else | `NotTheProtocol` |
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import attrs
+
+from together_async import codec
+from together_async.errors import (
+    APIResponseValidationError,
+    APIStatusError,
+    ContextLengthError,
+    status_error_class,
+)
+from together_async.models import ChatCompletion, ChatCompletionChunk, ChunkChoice, Delta, ToolCallDelta, make, set_raw
+from together_async.request import ChatCompletionRequest
+from together_async.sse import DEFAULT_MAX_EVENT_SIZE, EventStreamParser, EventTooLargeError, ServerSentEvent
+
+PATH: Final = "chat/completions"
+_DONE: Final = b"[DONE]"
+_MAX_MESSAGE = 500
+"""Characters of a server's text that an error message shows."""
+
+
+# ------------------------------------------------------------------------------------------------------------ requests
+
+
+@attrs.frozen
+class HTTPRequest:
+    """What goes out: the path below the base URL, the body, and whether a stream is asked for."""
+
+    path: str
+    body: bytes = attrs.field(repr=lambda body: f"<{len(body)} bytes>")
+    stream: bool
+
+
+def build_request(request: ChatCompletionRequest, *, stream: bool) -> HTTPRequest:
+    """Returns the HTTP request of a chat-completion request.
+
+    Raises:
+        ValueError: Something in it has no JSON form; the text names its type.
+    """
+    body = request.to_dict()
+    if stream:
+        body["stream"] = True
+    try:
+        return HTTPRequest(PATH, codec.encode(body), stream)
+    except (TypeError, UnicodeEncodeError) as error:
+        # The JSON library's text may hold what it failed on, so its own words stay in __cause__... as a type only.
+        raise ValueError(f"request: has no JSON form ({type(error).__name__}); expected plain JSON values") from None
+
+
+# ----------------------------------------------------------------------------------------------------- error responses
+
+_CONTEXT = re.compile(r"context.{0,20}(length|window|size)|maximum context|exceed.{0,40}context|max_new_tokens", re.I)
+
+
+def status_error(
+    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Iterable[str] = (), note: str = ""
+) -> APIStatusError:
+    """Returns the exception for an error response.
+
+    Args:
+        status: The HTTP status.
+        headers: Names in lower case.
+        body: What came of it; JSON of any shape, text, HTML or nothing.
+        secrets: Texts which must not appear in the message: the key, the prompt's parts.
+        note: A remark for the end of the message.
+    """
+    decoded = _body(body)
+    facts = error_facts(decoded)
+    message = facts.message if facts else _plain_text(decoded)
+    message = redact(message, secrets)[:_MAX_MESSAGE] or "no message"
+    cls = status_error_class(status)
+    if status in (400, 403) and facts and (facts.code == "context_length_exceeded" or _CONTEXT.search(facts.message)):
+        cls = ContextLengthError
+    return cls(
+        f"{status}: {message}{note}",
+        status_code=status,
+        headers=headers,
+        body=decoded,
+        request_id=request_id(headers),
+        retry_after=retry_after(headers, now=time.time),
+    )
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Returns the response's id from its headers (names in lower case), None when it has none."""
+    return headers.get("x-request-id") or headers.get("cf-ray")
+
+
+def retry_after(headers: Mapping[str, str], *, now: Callable[[], float]) -> float | None:
+    """Returns the seconds a response asks to wait, None when it does not say (or not in numbers one can use).
+
+    Args:
+        headers: Names in lower case: `retry-after-ms`, `retry-after` (seconds or an HTTP date, RFC 9110 10.2.3),
+            `x-ratelimit-reset` (seconds).
+        now: The wall clock, in seconds since the epoch; asked only for a date.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - now()
+            except (ValueError, TypeError):
+                continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+        if seconds < 0:
+            return 0.0
+    return None
+
+
+@attrs.frozen
+class ErrorFacts:
+    """What an error object says, whichever shape it has."""
+
+    message: str
+    code: str | int | None = None
+    body: Any = attrs.field(default=None, repr=False)
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status the object carries as its code, or None."""
+        number = int(self.code) if isinstance(self.code, str) and self.code.isdecimal() else self.code
+        return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+def error_facts(body: Any) -> ErrorFacts | None:
+    """Returns what a decoded JSON body says as an error, None when it is none.
+
+    Shapes: `{"error": {"message", "type", "code"}}`, `{"error": "text"}`, `{"detail": ...}`, `{"message", "code"}`,
+    `{"object": "error", ...}`.
+    """
+    if not isinstance(body, Mapping):
+        return None
+    error = body.get("error")
+    if isinstance(error, Mapping):
+        code = next((error[k] for k in ("code", "status", "status_code") if isinstance(error.get(k), (int, str))), None)
+        return ErrorFacts(_first_text(error, "message", "detail", "type", "code") or "no message", code, error)
+    if error:
+        return ErrorFacts(error if isinstance(error, str) else "no message", _code(body), body)
+    if "choices" in body:
+        return None
+    if body.get("detail"):
+        return ErrorFacts(_detail(body["detail"]), _code(body), body)
+    if body.get("object") == "error" or (isinstance(body.get("message"), str) and ("code" in body or "type" in body)):
+        return ErrorFacts(_first_text(body, "message", "type") or "no message", _code(body), body)
+    return None
+
+
+def _code(body: Mapping[str, Any]) -> str | int | None:
+    code = body.get("code", body.get("status"))
+    return code if isinstance(code, (int, str)) else None
+
+
+def _first_text(mapping: Mapping[str, Any], *names: str) -> str:
+    return next((value for name in names if isinstance(value := mapping.get(name), str) and value), "")
+
+
+def _detail(detail: Any) -> str:
+    """FastAPI's detail: a text, or a list of problems whose `input` (the prompt) is left out."""
+    if isinstance(detail, str):
+        return detail
+    items = detail if isinstance(detail, list) else [detail]
+    problems = (
+        f"{'.'.join(map(str, item.get('loc') or ()))}: {item.get('msg', 'invalid')}"
+        for item in items
+        if isinstance(item, Mapping)
+    )
+    return "; ".join(problems) or "no message"
+
+
+def _body(body: bytes) -> Any:
+    try:
+        return codec.decode_json(body)
+    except codec.JSONError:
+        return body.decode("utf-8", "replace")
+
+
+def _plain_text(body: Any) -> str:
+    """The readable part of a body that is not an error object: text as it is, of HTML what stands between tags."""
+    if not isinstance(body, str):
+        return ""
+    if body.lstrip()[:1] == "<":
+        body = re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", body[:20_000])
+    return " ".join(body.split())
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "[redacted]")
+    return text
+
+
+# -------------------------------------------------------------------------------------------------------------- stream
+
+
+class NotTheProtocol(Exception):  # noqa: N818 - not for users: the stream turns it into StreamProtocolError
+    """What came is no stream of this protocol; the text says what was got and expected."""
+
+
+class ErrorInStream(Exception):  # noqa: N818 - not for users: the stream turns it into StreamAPIError
+    """The server sent an error object inside the stream."""
+
+    def __init__(self, facts: ErrorFacts) -> None:
+        self.facts = facts
+        super().__init__(facts.message)
+
+
+class ChunkDecoder:
+    """The protocol's side of one stream: bytes to payloads, payloads to chunks.
+
+    Splitting and decoding are two steps, so that a consumer who is slow keeps bytes, not objects, waiting.
+
+    Attributes:
+        done: `data: [DONE]` has come.
+    """
+
+    __slots__ = ("_parser", "_sniffed", "_whole", "done")
+
+    def __init__(self, *, media_type: str = "text/event-stream", max_event_size: int = DEFAULT_MAX_EVENT_SIZE) -> None:
+        self._parser = EventStreamParser(max_event_size=max_event_size)
+        self._whole: list[bytes] | None = None  # the body is one JSON document; its pieces
+        self._sniffed = False
+        self.done = False
+        if media_type == "text/html":
+            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+
+    def __repr__(self) -> str:
+        return f"<ChunkDecoder {'done' if self.done else 'open'} {self._parser!r}>"
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes of the body, returns the payloads they complete, in order.
+
+        Raises:
+            NotTheProtocol: Not an event stream, or an event above the size cap.
+        """
+        if not self._sniffed:
+            self._sniff(data)
+        if self._whole is not None:
+            self._whole.append(data)
+            return []
+        plain = self._parser.feed_plain(data)
+        if plain is not None:
+            return plain
+        try:
+            events = self._parser.feed_any(data)
+        except EventTooLargeError as error:
+            raise NotTheProtocol(f"got {error}; raise max_event_size if this is no attack") from error
+        return [payload for event in events if (payload := _payload(event)) is not None]
+
+    def _sniff(self, data: bytes) -> None:
+        """Decides by the first byte which is not blank: servers do answer a stream request with JSON or HTML."""
+        start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        if not start:
+            return
+        self._sniffed = True
+        if start == b"<":
+            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+        if start in b"{[":
+            self._whole = []
+
+    def end(self) -> list[bytes]:
+        """Says that the body has ended; returns the payload of a body that was one JSON document."""
+        whole, self._whole = self._whole, None
+        return [b"".join(whole)] if whole else []
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the body is one JSON document instead of an event stream."""
+        return self._whole is not None
+
+    def decode(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
+
+        Raises:
+            ErrorInStream: An error object.
+            NotTheProtocol: Anything else.
+        """
+        try:
+            chunk = codec.decode_chunk_strictly(payload)
+        except ValueError:
+            return self._decode_odd(payload)
+        if chunk.choices and chunk.error is None:
+            set_raw(chunk, payload)
+            return chunk
+        return self._decode_odd(payload)
+
+    def _decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Whatever is not a plain chunk with choices: the end, errors, usage alone, older and newer shapes."""
+        if payload.strip() == _DONE:
+            self.done = True
+            return None
+        try:
+            body = codec.decode_json(payload)
+        except codec.JSONError as error:
+            raise NotTheProtocol(f"got an event whose data is not JSON ({len(payload)} bytes: {error})") from error
+        facts = error_facts(body)
+        if facts is not None:
+            raise ErrorInStream(facts)
+        if not isinstance(body, dict):
+            raise NotTheProtocol(f"got an event whose data is a JSON {type(body).__name__}, expected an object")
+        return self._decode_object(payload, body)
+
+    @staticmethod
+    def _decode_object(payload: bytes, body: dict[str, Any]) -> ChatCompletionChunk | None:
+        choices = body.get("choices")
+        try:
+            if isinstance(choices, list) and any(isinstance(c, dict) and c.get("message") for c in choices):
+                return chunk_of(codec.decode_completion(payload))
+            chunk = codec.decode_chunk(payload)
+        except APIResponseValidationError as error:
+            raise NotTheProtocol(f"got an event of another shape: {error}") from error
+        # Neither content nor count nor identity: a ping in JSON's clothes.
+        return chunk if chunk.choices or chunk.usage is not None or "choices" in body else None
+
+
+def _payload(event: ServerSentEvent) -> bytes | None:
+    """Returns what is to be decoded of an event, None for events that are not for us."""
+    data = event.data
+    if event.event == "message" or data.strip() == _DONE:
+        return data or None
+    if event.event == "error":
+        # One shape for the decoder: {"error": ...} whatever the data is.
+        body = _body(data)
+        return data if error_facts(body) else codec.encode({"error": body or "no message"})
+    # Some servers name their events; a ping has a name too, and no choices.
+    return data if b'"choices"' in data or b'"error"' in data else None
+
+
+def chunk_of(completion: ChatCompletion) -> ChatCompletionChunk:
+    """Returns a whole completion as the one chunk of a stream that says the same."""
+    choices = tuple(
+        make(
+            ChunkChoice,
+            index=choice.index if choice.index is not None else position,
+            delta=_delta_of(choice.message),
+            finish_reason=choice.finish_reason,
+            logprobs=choice.logprobs,
+            seed=choice.seed,
+        )
+        for position, choice in enumerate(completion.choices)
+    )
+    given = {name: value for name, value in vars(completion).items() if name not in ("object", "choices")}
+    return make(ChatCompletionChunk, object="chat.completion.chunk", choices=choices, **given)
+
+
+def _delta_of(message: Any) -> Delta:
+    given = dict(vars(message)) if message is not None else {}
+    calls = given.get("tool_calls")
+    if calls:
+        given["tool_calls"] = tuple(
+            make(ToolCallDelta, **{"index": i, **{k: v for k, v in vars(call).items() if v is not None}})
+            for i, call in enumerate(calls)
+        )
+    return make(Delta, **given)
+
+
+def completion_of(body: bytes, *, status: int, headers: Mapping[str, str], secrets: Iterable[str] = ()) -> ChatCompletion:
+    """Returns the completion of a whole response.
+
+    Raises:
+        APIStatusError: The body is an error object in spite of its status; of the class of the code it carries.
+        APIResponseValidationError: The body is empty, not JSON, or not a completion.
+    """
+    if not body.strip():
+        raise APIResponseValidationError(
+            f"got an empty body with status {status}, expected a completion", body="", request_id=request_id(headers)
+        )
+    try:
+        completion = codec.decode_completion(body)
+    except codec.JSONError as error:
+        kind = "an HTML page" if body.lstrip()[:1] == b"<" else "a body that is not JSON"
+        raise APIResponseValidationError(
+            f"got {kind} ({len(body)} bytes: {error}), expected a completion",
+            body=body.decode("utf-8", "replace"),
+            request_id=request_id(headers),
+        ) from error
+    except APIResponseValidationError as error:
+        error.request_id = request_id(headers)
+        error.body = body.decode("utf-8", "replace")
+        raise
+    if completion.choices and not completion.error:
+        return completion
+    return _without_choices(completion, body, status=status, headers=headers, secrets=secrets)
+
+
+def _without_choices(
+    completion: ChatCompletion, body: bytes, *, status: int, headers: Mapping[str, str], secrets: Iterable[str]
+) -> ChatCompletion:
+    decoded = codec.decode_json(body)
+    facts = error_facts(decoded)
+    if facts is not None:
+        raise status_error(facts.status or status, headers, body, secrets=secrets)
+    if "choices" not in decoded:
+        raise APIResponseValidationError(
+            "$.choices: missing, expected a list", path="$.choices", body=decoded, request_id=request_id(headers)
+        )
+    return completion

@@ -1,0 +1,437 @@
+"""The values that go to the API: messages and the request, checked when they are made.
+
+Ranges and field names: https://docs.together.ai/reference/chat-completions.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+import attrs
+
+from together_async.models import ChatCompletionMessage, ToolCall, plain
+
+ContentPart: TypeAlias = Mapping[str, Any]
+"""A part of a message's content, as `{"type": "text", "text": ...}` or `{"type": "image_url", "image_url": {...}}`."""
+
+_PART_FIELDS: Mapping[str, str] = {
+    "text": "text",
+    "image_url": "image_url",
+    "video_url": "video_url",
+    "audio_url": "audio_url",
+    "input_audio": "input_audio",
+}
+"""What each type of content part must carry; types not in the table are newer than this package and pass."""
+
+
+@attrs.frozen(repr=False)
+class Message:
+    """One message of a conversation.
+
+    Args:
+        role: system, user, assistant or tool; other roles pass.
+        content: Text, or parts (`text`, `image_url`, `video_url`, `audio_url`, `input_audio`); None for an assistant's
+            message that only calls tools.
+        name: Who speaks, where the model makes use of it.
+        tool_calls: What an assistant's message asked for.
+        tool_call_id: Which call a tool's message answers; required with role tool.
+        reasoning: An assistant's reasoning, sent back under the key it came on.
+        reasoning_content: The same, at models that use this key.
+
+    Raises:
+        ValueError: A role that is not text, content of another type, a tool message without `tool_call_id`.
+    """
+
+    role: str
+    content: str | tuple[ContentPart, ...] | None = attrs.field(
+        default=None, hash=False, converter=lambda value: tuple(value) if isinstance(value, list) else value
+    )
+    name: str | None = None
+    tool_calls: tuple[Any, ...] | None = attrs.field(
+        default=None, hash=False, converter=lambda value: tuple(value) if isinstance(value, list) else value
+    )
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _check_message(self.to_dict(), "message")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the message as it is sent; what is None is left out."""
+        values = ((field.name, getattr(self, field.name)) for field in attrs.fields(type(self)))
+        return {name: plain(value) for name, value in values if value is not None}
+
+    def __repr__(self) -> str:
+        # What people write stays out of logs: the size says enough.
+        size = f"<{len(self.content)} chars>" if isinstance(self.content, str) else f"<{len(self.content or ())} parts>"
+        return f"{type(self).__name__}(role={self.role!r}, content={size})"
+
+    @classmethod
+    def system(cls, content: str) -> Message:
+        """Returns a message that tells the model how to behave."""
+        return cls("system", content)
+
+    @classmethod
+    def user(cls, content: str | Sequence[ContentPart]) -> Message:
+        """Returns a message of the user: text or parts."""
+        return cls("user", content if isinstance(content, str) else tuple(content))
+
+    @classmethod
+    def assistant(cls, content: str | None = None, *, tool_calls: Sequence[ToolCall] | None = None) -> Message:
+        """Returns a message of the model."""
+        return cls("assistant", content, tool_calls=None if tool_calls is None else tuple(tool_calls))
+
+    @classmethod
+    def tool(cls, content: str, *, tool_call_id: str) -> Message:
+        """Returns a tool's result; `tool_call_id` is the `id` of the call it answers."""
+        return cls("tool", content, tool_call_id=tool_call_id)
+
+
+MessageLike: TypeAlias = Message | ChatCompletionMessage | Mapping[str, Any]
+MessagesLike: TypeAlias = str | Sequence[MessageLike]
+
+
+def _got(value: object) -> str:
+    """Names a value in an error without showing text, which may be a prompt."""
+    if isinstance(value, (bool, int, float)) or value is None:
+        return repr(value)
+    return f"a {type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict)) else "")
+
+
+def _check_message(message: Mapping[str, Any], where: str) -> None:
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"{where}.role: got {_got(role)}, expected system, user, assistant or tool")
+    content = message.get("content")
+    if isinstance(content, (list, tuple)):
+        for i, part in enumerate(content):
+            _check_part(part, f"{where}.content[{i}]")
+    elif content is not None and not isinstance(content, str):
+        raise ValueError(f"{where}.content: got {_got(content)}, expected a str, a list of parts, or None")
+    elif content is None and role in ("system", "user", "tool"):
+        raise ValueError(f"{where}.content: got None, which only an assistant's message may have")
+    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+        raise ValueError(f"{where}.tool_call_id: a tool's message needs the id of the call it answers")
+
+
+def _check_part(part: object, where: str) -> None:
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{where}: got {_got(part)}, expected a dict with a 'type'")  # noqa: TRY004 - one error for bad values
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{where}.type: got {_got(kind)}, expected one of {', '.join(_PART_FIELDS)}")
+    needs = _PART_FIELDS.get(kind)
+    if needs is not None and part.get(needs) is None:
+        raise ValueError(f"{where}.{needs}: missing, and a part of type {kind!r} needs it")
+
+
+def _message_dict(message: object, where: str) -> dict[str, Any]:
+    """Returns a message in the wire's shape, checked."""
+    if isinstance(message, Message):
+        return message.to_dict()
+    if isinstance(message, ChatCompletionMessage):
+        # Servers send empty lists and nulls which they refuse to take back; content alone may be null.
+        return {name: value for name, value in message.to_dict().items() if value or name == "content"}
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where}: got {_got(message)}, expected a dict or a Message")  # noqa: TRY004
+    _check_message(message, where)
+    return {key: plain(value) for key, value in message.items()}
+
+
+def _messages(value: Any) -> tuple[dict[str, Any], ...]:
+    if isinstance(value, str):
+        return ({"role": "user", "content": value},)
+    if isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable):
+        raise ValueError(f"messages: got {_got(value)}, expected a str, or a sequence of dicts or Messages")
+    messages = tuple(_message_dict(message, f"messages[{i}]") for i, message in enumerate(value))
+    if not messages:
+        raise ValueError("messages: got an empty sequence, expected at least one message")
+    return messages
+
+
+@attrs.frozen
+class _Range:
+    """A number's kind and bounds; a bound of None is open."""
+
+    whole: bool
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, name: str, value: Any) -> int | float:
+        """Returns the number as int or float.
+
+        Raises:
+            ValueError: Another type (bool is none of ours), NaN, infinite, or outside; names field, value and range.
+        """
+        number = self._number(value)
+        if number is None or not math.isfinite(number) or not self._inside(number):
+            raise ValueError(f"{name}: got {_got(value)}, expected {self}")
+        return number
+
+    def _number(self, value: Any) -> int | float | None:
+        if isinstance(value, bool):
+            return None
+        try:
+            return operator.index(value)  # ints, and what says it is one (NumPy's)
+        except TypeError:
+            pass
+        if isinstance(value, float) or (hasattr(value, "__float__") and not isinstance(value, str)):
+            number = float(value)
+            return None if self.whole else number
+        return None
+
+    def _inside(self, number: float) -> bool:
+        return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+
+    def __str__(self) -> str:
+        kind = "an integer" if self.whole else "a finite number"
+        if self.low is not None and self.high is not None:
+            return f"{kind} from {self.low:g} to {self.high:g}"
+        if self.low is not None:
+            return f"{kind}, at least {self.low:g}"
+        return kind
+
+
+_RANGES: Mapping[str, _Range] = {
+    "max_tokens": _Range(whole=True, low=1),
+    "temperature": _Range(whole=False, low=0),
+    "top_p": _Range(whole=False, low=0, high=1),
+    "top_k": _Range(whole=True),  # some servers read -1 as "off"
+    "min_p": _Range(whole=False, low=0, high=1),
+    "repetition_penalty": _Range(whole=False, low=0),
+    "presence_penalty": _Range(whole=False, low=-2, high=2),
+    "frequency_penalty": _Range(whole=False, low=-2, high=2),
+    "logprobs": _Range(whole=True, low=0, high=20),
+    "n": _Range(whole=True, low=1, high=128),
+    "seed": _Range(whole=True),
+}
+"""The API page's ranges, and the natural ones where it is silent (a probability, a count)."""
+
+
+def _number(value: Any, _: Any, field: attrs.Attribute[Any]) -> Any:
+    return None if value is None else _RANGES[field.name].check(field.name, value)
+
+
+def _ranged() -> Any:
+    return attrs.field(default=None, converter=attrs.Converter(_number, takes_self=True, takes_field=True))  # type: ignore[misc,call-overload]
+
+
+def _of_type(*types: type, expected: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and not isinstance(value, types):
+            raise ValueError(f"{field.name}: got {_got(value)}, expected {expected}")
+
+    return check
+
+
+_flag = _of_type(bool, expected="True or False")
+_text = _of_type(str, expected="a str")
+_object = _of_type(Mapping, expected="a dict")
+
+
+def _stop(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    for i, item in enumerate(stops):
+        if not isinstance(item, str):
+            raise ValueError(f"stop[{i}]: got {_got(item)}, expected a str")
+    return stops
+
+
+def _logit_bias(value: Any) -> Mapping[str, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"logit_bias: got {_got(value)}, expected a dict of token id to bias")  # noqa: TRY004
+    bias = _Range(whole=False)
+    return {str(key): bias.check(f"logit_bias[{key!r}]", item) for key, item in value.items()}
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
+        raise ValueError(f"tools: got {_got(value)}, expected a list of dicts")
+    tools = tuple(value)
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("type"), str):
+            raise ValueError(f"tools[{i}]: got {_got(tool)}, expected a dict with 'type' and 'function'")
+        function = tool.get("function")
+        if tool["type"] == "function" and not (isinstance(function, Mapping) and function.get("name")):
+            raise ValueError(f"tools[{i}].function.name: missing, and a tool of type 'function' needs it")
+    return tools
+
+
+def _tool_choice(_: Any, __: Any, value: Any) -> None:
+    if value is None or isinstance(value, Mapping):
+        return
+    if value not in ("auto", "required", "none"):
+        raise ValueError(f"tool_choice: got {_got(value)}, expected 'auto', 'required', 'none' or a dict")
+
+
+_FORMAT_NEEDS: Mapping[str, str] = {"json_schema": "json_schema", "regex": "pattern"}
+
+
+def _response_format(_: Any, __: Any, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        raise ValueError(f"response_format: got {_got(value)}, expected a dict with a 'type'")
+    needs = _FORMAT_NEEDS.get(value["type"])
+    if needs is not None and value.get(needs) is None:
+        raise ValueError(f"response_format.{needs}: missing, and type {value['type']!r} needs it")
+
+
+def _model(_: Any, __: Any, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"model: got {_got(value)}, expected the name of a model")
+
+
+def _extra_body(_: Any, __: Any, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"extra_body: got {_got(value)}, expected a dict")  # noqa: TRY004
+    if "stream" in value:
+        raise ValueError("extra_body.stream: call stream() or create(), which set it")
+
+
+def _field(check: Any) -> Any:
+    return attrs.field(default=None, validator=check, hash=False)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class ChatCompletionRequest:
+    """A chat-completion request: checked when made, reusable, and the same for `stream`, `create` and `map`.
+
+    Every field is the API's own; None leaves it out, so that the server's default holds.
+
+    Args:
+        messages: A str (one user message), or a sequence of dicts, `Message`s or a completion's messages.
+        model: The model's or dedicated endpoint's name.
+        max_tokens: Most tokens to generate, at least 1.
+        stop: Up to the server's count of texts that end the output; one str will do.
+        temperature: Randomness, at least 0.
+        top_p: Nucleus sampling, 0 to 1.
+        top_k: Sample among this many tokens.
+        min_p: Least probability relative to the best token's, 0 to 1.
+        repetition_penalty: Above 1 discourages repetition, at least 0.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        logit_bias: Token id (as str) to bias.
+        logprobs: How many of the likeliest tokens to report with their log probabilities, 0 to 20.
+        echo: Also return the prompt.
+        n: How many choices, 1 to 128.
+        response_format: `{"type": "json_schema", "json_schema": {...}}`, `json_object`, `json`, `text`, `regex`.
+        tools: Functions the model may call.
+        tool_choice: "auto", "required", "none" or `{"type": "function", "function": {"name": ...}}`.
+        safety_model: Name of a moderation model.
+        seed: For repeatable sampling.
+        context_length_exceeded_behavior: "error" or "truncate".
+        reasoning: `{"enabled": bool}`.
+        reasoning_effort: "low", "medium", "high" or what the model knows.
+        chat_template_kwargs: Passed to the model's chat template.
+        compliance: The service's compliance mode.
+        stream_options: `{"include_usage": True}` asks for a last chunk with the usage.
+        parallel_tool_calls: Whether several tools may be called at once.
+        prompt_cache_key: Groups requests with a common prefix.
+        extra_body: Anything else, merged into the body as it is.
+
+    Raises:
+        ValueError: A value of the wrong type or out of range; the text names field, value and range.
+    """
+
+    messages: tuple[dict[str, Any], ...] = attrs.field(converter=_messages, hash=False)
+    model: str = attrs.field(validator=_model)
+    max_tokens: int | None = _ranged()
+    stop: tuple[str, ...] | None = attrs.field(default=None, converter=_stop)
+    temperature: float | None = _ranged()
+    top_p: float | None = _ranged()
+    top_k: int | None = _ranged()
+    min_p: float | None = _ranged()
+    repetition_penalty: float | None = _ranged()
+    presence_penalty: float | None = _ranged()
+    frequency_penalty: float | None = _ranged()
+    logit_bias: Mapping[str, float] | None = attrs.field(default=None, converter=_logit_bias, hash=False)
+    logprobs: int | None = _ranged()
+    echo: bool | None = _field(_flag)
+    n: int | None = _ranged()
+    response_format: Mapping[str, Any] | None = _field(_response_format)
+    tools: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_tools, hash=False)
+    tool_choice: str | Mapping[str, Any] | None = _field(_tool_choice)
+    safety_model: str | None = _field(_text)
+    seed: int | None = _ranged()
+    context_length_exceeded_behavior: str | None = _field(_text)
+    reasoning: Mapping[str, Any] | None = _field(_object)
+    reasoning_effort: str | None = _field(_text)
+    chat_template_kwargs: Mapping[str, Any] | None = _field(_object)
+    compliance: str | None = _field(_text)
+    stream_options: Mapping[str, Any] | None = _field(_object)
+    parallel_tool_calls: bool | None = _field(_flag)
+    prompt_cache_key: str | None = _field(_text)
+    extra_body: Mapping[str, Any] = attrs.field(factory=dict, validator=_extra_body, hash=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the request's body as it is sent, without `stream`; `extra_body` is merged in and wins."""
+        body = {name: value for name in _SENT if (value := getattr(self, name)) is not None}
+        body.update(self.extra_body)
+        return body
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> ChatCompletionRequest:
+        """Makes a request from a body in the wire's shape; keys not known here go to `extra_body`, `stream` is dropped.
+
+        Raises:
+            ValueError: As the class does; also when `messages` or `model` is missing.
+        """
+        known = {name: body[name] for name in _SENT if body.get(name) is not None}
+        extra = {name: value for name, value in body.items() if name not in _SENT and name != "stream"}
+        for required in ("messages", "model"):
+            if required not in known:
+                raise ValueError(f"{required}: missing, and every request needs it")
+        return cls(**known, extra_body=extra)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SHOWN if getattr(self, name) is not None)
+        return f"{type(self).__name__}(messages=<{len(self.messages)} messages>, {given})"
+
+
+_SENT: tuple[str, ...] = tuple(
+    field.name for field in attrs.fields(ChatCompletionRequest) if field.name != "extra_body"
+)
+_SHOWN: tuple[str, ...] = ("model", *_RANGES)
+
+
+class RequestOptions(TypedDict, total=False):
+    """Keywords of `stream`, `create` and `parse`: the fields of `ChatCompletionRequest` but messages and model."""
+
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[str, float] | None
+    logprobs: int | None
+    echo: bool | None
+    n: int | None
+    response_format: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    safety_model: str | None
+    seed: int | None
+    context_length_exceeded_behavior: str | None
+    reasoning: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    compliance: str | None
+    stream_options: Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    prompt_cache_key: str | None
+    extra_body: Mapping[str, Any]

@@ -1,0 +1,469 @@
+"""`ChatCompletionStream`: one streamed completion, from the bytes of a response to the caller's loop.
+
+Who closes what: inside `async with stream:` the block's end closes the connection, so a loop may be left and taken up
+again. Without `async with` the loop owns the connection: `async for` gets an iterator of its own, which the `for`
+statement drops when it is left for whatever reason, and whose end closes the connection at once.
+
+The per-token path is the two `__anext__`s below. It has no task, no queue and no timer; a payload is decoded when it is
+asked for, and the network is asked when no payload is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+from together_async import protocol
+from together_async.accumulator import ChatCompletionAccumulator
+from together_async.codec import decode_text_strictly
+from together_async.errors import (
+    APIConnectionError,
+    APITimeoutError,
+    IncompleteStreamError,
+    StreamAPIError,
+    StreamConnectionError,
+    StreamError,
+    StreamProtocolError,
+    StreamTimeoutError,
+    TogetherError,
+)
+from together_async.models import ChatCompletion, ChatCompletionChunk
+from together_async.protocol import ChunkDecoder, ErrorInStream, NotTheProtocol
+
+if TYPE_CHECKING:
+    from together_async.transport import Exchange
+
+
+@attrs.frozen
+class StreamStats:
+    """How a stream has gone so far. Times in seconds; None while there is nothing to tell.
+
+    Attributes:
+        chunks: How many chunks held something generated. Servers may put several tokens in one.
+        first_token_s: From the call to the first of them.
+        largest_gap_s: The longest silence between two of them.
+        tokens_per_s: Between the first and the last; by the server's count where `usage` has come, else by chunks.
+        elapsed_s: From the call to the last of them.
+    """
+
+    chunks: int
+    first_token_s: float | None
+    largest_gap_s: float | None
+    tokens_per_s: float | None
+    elapsed_s: float | None
+
+
+class ChatCompletionStream:
+    """One stream: an async iterator of `ChatCompletionChunk`, and an async context manager. Made by `client.stream`.
+
+    The request is sent by `async with`, or by the first chunk that is asked for. A stream is read once; two loops over
+    it share what comes.
+
+    Raises (from `async with` and while reading):
+        APIStatusError: The server refused; the subclass says why.
+        APIConnectionError, APITimeoutError: Nothing came back.
+        StreamError: It began and broke; `.partial` is what had been delivered, the subclass says why.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accumulator",
+        "_arrived",
+        "_decoder",
+        "_entered",
+        "_error",
+        "_exchange",
+        "_first",
+        "_gap",
+        "_head",
+        "_last",
+        "_max_event_size",
+        "_noted",
+        "_open",
+        "_over",
+        "_payloads",
+        "_started",
+        "_time",
+    )
+
+    def __init__(
+        self, open: Callable[[], Awaitable[Exchange]], *, time: Callable[[], float], max_event_size: int
+    ) -> None:
+        self._open = open
+        self._time = time
+        self._max_event_size = max_event_size
+        self._exchange: Exchange | None = None
+        self._head: dict[str, str] | None = None
+        self._decoder: ChunkDecoder | None = None
+        self._accumulator = ChatCompletionAccumulator()
+        self._payloads: list[bytes] = []  # the last is the next
+        self._entered = False
+        self._over = False
+        self._error: TogetherError | None = None
+        self._started = 0.0
+        self._arrived = 0.0  # when the last bytes came
+        self._noted = 0  # generated chunks whose time is in the three below
+        self._first: float | None = None
+        self._last = 0.0
+        self._gap: float | None = None
+
+    def __repr__(self) -> str:
+        state = (
+            "broken" if self._error else "closed" if self._over else "not opened" if self._exchange is None else "open"
+        )
+        request_id = f" request_id={self.request_id!r}" if self.request_id else ""
+        return f"<{type(self).__name__} {state} {self._accumulator.generated} chunks{request_id}>"
+
+    # ------------------------------------------------------------------------------------------------- public: reading
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        return _Chunks(self, owner=not self._entered)
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        return await _Chunks(self, owner=False).__anext__()
+
+    def text(self, choice: int = 0) -> AsyncIterator[str]:
+        """Returns an iterator of the text deltas of one choice; empty ones are left out.
+
+        It decodes of each chunk just what it needs, so it is the cheapest way to read a stream. The other choices
+        and all other fields still go into `completion()`.
+        """
+        return _Text(self, choice, owner=not self._entered)
+
+    async def completion(self) -> ChatCompletion:
+        """Reads the rest of the stream, if any, and returns the completion its chunks add up to.
+
+        Raises:
+            IncompleteStreamError: The stream was closed by the caller before its end.
+        """
+        chunks = _Chunks(self, owner=not self._entered)
+        async for _ in chunks:
+            pass
+        if not self._complete:
+            raise self._broken(IncompleteStreamError, "the stream was closed by its reader before its end")
+        return self._accumulator.completion()
+
+    # ------------------------------------------------------------------------------------------------- public: leaving
+
+    async def __aenter__(self) -> Self:
+        self._entered = True
+        if self._exchange is None and not self._over:
+            await self._begin()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    async def aclose(self) -> None:
+        """Closes the connection at once, unless the stream is at its end. Twice is fine."""
+        self._leave()
+
+    def __del__(self) -> None:
+        # A stream that was dropped; `getattr` because __init__ may not have run.
+        if not getattr(self, "_over", True):
+            self._leave()
+
+    # --------------------------------------------------------------------------------------------------- public: facts
+
+    @property
+    def response_headers(self) -> dict[str, str]:
+        """The response's headers, names in lower case; empty until it is there."""
+        if self._head is None:
+            if self._exchange is None:
+                return {}
+            self._head = self._exchange.headers
+        return dict(self._head)
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's id of this request (`x-request-id`, else `cf-ray`), or None."""
+        return protocol.request_id(self.response_headers)
+
+    @property
+    def stats(self) -> StreamStats:
+        """How it went so far."""
+        self._note_arrival()
+        chunks = self._accumulator.generated
+        if self._first is None:
+            return StreamStats(chunks, None, None, None, None)
+        usage = self._accumulator.usage
+        tokens = (usage.completion_tokens if usage else None) or chunks
+        elapsed = self._last - self._first
+        return StreamStats(
+            chunks=chunks,
+            first_token_s=self._first - self._started,
+            largest_gap_s=self._gap,
+            tokens_per_s=(tokens - 1) / elapsed if elapsed > 0 and tokens > 1 else None,
+            elapsed_s=self._last - self._started,
+        )
+
+    # --------------------------------------------------------------------------------------------------------- opening
+
+    async def _begin(self) -> None:
+        """Sends the request and looks at the response's head."""
+        self._started = self._time()
+        try:
+            exchange = await self._open()
+        except BaseException as error:
+            self._over = True
+            self._error = error if isinstance(error, TogetherError) else None
+            raise
+        self._exchange = exchange
+        try:
+            self._decoder = self._decoder_for(exchange)
+        except NotTheProtocol as error:
+            raise self._broken(StreamProtocolError, str(error)) from error
+
+    def _decoder_for(self, exchange: Exchange) -> ChunkDecoder:
+        if exchange.status in (204, 205):
+            raise NotTheProtocol(f"got status {exchange.status} without a body, expected an event stream")
+        return ChunkDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size)
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def _more(self, *, owner: bool) -> bool:
+        """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else."""
+        while not self._payloads:
+            if self._over:
+                if self._error is not None:
+                    raise self._error
+                return False
+            try:
+                await self._read()
+            except BaseException:
+                # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
+                # lost, and the block's end will close it.
+                if owner:
+                    self._leave()
+                raise
+        return True
+
+    async def _read(self) -> None:
+        """Takes the next bytes of the response, or its end."""
+        if self._decoder is None:
+            await self._begin()
+            return
+        self._note_arrival()
+        self._accumulator.compact()
+        assert self._exchange is not None  # noqa: S101 - set together with the decoder
+        try:
+            data = await self._exchange.read(self._accumulator.generated)
+        except APIConnectionError as error:
+            self._connection_failed(error)
+            return
+        self._arrived = self._time()
+        if not data:
+            self._body_ended()
+            return
+        try:
+            self._payloads = self._decoder.feed(data)
+        except NotTheProtocol as error:
+            raise self._broken(StreamProtocolError, str(error)) from error
+        self._payloads.reverse()
+
+    def _take(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Returns the chunk of a payload, None for what is none; at `[DONE]` the stream is over."""
+        decoder = self._decoder
+        assert decoder is not None  # noqa: S101 - it made the payload
+        try:
+            chunk = decoder.decode(payload)
+        except ErrorInStream as error:
+            facts = error.facts
+            raise self._broken(
+                StreamAPIError,
+                f"the server sent an error in the stream: {facts.message}",
+                status_code=facts.status,
+                body=facts.body,
+            ) from None
+        except NotTheProtocol as error:
+            raise self._broken(StreamProtocolError, str(error)) from error
+        if chunk is not None:
+            self._accumulator.add(chunk)
+        elif decoder.done:
+            self._finish()
+        return chunk
+
+    def _note_arrival(self) -> None:
+        """Enters the time of the last bytes, if they held something generated."""
+        if self._accumulator.generated == self._noted:
+            return
+        self._noted = self._accumulator.generated
+        if self._first is None:
+            self._first = self._arrived
+        else:
+            self._gap = max(self._gap or 0.0, self._arrived - self._last)
+        self._last = self._arrived
+
+    # ---------------------------------------------------------------------------------------------------------- ending
+
+    @property
+    def _complete(self) -> bool:
+        """The rule: `[DONE]`, or every choice seen has a finish reason."""
+        return self._error is None and (
+            (self._decoder is not None and self._decoder.done) or self._accumulator.finished
+        )
+
+    def _finish(self) -> None:
+        """The stream has reached its end: the connection goes back to the pool."""
+        self._over = True
+        self._payloads = []
+        if self._exchange is not None:
+            self._head = self._exchange.headers
+            self._exchange.release_soon()
+            self._exchange = None
+
+    def _leave(self) -> None:
+        """Closes the connection, whatever was under way."""
+        self._over = True
+        self._payloads = []
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._head = exchange.headers
+            exchange.close()
+
+    def _body_ended(self) -> None:
+        assert self._decoder is not None  # noqa: S101 - bytes have been read
+        self._payloads = self._decoder.end()
+        if self._payloads:
+            return
+        if self._complete:
+            self._finish()
+            return
+        raise self._broken(
+            IncompleteStreamError,
+            f"the stream ended after {self._accumulator.generated} chunks, before [DONE] and before every choice had "
+            "a finish reason; the answer is cut off (see .partial), ask again",
+        )
+
+    def _connection_failed(self, error: APIConnectionError) -> None:
+        """The connection is lost or late: the end, if all had come; else the error that says what is missing."""
+        if self._accumulator.finished:
+            self._leave()
+            return
+        timed_out = isinstance(error, APITimeoutError)
+        if timed_out and self._accumulator.generated == 0:
+            self._error = error
+            error.request_id = self.request_id
+            self._leave()
+            raise error
+        if isinstance(error, APITimeoutError):
+            raise self._broken(StreamTimeoutError, None, phase=error.phase, seconds=error.seconds) from error
+        raise self._broken(
+            StreamConnectionError, f"the stream broke after {self._accumulator.generated} chunks: {error}"
+        ) from error
+
+    def _broken(self, cls: type[StreamError], message: str | None, **facts: Any) -> StreamError:
+        """Closes everything and returns the error to raise; it is raised again by every later read."""
+        args = () if message is None else (message,)
+        attempts = 1 if self._exchange is None else self._exchange.attempts
+        error = cls(*args, partial=self._accumulator.completion(), request_id=self.request_id, **facts)
+        error.attempts = attempts
+        self._error = error
+        self._leave()
+        return error
+
+
+class _Reader:
+    """What both iterators share: they close the connection when they are dropped, if it is theirs."""
+
+    __slots__ = ("_owner", "_stream")
+
+    def __init__(self, stream: ChatCompletionStream, *, owner: bool) -> None:
+        self._stream = stream
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._stream!r}>"
+
+    def __del__(self) -> None:
+        if self._owner and not self._stream._over:
+            self._stream._leave()
+
+
+class _Chunks(_Reader):
+    """The iterator of chunks."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        stream = self._stream
+        while True:
+            while stream._payloads:
+                chunk = stream._take(stream._payloads.pop())
+                if chunk is not None:
+                    return chunk
+            if not await stream._more(owner=self._owner):
+                raise StopAsyncIteration
+
+
+class _Text(_Reader):
+    """The iterator of one choice's text."""
+
+    __slots__ = ("_accumulator", "_append", "_index")
+
+    def __init__(self, stream: ChatCompletionStream, index: int, *, owner: bool) -> None:
+        super().__init__(stream, owner=owner)
+        self._index = index
+        self._accumulator = stream._accumulator
+        self._append: Callable[[str], None] | None = None
+
+    def __aiter__(self) -> _Text:
+        return self
+
+    async def __anext__(self) -> str:
+        stream = self._stream
+        while True:
+            while stream._payloads:
+                text = self._take(stream._payloads.pop())
+                if text:
+                    return text
+            if not await stream._more(owner=self._owner):
+                raise StopAsyncIteration
+
+    def _take(self, payload: bytes) -> str | None:
+        """Returns the text of a payload that holds just text of our choice; all else goes the full way."""
+        append = self._append
+        if append is not None:
+            try:
+                chunk = decode_text_strictly(payload)
+                (choice,) = chunk.choices
+            except ValueError:  # not a plain chunk, or not of one choice
+                return self._take_any(payload)
+            delta = choice.delta
+            if (
+                delta is not None
+                and (content := delta.content)
+                and choice.index == self._index
+                and choice.finish_reason is None
+                and choice.logprobs is None
+                and delta.tool_calls is None
+                and delta.reasoning is None
+                and delta.reasoning_content is None
+                and chunk.usage is None
+                and chunk.error is None
+            ):
+                append(content)
+                self._accumulator.generated += 1
+                return content
+        return self._take_any(payload)
+
+    def _take_any(self, payload: bytes) -> str | None:
+        chunk = self._stream._take(payload)
+        if self._append is None and (parts := self._accumulator.known(self._index)) is not None:
+            self._append = parts.append
+        if chunk is None:
+            return None
+        texts = [
+            (choice.delta.content if choice.delta is not None else choice.text)
+            for choice in chunk.choices
+            if (choice.index or 0) == self._index
+        ]
+        return "".join(text for text in texts if text)

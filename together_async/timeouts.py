@@ -1,0 +1,59 @@
+"""Timeouts: the value people set, and the pure arithmetic of what is due when. No clock in here; time is an argument."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from together_async.errors import TimeoutPhase
+
+
+def _seconds(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value)
+    ):
+        raise ValueError(f"Timeouts.{field.name}: got {value!r}, expected seconds above 0, or None to switch it off")
+
+
+@attrs.frozen
+class Timeouts:
+    """Limits in seconds; None switches one off. Each error names the limit that ran out.
+
+    Args:
+        connect: To open a connection (name lookup, TCP, TLS, proxy), per attempt.
+        first_token: From sending the request to the first generated token of a stream, or to the first byte of a
+            whole response, which comes when all of it has been generated.
+        idle: Silence between content while a stream is being read. Comments, pings, role-only chunks and dripping
+            bytes are not content; the time the consumer takes does not count.
+        total: One deadline over everything, all attempts and the whole stream.
+        queue: To wait for a turn under the client's limits.
+
+    Raises:
+        ValueError: A limit that is not a finite number above 0.
+    """
+
+    connect: float | None = attrs.field(default=10.0, validator=_seconds)
+    first_token: float | None = attrs.field(default=300.0, validator=_seconds)
+    idle: float | None = attrs.field(default=60.0, validator=_seconds)
+    total: float | None = attrs.field(default=None, validator=_seconds)
+    queue: float | None = attrs.field(default=None, validator=_seconds)
+
+
+@attrs.frozen
+class Due:
+    """When something is late, on the event loop's clock, and how it is called then."""
+
+    at: float
+    phase: TimeoutPhase
+    seconds: float
+
+
+def earliest(*dues: Due | None) -> Due | None:
+    """Returns the first that will be late, None when nothing can be."""
+    return min((due for due in dues if due is not None), key=lambda due: due.at, default=None)
+
+
+def due(phase: TimeoutPhase, seconds: float | None, since: float) -> Due | None:
+    """Returns when `seconds` after `since` is; None when the limit is switched off."""
+    return None if seconds is None else Due(since + seconds, phase, seconds)

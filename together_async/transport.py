@@ -1,0 +1,626 @@
+"""aiohttp in, `HTTPRequest` out: connections, timeouts, redirects, and every foreign exception mapped to ours.
+
+This module is imported on the first request, because aiohttp takes 100 ms to import.
+
+Timers: a call that is being opened runs under one `asyncio.timeout_at`; a response that is being read has one timer,
+which looks at a stamp when it fires and sets itself anew. There is none per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl as ssl_module
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from together_async._version import __version__
+from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
+from together_async.protocol import HTTPRequest, redact
+from together_async.timeouts import Due, Timeouts, due, earliest
+
+READ_SIZE: Final = 65_536
+"""Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and
+another system call for every token that arrives alone, a fifth of all its cost."""
+TLS_READ_SIZE: Final = 32_768
+"""The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
+MAX_HEADER_SIZE: Final = 65_536
+MAX_BODY_SIZE: Final = 64 * 1024 * 1024
+"""Most bytes of a whole response."""
+MAX_ERROR_BODY_SIZE: Final = 256 * 1024
+ERROR_BODY_SECONDS: Final = 5.0
+"""How long an error's body may take; its status is known, so what came by then has to do."""
+DRAIN_SECONDS: Final = 1.0
+"""How long a stream that said `[DONE]` may take to end its body before its connection is closed instead of reused."""
+_INFLATE_FREE: Final = 4 * 1024 * 1024
+_INFLATE_RATIO: Final = 100
+"""A compressed body may be this many times its size once it is above `_INFLATE_FREE`. JSON reaches 20, bombs 1,000."""
+_MAX_REDIRECTS: Final = 5
+_KEEP_AFTER_REDIRECT: Final = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
+
+_dialled: ContextVar[list[bool] | None] = ContextVar("_dialled", default=None)
+"""Set while a request is being sent: the socket factory appends when that request opens a connection of its own."""
+
+
+class ClientClosedError(APIConnectionError):
+    """The client was closed; make a new one, or close it later."""
+
+
+class Exchange:
+    """One HTTP response on its way in: its head, its bytes, its deadlines.
+
+    `read` raises `APITimeoutError` or `APIConnectionError`; what they mean for a stream is the stream's business.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_failure",
+        "_live",
+        "_loop",
+        "_progress",
+        "_response",
+        "_since",
+        "_timeouts",
+        "_timer",
+        "_total",
+        "_waiting",
+        "attempts",
+    )
+
+    def __init__(self, response: aiohttp.ClientResponse, *, timeouts: Timeouts, started: float, live: set[Exchange]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._response = response
+        self._timeouts = timeouts
+        self._total = due("total", timeouts.total, started)
+        self._since = started
+        self._progress = 0
+        self._waiting = False
+        self._failure: APIConnectionError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._live = live
+        self.attempts = 1
+        live.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "waiting" if self._waiting else "open"
+        return f"<Exchange {self.status} {state}>"
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self._response.status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response's headers, names in lower case; of a repeated one the values joined by a comma."""
+        headers: dict[str, str] = {}
+        for name, value in self._response.headers.items():
+            key = name.lower()
+            headers[key] = f"{headers[key]}, {value}" if key in headers else value
+        return headers
+
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters, in lower case; empty when the response names none."""
+        value: str = self._response.headers.get("Content-Type", "")
+        return value.partition(";")[0].strip().lower()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be read."""
+        return self._response.closed
+
+    # ------------------------------------------------------------------------------------------------------- deadlines
+
+    def _due(self) -> Due | None:
+        """What is late first. Silence counts while somebody waits; the whole call's deadline counts always."""
+        if not self._waiting:
+            return self._total
+        if self._progress == 0:
+            return earliest(due("first_token", self._timeouts.first_token, self._since), self._total)
+        return earliest(due("idle", self._timeouts.idle, self._since), self._total)
+
+    def _watch(self) -> None:
+        next_due = self._due()
+        self._timer = None if next_due is None else self._loop.call_at(next_due.at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        late = self._due()
+        self._timer = None
+        if late is None:
+            return
+        # The loop's clock may fire a timer up to its resolution early.
+        if late.at <= self._loop.time() + 0.001:
+            self.abort(APITimeoutError(phase=late.phase, seconds=late.seconds))
+        else:
+            self._timer = self._loop.call_at(late.at, self._on_timer)
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    async def read(self, progress: int) -> bytes:
+        """Returns the next bytes of the body, at least one; empty at its end.
+
+        Args:
+            progress: A count that grows with what was generated. Unless it grew since the last call, the silence
+                goes on, however many bytes came.
+
+        Raises:
+            APITimeoutError: Late; `.phase` says for what. The connection is closed.
+            APIConnectionError: Lost, or the client was closed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if progress != self._progress or self._timer is None:
+            # Something was generated, or the timer found nobody waiting: the silence begins now.
+            self._since = self._loop.time()
+            self._progress = progress
+        self._waiting = True
+        if self._timer is None:
+            self._watch()
+        try:
+            return await self._response.content.readany()
+        except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
+            return self._rescue(error)
+        finally:
+            self._waiting = False
+
+    def _rescue(self, error: Exception) -> bytes:
+        """Returns what had arrived before the connection broke; aiohttp raises first and would drop it."""
+        failure = self._failure
+        if failure is None:
+            failure = self._failure = _connection_error(error, self._response)
+            failure.attempts = self.attempts
+        content = self._response.content
+        # Private, so asked for with a default: without it the bytes are lost, and the error still tells the truth.
+        buffered = getattr(content, "_buffer", None)
+        if buffered:
+            offset = getattr(content, "_buffer_offset", 0)
+            data = b"".join(buffered)[offset:]
+            buffered.clear()
+            if data:
+                return data
+        raise failure from error
+
+    async def read_all(self, limit: int = MAX_BODY_SIZE) -> bytes:
+        """Returns the whole body.
+
+        Raises:
+            APIResponseValidationError: Longer than `limit`, or inflating beyond reason.
+            APITimeoutError, APIConnectionError: As `read` does.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        while data := await self.read(size):
+            pieces.append(data)
+            size += len(data)
+            self._check_size(size, limit)
+        return b"".join(pieces)
+
+    def _check_size(self, size: int, limit: int) -> None:
+        compressed = self._response.content.total_compressed_bytes
+        if size > limit or (compressed is not None and size > max(_INFLATE_FREE, _INFLATE_RATIO * compressed)):
+            self.close()
+            of = "" if compressed is None else f" out of {compressed} compressed ones"
+            raise APIResponseValidationError(
+                f"got a body of more than {size} bytes{of}, expected at most {limit}; if this is no attack, stream it"
+            )
+
+    async def read_error_body(self) -> bytes:
+        """Returns what can be had of an error's body: its status counts, so no failure of the body may hide it."""
+        pieces: list[bytes] = []
+        size = 0
+        with contextlib.suppress(APIConnectionError, TimeoutError):
+            async with asyncio.timeout(ERROR_BODY_SECONDS):
+                while size < MAX_ERROR_BODY_SIZE and (data := await self.read(size)):
+                    pieces.append(data)
+                    size += len(data)
+        self.close()
+        return b"".join(pieces)[:MAX_ERROR_BODY_SIZE]
+
+    # --------------------------------------------------------------------------------------------------------- leaving
+
+    def release_soon(self) -> None:
+        """Ends reading after the body's last useful byte, without waiting for its end.
+
+        The end of the body is usually here already or a moment away, and a connection whose body has ended goes back
+        to the pool. aiohttp does that by itself when the end arrives; a timer closes the connection when it does not.
+        """
+        if self.closed:
+            self.close()
+            return
+        self._drop_timer()
+        self._response.content.on_eof(self._forget)
+        self._timer = self._loop.call_later(DRAIN_SECONDS, self.close)
+
+    def abort(self, failure: APIConnectionError) -> None:
+        """Closes the connection; a `read` that waits now, and every later one, raises `failure`."""
+        if self._failure is None:
+            self._failure = failure
+            failure.attempts = self.attempts
+        # Wakes the reader; closing alone leaves it waiting for ever.
+        self._response.content.set_exception(failure)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection at once, unless the body has ended and it is back in the pool. Twice is fine."""
+        self._forget()
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, and the sockets with it
+            self._response.close()
+
+    def _forget(self) -> None:
+        self._drop_timer()
+        self._live.discard(self)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Opening:
+    """A request being sent, as `Transport.aclose` sees it."""
+
+    __slots__ = ("_scope", "failure")
+
+    def __init__(self, scope: asyncio.Timeout) -> None:
+        self._scope = scope
+        self.failure: APIConnectionError | None = None
+
+    def abort(self, failure: APIConnectionError) -> None:
+        """Makes the waiting call raise `failure`."""
+        self.failure = failure
+        with contextlib.suppress(RuntimeError):  # it has expired or ended already
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+class Transport:
+    """Connections of one client in one event loop.
+
+    Args:
+        base_url: The API's root, without a slash at its end.
+        headers: Sent with every request; the key is one of them.
+        session: The caller's own session, which is used as it is and never closed; None opens one.
+        ssl: TLS settings for a session of ours; None verifies as usual.
+        proxy: Proxy for a session of ours; None follows HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+        secret: What must not appear in a text.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        *,
+        session: aiohttp.ClientSession | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+        secret: str = "",
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._base = URL(base_url)
+        self._headers: CIMultiDict[str] = CIMultiDict(headers)
+        self._session = session
+        self._owned = session is None
+        self._ssl = ssl
+        self._proxy = proxy
+        self._secret = secret
+        self._fresh: aiohttp.ClientSession | None = None
+        self._options: dict[str, Any] = {}
+        self._urls: dict[str, URL] = {}
+        self._client_timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
+        self.exchanges: set[Exchange] = set()
+        self.openings: set[Opening] = set()
+        self.closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self.exchanges)} responses open, {len(self.openings)} opening"
+        return f"<Transport {self._base.host} {state}>"
+
+    # --------------------------------------------------------------------------------------------------------- opening
+
+    async def open(
+        self, request: HTTPRequest, *, headers: Mapping[str, str] | None, timeouts: Timeouts, started: float
+    ) -> Exchange:
+        """Sends a request and returns its response as soon as the head is there, whatever its status.
+
+        Args:
+            request: What to send.
+            headers: Added to, or in place of, the client's.
+            timeouts: The call's limits.
+            started: When the call began, on the event loop's clock.
+
+        Raises:
+            APITimeoutError: `connect`, `first_token` or `total` ran out.
+            APIConnectionError: Refused, reset, TLS failure, too many redirects, client closed.
+        """
+        if self.closed:
+            raise ClientClosedError("the client is closed; make a new one")
+        late = earliest(due("first_token", timeouts.first_token, started), due("total", timeouts.total, started))
+        attempts = [0]
+        scope = asyncio.timeout_at(None if late is None else late.at)
+        opening = Opening(scope)
+        self.openings.add(opening)
+        try:
+            async with scope:
+                response = await self._send(request, headers, timeouts, attempts)
+        except Exception as error:  # noqa: BLE001 - every foreign exception becomes one of ours
+            raise self._open_error(error, opening, late if scope.expired() else None, timeouts, attempts[0]) from error
+        finally:
+            self.openings.discard(opening)
+        exchange = Exchange(response, timeouts=timeouts, started=started, live=self.exchanges)
+        exchange.attempts = attempts[0]
+        _tune(response)
+        return exchange
+
+    def _open_error(
+        self, error: Exception, opening: Opening, late: Due | None, timeouts: Timeouts, attempts: int
+    ) -> APIConnectionError:
+        failure: APIConnectionError
+        if opening.failure is not None:
+            failure = opening.failure
+        elif isinstance(error, TimeoutError) and late is not None:
+            failure = APITimeoutError(phase=late.phase, seconds=late.seconds)
+        elif isinstance(error, TimeoutError) and timeouts.connect is not None:
+            failure = APITimeoutError(phase="connect", seconds=timeouts.connect)
+        elif isinstance(error, APIConnectionError):
+            failure = error
+        else:
+            failure = APIConnectionError(redact(f"no response from {self._base.origin()}: {_said(error)}", (self._secret,)))
+        failure.attempts = attempts
+        return failure
+
+    async def _send(
+        self, request: HTTPRequest, headers: Mapping[str, str] | None, timeouts: Timeouts, attempts: list[int]
+    ) -> aiohttp.ClientResponse:
+        """Follows redirects. The key, and whatever else the caller's headers hold, stays at the origin it is for."""
+        url = self._url(request.path)
+        sent = self._headers if not headers else _merged(self._headers, headers)
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = await self._post(url, request.body, sent, timeouts, attempts)
+            location = response.headers.get("Location")
+            # 303 asks for a GET, which is no answer to a chat request: it is left to the caller as a status.
+            if response.status not in (301, 302, 307, 308) or not location:
+                return response
+            response.close()
+            target = url.join(URL(location))
+            if target.scheme not in ("http", "https") or target.host is None:
+                raise APIConnectionError(f"redirected to {target.scheme or 'no'} scheme, expected http or https")
+            if target.origin() != url.origin():
+                sent = CIMultiDict((k, v) for k, v in sent.items() if k.lower() in _KEEP_AFTER_REDIRECT)
+            url = target.with_user(None)
+        raise APIConnectionError(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
+
+    async def _post(
+        self, url: URL, body: bytes, headers: CIMultiDict[str], timeouts: Timeouts, attempts: list[int]
+    ) -> aiohttp.ClientResponse:
+        """Sends, and sends again at once when a pooled connection turns out to have been closed by the server."""
+        session = self._open_session()
+        dialled: list[bool] = []
+        token = _dialled.set(dialled)
+        attempts[0] += 1
+        try:
+            return await session.post(url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            # A connector error is a connection that was never made; a message is a response that had begun.
+            # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
+            if (
+                isinstance(error, aiohttp.ClientConnectorError)
+                or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
+                or (self._owned and dialled)
+            ):
+                raise
+        finally:
+            _dialled.reset(token)
+        attempts[0] += 1
+        session = self._fresh_session() if self._owned else session
+        return await session.post(url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options)
+
+    def _url(self, path: str) -> URL:
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = self._base.joinpath(*path.split("/")).with_query(self._base.query)
+        return url
+
+    def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+        """aiohttp is left the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings."""
+        value = self._client_timeouts.get(timeouts.connect)
+        if value is None:
+            value = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+            self._client_timeouts[timeouts.connect] = value
+        return value
+
+    # -------------------------------------------------------------------------------------------------------- sessions
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if not self._options:
+            self._options = {
+                "allow_redirects": False,
+                "raise_for_status": False,
+                "auto_decompress": True,
+                "read_bufsize": READ_SIZE,
+                "max_line_size": MAX_HEADER_SIZE,
+                "max_field_size": MAX_HEADER_SIZE,
+            }
+            if self._owned:
+                # trust_env would ask for proxies and .netrc in a worker thread before every request, and let .netrc
+                # put another Authorization in place of the key's.
+                self._options |= proxy_options(self._proxy, self._base)
+        if self._session is None:
+            self._session = self._make_session(force_close=False)
+        return self._session
+
+    def _fresh_session(self) -> aiohttp.ClientSession:
+        """A session that never reuses a connection, for the request whose pooled one was stale."""
+        if self._fresh is None:
+            self._fresh = self._make_session(force_close=True)
+        return self._fresh
+
+    def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the caller decides how much runs at once; a pool's limit below that would be a silent queue
+            force_close=force_close,
+            ssl=self._ssl if self._ssl is not None else True,
+            socket_factory=_make_socket,
+            **({} if force_close else {"keepalive_timeout": 30.0}),
+        )
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
+        )
+
+    # --------------------------------------------------------------------------------------------------------- closing
+
+    def abort_all(self) -> None:
+        """Ends everything under way with a typed error."""
+        self.closed = True
+        for waiting in (*self.exchanges, *self.openings):
+            waiting.abort(ClientClosedError("the client was closed while this was under way"))
+
+    async def aclose(self) -> None:
+        """Ends everything under way and closes the sessions that are ours. Twice is fine."""
+        self.abort_all()
+        # Closing a session does not wake those who read from it, so the responses come first.
+        for session in self._own_sessions():
+            await session.close()
+        self._session = self._fresh = None
+
+    def discard(self) -> None:
+        """Gives everything up without waiting: the event loop is gone, or the client was never closed."""
+        self.closed = True
+        for exchange in tuple(self.exchanges):
+            exchange.close()
+        for session in self._own_sessions():
+            connector = session.connector
+            session.detach()
+            if connector is not None:
+                _close_sockets(connector)
+        self._session = self._fresh = None
+
+    def _own_sessions(self) -> Iterator[aiohttp.ClientSession]:
+        return (s for s in ((self._session if self._owned else None), self._fresh) if s is not None)
+
+    @property
+    def holds_resources(self) -> bool:
+        """Whether a session of ours is open, which somebody has to close."""
+        return not self.closed and any(not session.closed for session in self._own_sessions())
+
+
+def default_headers(*, api_key: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """Returns the headers of every request."""
+    headers = {
+        "Authorization": Secret(f"Bearer {api_key}"),
+        "Content-Type": "application/json",
+        # Compression would hold tokens back in the server's and the proxies' compressors.
+        "Accept": "text/event-stream, application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": f"together-async/{__version__}",
+    }
+    if not api_key:
+        del headers["Authorization"]
+    return dict(_merged(CIMultiDict(headers), extra))
+
+
+class Secret(str):
+    """A text whose repr does not show it, so that no traceback with locals, debugger or log of headers does."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'[secret]'"
+
+
+def _merged(base: Mapping[str, str], extra: Mapping[str, str]) -> CIMultiDict[str]:
+    merged = CIMultiDict(base)
+    for name, value in extra.items():
+        merged[name] = value
+    return merged
+
+
+def proxy_options(proxy: str | None, base: URL) -> dict[str, Any]:
+    """Returns aiohttp's arguments for the proxy to use for `base`: the given one, or the environment's."""
+    if proxy is None:
+        if base.host is None or urllib.request.proxy_bypass(f"{base.host}:{base.port}"):
+            return {}
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(base.scheme) or proxies.get("all")
+    if not proxy:
+        return {}
+    url = URL(proxy if "://" in proxy else f"http://{proxy}")
+    options: dict[str, Any] = {"proxy": url.with_user(None)}
+    if url.user is not None:
+        credentials = Secret(aiohttp.encode_basic_auth(url.user, url.password or ""))
+        options["proxy_headers"] = CIMultiDict({"Proxy-Authorization": credentials})
+    return options
+
+
+def _make_socket(addr_info: Any) -> socket.socket:
+    """A socket with TCP keep-alive, which finds out in a minute that a silent peer is dead; also notes the dialling."""
+    dialled = _dialled.get()
+    if dialled is not None:
+        dialled.append(True)
+    family, kind, protocol, _, _ = addr_info
+    sock = socket.socket(family, kind, protocol)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return sock
+
+
+def _tune(response: aiohttp.ClientResponse) -> None:
+    """Makes asyncio read this connection in smaller pieces (see READ_SIZE).
+
+    Private attributes of asyncio, so set where they are as expected and left alone elsewhere (uvloop has none).
+    """
+    connection = response.connection
+    transport = None if connection is None else connection.transport
+    if transport is None:
+        return
+    protocol = getattr(transport, "_ssl_protocol", None)
+    if protocol is None:
+        if getattr(transport, "max_size", 0) > READ_SIZE:
+            transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio's selector transport
+        return
+    if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(getattr(protocol, "_ssl_buffer", None), bytearray):
+        # Between two reads nobody holds the view: asyncio fills it and empties it in one go.
+        buffer = bytearray(TLS_READ_SIZE)
+        protocol.max_size = TLS_READ_SIZE
+        protocol._ssl_buffer = buffer
+        protocol._ssl_buffer_view = memoryview(buffer)
+        inner = getattr(protocol, "_transport", None)
+        if getattr(inner, "max_size", 0) > READ_SIZE:
+            inner.max_size = READ_SIZE
+
+
+def _close_sockets(connector: aiohttp.BaseConnector) -> None:
+    """Closes a connector whose loop may be gone: aiohttp would leave the sockets to the garbage collector then."""
+    pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
+    sockets = []
+    for connections in pooled.values():
+        for protocol, _ in connections:
+            transport = protocol.transport
+            sockets.append(getattr(transport, "_sock", None))
+            with contextlib.suppress(RuntimeError):
+                transport.abort()
+    with contextlib.suppress(RuntimeError):
+        connector._close()  # the part of close() that needs no loop
+    for sock in sockets:
+        if sock is not None:
+            sock.close()
+
+
+def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:
+    return APIConnectionError(f"connection to {response.url.origin()} lost: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """An exception's name and text in one line, at most 300 characters."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
