@@ -27,6 +27,8 @@ _COMPACT_AT = 1024
 """Pieces of text after which they are joined: a str object of one token is ten times its text."""
 
 _DOCUMENT_FIELDS = ("id", "created", "model", "usage", "prompt", "warnings", "system_fingerprint", "service_tier")
+_LATE_FIELDS = ("usage", "prompt", "warnings")
+"""Those of them that come, or come again, after the first chunk."""
 _LOGPROB_LISTS = ("tokens", "token_logprobs", "token_ids", "top_logprobs", "content", "refusal")
 
 
@@ -204,31 +206,8 @@ class ChatCompletionAccumulator:
 
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Adds the next chunk of the stream."""
-        choices = chunk.choices
-        if len(choices) == 1 and chunk.usage is None:
-            # Nearly every chunk: one choice that we know, with a text and nothing else. The rest of this method
-            # would do the same at four times the cost. (A choice is known when its role, id and seed are.)
-            choice = choices[0]
-            delta = choice.delta
-            parts = self._choices.get(choice.index or 0)
-            if (
-                parts is not None
-                and delta is not None
-                and (content := delta.content)
-                and choice.finish_reason is None
-                and choice.logprobs is None
-                and not delta.tool_calls
-                and delta.reasoning is None
-                and delta.reasoning_content is None
-            ):
-                parts.content.append(content)
-                self.generated += 1
-                return
-        self._add_any(chunk)
-
-    def _add_any(self, chunk: ChatCompletionChunk) -> None:
         document = self._document
-        for name in _DOCUMENT_FIELDS:
+        for name in _DOCUMENT_FIELDS if "id" not in document else _LATE_FIELDS:
             value = getattr(chunk, name)
             if value is not None and (name == "usage" or name not in document):
                 document[name] = value
@@ -243,8 +222,8 @@ class ChatCompletionAccumulator:
             parts = self._choices[index] = _ChoiceParts(index)
         return parts
 
-    def known(self, index: int) -> list[str] | None:
-        """The content list of a choice that has begun, for `text()` to append to; None before its first chunk."""
+    def texts(self, index: int) -> list[str] | None:
+        """The content list of a choice that has begun, for readers that know a plain chunk when they see one; None before it has begun."""
         parts = self._choices.get(index)
         return None if parts is None else parts.content
 

@@ -286,7 +286,7 @@ def _request(
         return attrs.evolve(messages, **changes) if changes else messages
     if model is None:
         raise ValueError("model: missing; name the model, as model='meta-llama/Llama-3.3-70B-Instruct-Turbo'")
-    return ChatCompletionRequest(messages=messages, model=model, **options)  # type: ignore[arg-type]  # converted
+    return ChatCompletionRequest(messages=messages, model=model, **options)
 
 
 def _checked_key(key: object) -> str:

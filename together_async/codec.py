@@ -13,7 +13,6 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import attrs
 import msgspec
 
 from together_async.errors import APIResponseValidationError
@@ -157,7 +156,7 @@ def _fit_items(value: Any, wanted: Any, path: str) -> tuple[Any, ...] | None:
 def _fit_object(value: Any, wanted: type[Value], path: str) -> Value | None:
     if not isinstance(value, Mapping):
         return None
-    hints = _hints(wanted)
+    hints: dict[str, Any] = _hints(wanted)  # type: ignore[arg-type]  # classes hash; mypy asks their instances
     given = {name: value[name] for name in hints if value.get(name) is not None}
     fits = {name: _fit(item, hints[name], f"{path}.{name}") for name, item in given.items()}
     for name, fit in fits.items():
@@ -182,8 +181,7 @@ def _fit_scalar(value: Any, wanted: type) -> Any:
 
 @functools.cache
 def _hints(cls: type[Value]) -> dict[str, Any]:
-    attrs.resolve_types(cls)
-    return {field.name: field.type for field in attrs.fields(cls)}
+    return typing.get_type_hints(cls)
 
 
 def _kind(value: object) -> str:

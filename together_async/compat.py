@@ -83,7 +83,7 @@ class Completions:
         known = {name: value for name, value in options.items() if name in _FIELDS and value is not None}
         unknown = {name: value for name, value in options.items() if name not in _FIELDS and value is not None}
         request = ChatCompletionRequest(
-            messages=list(messages),  # type: ignore[arg-type]  # converted
+            messages=list(messages),
             model=model,
             extra_body={**unknown, **(extra_body or {})},
             **known,

@@ -305,14 +305,18 @@ class ChunkDecoder:
         try:
             chunk = codec.decode_chunk_strictly(payload)
         except ValueError:
-            return self._decode_odd(payload)
+            return self.decode_odd(payload)
+        return self.accept(chunk, payload)
+
+    def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
+        """Does what `decode` does, for a reader that has decoded the payload itself."""
         if chunk.choices and chunk.error is None:
             set_raw(chunk, payload)
             return chunk
-        return self._decode_odd(payload)
+        return self.decode_odd(payload)
 
-    def _decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
-        """Whatever is not a plain chunk with choices: the end, errors, usage alone, older and newer shapes."""
+    def decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Does what `decode` does for what is no chunk with choices: the end, errors, usage alone, other shapes."""
         if payload.strip() == _DONE:
             self.done = True
             return None

@@ -27,6 +27,10 @@ _PART_FIELDS: Mapping[str, str] = {
 """What each type of content part must carry; types not in the table are newer than this package and pass."""
 
 
+def _frozen_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 @attrs.frozen(repr=False)
 class Message:
     """One message of a conversation.
@@ -47,11 +51,11 @@ class Message:
 
     role: str
     content: str | tuple[ContentPart, ...] | None = attrs.field(
-        default=None, hash=False, converter=lambda value: tuple(value) if isinstance(value, list) else value
+        default=None, hash=False, converter=_frozen_list
     )
     name: str | None = None
     tool_calls: tuple[Any, ...] | None = attrs.field(
-        default=None, hash=False, converter=lambda value: tuple(value) if isinstance(value, list) else value
+        default=None, hash=False, converter=_frozen_list
     )
     tool_call_id: str | None = None
     reasoning: str | None = None
@@ -217,7 +221,7 @@ def _number(value: Any, _: Any, field: attrs.Attribute[Any]) -> Any:
 
 
 def _ranged() -> Any:
-    return attrs.field(default=None, converter=attrs.Converter(_number, takes_self=True, takes_field=True))  # type: ignore[misc,call-overload]
+    return attrs.field(default=None, converter=attrs.Converter(_number, takes_self=True, takes_field=True))
 
 
 def _of_type(*types: type, expected: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:

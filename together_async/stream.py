@@ -18,7 +18,7 @@ import attrs
 
 from together_async import protocol
 from together_async.accumulator import ChatCompletionAccumulator
-from together_async.codec import decode_text_strictly
+from together_async.codec import decode_chunk_strictly, decode_text_strictly
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -30,7 +30,7 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk
+from together_async.models import ChatCompletion, ChatCompletionChunk, set_raw
 from together_async.protocol import ChunkDecoder, ErrorInStream, NotTheProtocol
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ class ChatCompletionStream:
     # ------------------------------------------------------------------------------------------------- public: reading
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return _Chunks(self, owner=not self._entered)
+        return _Chunks(self, 0, owner=not self._entered)
 
     async def __anext__(self) -> ChatCompletionChunk:
-        return await _Chunks(self, owner=False).__anext__()
+        return await _Chunks(self, 0, owner=False).__anext__()
 
     def text(self, choice: int = 0) -> AsyncIterator[str]:
         """Returns an iterator of the text deltas of one choice; empty ones are left out.
@@ -139,7 +139,7 @@ class ChatCompletionStream:
         Raises:
             IncompleteStreamError: The stream was closed by the caller before its end.
         """
-        chunks = _Chunks(self, owner=not self._entered)
+        chunks = _Chunks(self, 0, owner=not self._entered)
         async for _ in chunks:
             pass
         if not self._complete:
@@ -266,12 +266,17 @@ class ChatCompletionStream:
             raise self._broken(StreamProtocolError, str(error)) from error
         self._payloads.reverse()
 
-    def _take(self, payload: bytes) -> ChatCompletionChunk | None:
-        """Returns the chunk of a payload, None for what is none; at `[DONE]` the stream is over."""
+    def _take(self, payload: bytes, chunk: ChatCompletionChunk | None = None) -> ChatCompletionChunk | None:
+        """Returns the chunk of a payload, None for what is none; at `[DONE]` the stream is over.
+
+        Args:
+            payload: What came.
+            chunk: What it decodes to, where the reader has done that already.
+        """
         decoder = self._decoder
         assert decoder is not None  # noqa: S101 - it made the payload
         try:
-            chunk = decoder.decode(payload)
+            chunk = decoder.decode(payload) if chunk is None else decoder.accept(chunk, payload)
         except ErrorInStream as error:
             facts = error.facts
             raise self._broken(
@@ -369,13 +374,21 @@ class ChatCompletionStream:
 
 
 class _Reader:
-    """What both iterators share: they close the connection when they are dropped, if it is theirs."""
+    """What both iterators share: they close the connection when they are dropped, if it is theirs.
 
-    __slots__ = ("_owner", "_stream")
+    Both have a short way for the plain chunk, which nearly every chunk is: one choice, the one whose list of texts is
+    at hand, with a text and nothing else. It is written out in each of them, because a call would cost as much as
+    all it does; `ChatCompletionStream._take` does the same for every chunk, and the tests hold them together.
+    """
 
-    def __init__(self, stream: ChatCompletionStream, *, owner: bool) -> None:
+    __slots__ = ("_accumulator", "_append", "_index", "_owner", "_stream")
+
+    def __init__(self, stream: ChatCompletionStream, index: int, *, owner: bool) -> None:
         self._stream = stream
         self._owner = owner
+        self._index = index
+        self._accumulator = stream._accumulator
+        self._append: Callable[[str], None] | None = None  # of the choice's list of texts, once it has begun
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._stream!r}>"
@@ -383,6 +396,13 @@ class _Reader:
     def __del__(self) -> None:
         if self._owner and not self._stream._over:
             self._stream._leave()
+
+    def _take(self, payload: bytes, chunk: ChatCompletionChunk | None) -> ChatCompletionChunk | None:
+        """The full way, for any payload."""
+        chunk = self._stream._take(payload, chunk)
+        if self._append is None and (texts := self._accumulator.texts(self._index)) is not None:
+            self._append = texts.append
+        return chunk
 
 
 class _Chunks(_Reader):
@@ -396,10 +416,38 @@ class _Chunks(_Reader):
     async def __anext__(self) -> ChatCompletionChunk:
         stream = self._stream
         while True:
-            while stream._payloads:
-                chunk = stream._take(stream._payloads.pop())
+            payloads = stream._payloads
+            while payloads:
+                payload = payloads.pop()
+                chunk: ChatCompletionChunk | None = None
+                try:
+                    chunk = decode_chunk_strictly(payload)
+                    (choice,) = chunk.choices
+                except ValueError:  # not a chunk, or not of one choice
+                    pass
+                else:
+                    delta = choice.delta
+                    if (
+                        (append := self._append) is not None
+                        and delta is not None
+                        and (content := delta.content)
+                        and choice.index == 0
+                        and choice.finish_reason is None
+                        and choice.logprobs is None
+                        and delta.tool_calls is None
+                        and delta.reasoning is None
+                        and delta.reasoning_content is None
+                        and chunk.usage is None
+                        and chunk.error is None
+                    ):
+                        append(content)
+                        self._accumulator.generated += 1
+                        set_raw(chunk, payload)
+                        return chunk
+                chunk = self._take(payload, chunk)
                 if chunk is not None:
                     return chunk
+                payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
 
@@ -407,13 +455,7 @@ class _Chunks(_Reader):
 class _Text(_Reader):
     """The iterator of one choice's text."""
 
-    __slots__ = ("_accumulator", "_append", "_index")
-
-    def __init__(self, stream: ChatCompletionStream, index: int, *, owner: bool) -> None:
-        super().__init__(stream, owner=owner)
-        self._index = index
-        self._accumulator = stream._accumulator
-        self._append: Callable[[str], None] | None = None
+    __slots__ = ()
 
     def __aiter__(self) -> _Text:
         return self
@@ -421,49 +463,43 @@ class _Text(_Reader):
     async def __anext__(self) -> str:
         stream = self._stream
         while True:
-            while stream._payloads:
-                text = self._take(stream._payloads.pop())
+            payloads = stream._payloads
+            while payloads:
+                payload = payloads.pop()
+                try:
+                    chunk = decode_text_strictly(payload)
+                    (choice,) = chunk.choices
+                except ValueError:
+                    pass
+                else:
+                    delta = choice.delta
+                    if (
+                        (append := self._append) is not None
+                        and delta is not None
+                        and (content := delta.content)
+                        and choice.index == self._index
+                        and choice.finish_reason is None
+                        and choice.logprobs is None
+                        and delta.tool_calls is None
+                        and delta.reasoning is None
+                        and delta.reasoning_content is None
+                        and chunk.usage is None
+                        and chunk.error is None
+                    ):
+                        append(content)
+                        self._accumulator.generated += 1
+                        return content
+                text = self._text_of(self._take(payload, None))
                 if text:
                     return text
+                payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
 
-    def _take(self, payload: bytes) -> str | None:
-        """Returns the text of a payload that holds just text of our choice; all else goes the full way."""
-        append = self._append
-        if append is not None:
-            try:
-                chunk = decode_text_strictly(payload)
-                (choice,) = chunk.choices
-            except ValueError:  # not a plain chunk, or not of one choice
-                return self._take_any(payload)
-            delta = choice.delta
-            if (
-                delta is not None
-                and (content := delta.content)
-                and choice.index == self._index
-                and choice.finish_reason is None
-                and choice.logprobs is None
-                and delta.tool_calls is None
-                and delta.reasoning is None
-                and delta.reasoning_content is None
-                and chunk.usage is None
-                and chunk.error is None
-            ):
-                append(content)
-                self._accumulator.generated += 1
-                return content
-        return self._take_any(payload)
-
-    def _take_any(self, payload: bytes) -> str | None:
-        chunk = self._stream._take(payload)
-        if self._append is None and (parts := self._accumulator.known(self._index)) is not None:
-            self._append = parts.append
-        if chunk is None:
-            return None
-        texts = [
-            (choice.delta.content if choice.delta is not None else choice.text)
-            for choice in chunk.choices
+    def _text_of(self, chunk: ChatCompletionChunk | None) -> str:
+        return "".join(
+            text
+            for choice in (chunk.choices if chunk is not None else ())
             if (choice.index or 0) == self._index
-        ]
-        return "".join(text for text in texts if text)
+            and (text := choice.delta.content if choice.delta is not None else choice.text)
+        )

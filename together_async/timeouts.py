@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 
 from together_async.errors import TimeoutPhase
 
 
-def _seconds(_: object, field: attrs.Attribute[float | None], value: float | None) -> None:
+def _seconds(_: object, field: Any, value: Any) -> None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value)
     ):
