@@ -102,6 +102,8 @@ def make(cls: type[V], **given: Any) -> V:
 
 def plain(value: Any) -> Any:
     """Returns a value as JSON's own types: values become dicts, tuples lists."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, Value):
         return value.to_dict()
     if isinstance(value, (list, tuple)):

@@ -5,8 +5,8 @@ Ranges and field names: https://docs.together.ai/reference/chat-completions.
 
 from __future__ import annotations
 
-import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
@@ -101,6 +101,8 @@ MessagesLike: TypeAlias = str | Sequence[MessageLike]
 
 def _got(value: object) -> str:
     """Names a value in an error without showing text, which may be a prompt."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"  # Python refuses to write out the largest
     if isinstance(value, (bool, int, float)) or value is None:
         return repr(value)
     return f"a {type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict)) else "")
@@ -138,8 +140,10 @@ def _message_dict(message: object, where: str) -> dict[str, Any]:
     if isinstance(message, Message):
         return message.to_dict()
     if isinstance(message, ChatCompletionMessage):
-        # Servers send empty lists and nulls which they refuse to take back; content alone may be null.
-        return {name: value for name, value in message.to_dict().items() if value or name == "content"}
+        # Servers send empty lists and nulls which they refuse to take back; content alone may be null. Some leave out
+        # the role, and no server takes a message without one.
+        given = {name: value for name, value in message.to_dict().items() if value or name == "content"}
+        return {"role": "assistant", **given}
     if not isinstance(message, Mapping):
         raise ValueError(f"{where}: got {_got(message)}, expected a dict or a Message")  # noqa: TRY004
     _check_message(message, where)
@@ -149,7 +153,7 @@ def _message_dict(message: object, where: str) -> dict[str, Any]:
 def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         return ({"role": "user", "content": value},)
-    if isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable):
+    if type(value) is not list and (isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable)):
         raise ValueError(f"messages: got {_got(value)}, expected a str, or a sequence of dicts or Messages")
     messages = tuple(_message_dict(message, f"messages[{i}]") for i, message in enumerate(value))
     if not messages:
@@ -157,13 +161,16 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     return messages
 
 
+_FINITE = sys.float_info.max
+
+
 @attrs.frozen
 class _Range:
-    """A number's kind and bounds; a bound of None is open."""
+    """A number's kind and bounds; the widest bounds still keep out infinities, and NaN is within none."""
 
     whole: bool
-    low: float | None = None
-    high: float | None = None
+    low: float = -_FINITE
+    high: float = _FINITE
 
     def check(self, name: str, value: Any) -> int | float:
         """Returns the number as int or float.
@@ -171,33 +178,28 @@ class _Range:
         Raises:
             ValueError: Another type (bool is none of ours), NaN, infinite, or outside; names field, value and range.
         """
-        number = self._number(value)
-        if number is None or not math.isfinite(number) or not self._inside(number):
+        number = value if type(value) is int or type(value) is float else _as_number(value)
+        if number is None or not self.low <= number <= self.high or (self.whole and type(number) is float):
             raise ValueError(f"{name}: got {_got(value)}, expected {self}")
         return number
 
-    def _number(self, value: Any) -> int | float | None:
-        if isinstance(value, bool):
-            return None
-        try:
-            return operator.index(value)  # ints, and what says it is one (NumPy's)
-        except TypeError:
-            pass
-        if isinstance(value, float) or (hasattr(value, "__float__") and not isinstance(value, str)):
-            number = float(value)
-            return None if self.whole else number
-        return None
-
-    def _inside(self, number: float) -> bool:
-        return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
-
     def __str__(self) -> str:
         kind = "an integer" if self.whole else "a finite number"
-        if self.low is not None and self.high is not None:
+        if self.high < _FINITE:
             return f"{kind} from {self.low:g} to {self.high:g}"
-        if self.low is not None:
-            return f"{kind}, at least {self.low:g}"
-        return kind
+        return f"{kind}, at least {self.low:g}" if self.low > -_FINITE else kind
+
+
+def _as_number(value: Any) -> int | float | None:
+    """Returns what stands for a number (NumPy's do) as Python's own, None for all else, bool included."""
+    if isinstance(value, (bool, str)):
+        return None
+    try:
+        if hasattr(value, "__index__"):
+            return operator.index(value)
+        return float(value) if hasattr(value, "__float__") else None
+    except (TypeError, ValueError, OverflowError):  # an array of several, Decimal("sNaN"), Fraction(10**400)
+        return None
 
 
 _RANGES: Mapping[str, _Range] = {
@@ -216,25 +218,13 @@ _RANGES: Mapping[str, _Range] = {
 """The API page's ranges, and the natural ones where it is silent (a probability, a count)."""
 
 
-def _number(value: Any, _: Any, field: attrs.Attribute[Any]) -> Any:
-    return None if value is None else _RANGES[field.name].check(field.name, value)
-
-
-def _ranged() -> Any:
-    return attrs.field(default=None, converter=attrs.Converter(_number, takes_self=True, takes_field=True))
-
-
-def _of_type(*types: type, expected: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and not isinstance(value, types):
-            raise ValueError(f"{field.name}: got {_got(value)}, expected {expected}")
+def _of_type(*types: type, expected: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, types):
+            raise ValueError(f"{name}: got {_got(value)}, expected {expected}")
+        return value
 
     return check
-
-
-_flag = _of_type(bool, expected="True or False")
-_text = _of_type(str, expected="a str")
-_object = _of_type(Mapping, expected="a dict")
 
 
 def _stop(value: Any) -> tuple[str, ...] | None:
@@ -271,43 +261,65 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     return tools
 
 
-def _tool_choice(_: Any, __: Any, value: Any) -> None:
-    if value is None or isinstance(value, Mapping):
-        return
-    if value not in ("auto", "required", "none"):
-        raise ValueError(f"tool_choice: got {_got(value)}, expected 'auto', 'required', 'none' or a dict")
+def _tool_choice(name: str, value: Any) -> Any:
+    if not isinstance(value, Mapping) and value not in ("auto", "required", "none"):
+        raise ValueError(f"{name}: got {_got(value)}, expected 'auto', 'required', 'none' or a dict")
+    return value
 
 
 _FORMAT_NEEDS: Mapping[str, str] = {"json_schema": "json_schema", "regex": "pattern"}
 
 
-def _response_format(_: Any, __: Any, value: Any) -> None:
-    if value is None:
-        return
+def _response_format(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-        raise ValueError(f"response_format: got {_got(value)}, expected a dict with a 'type'")
+        raise ValueError(f"{name}: got {_got(value)}, expected a dict with a 'type'")
     needs = _FORMAT_NEEDS.get(value["type"])
     if needs is not None and value.get(needs) is None:
-        raise ValueError(f"response_format.{needs}: missing, and type {value['type']!r} needs it")
+        raise ValueError(f"{name}.{needs}: missing, and type {value['type']!r} needs it")
+    return value
 
 
-def _model(_: Any, __: Any, value: Any) -> None:
+def _model(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"model: got {_got(value)}, expected the name of a model")
+        raise ValueError(f"{name}: got {_got(value)}, expected the name of a model")
 
 
-def _extra_body(_: Any, __: Any, value: Any) -> None:
+def _extra_body(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"extra_body: got {_got(value)}, expected a dict")  # noqa: TRY004
+        raise ValueError(f"{name}: got {_got(value)}, expected a dict")  # noqa: TRY004 - one error for bad values
     if "stream" in value:
-        raise ValueError("extra_body.stream: call stream() or create(), which set it")
+        raise ValueError(f"{name}.stream: call stream() or create(), which set it")
+    return value
 
 
-def _field(check: Any) -> Any:
-    return attrs.field(default=None, validator=check, hash=False)
+_flag = _of_type(bool, expected="True or False")
+_text = _of_type(str, expected="a str")
+_object = _of_type(Mapping, expected="a dict")
+
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    **{name: allowed.check for name, allowed in _RANGES.items()},
+    "echo": _flag,
+    "response_format": _response_format,
+    "tool_choice": _tool_choice,
+    "safety_model": _text,
+    "context_length_exceeded_behavior": _text,
+    "reasoning": _object,
+    "reasoning_effort": _text,
+    "chat_template_kwargs": _object,
+    "compliance": _text,
+    "stream_options": _object,
+    "parallel_tool_calls": _flag,
+    "prompt_cache_key": _text,
+    "extra_body": _extra_body,
+}
+"""How each field is checked, and what it becomes, when it is given; the other four have converters."""
 
 
-@attrs.frozen(kw_only=True, repr=False)
+def _unhashed() -> Any:
+    return attrs.field(default=None, hash=False)
+
+
+@attrs.frozen(kw_only=True, repr=False, slots=False)
 class ChatCompletionRequest:
     """A chat-completion request: checked when made, reusable, and the same for `stream`, `create` and `map`.
 
@@ -349,39 +361,48 @@ class ChatCompletionRequest:
     """
 
     messages: tuple[dict[str, Any], ...] = attrs.field(converter=_messages, hash=False)
-    model: str = attrs.field(validator=_model)
-    max_tokens: int | None = _ranged()
+    model: str
+    max_tokens: int | None = None
     stop: tuple[str, ...] | None = attrs.field(default=None, converter=_stop)
-    temperature: float | None = _ranged()
-    top_p: float | None = _ranged()
-    top_k: int | None = _ranged()
-    min_p: float | None = _ranged()
-    repetition_penalty: float | None = _ranged()
-    presence_penalty: float | None = _ranged()
-    frequency_penalty: float | None = _ranged()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     logit_bias: Mapping[str, float] | None = attrs.field(default=None, converter=_logit_bias, hash=False)
-    logprobs: int | None = _ranged()
-    echo: bool | None = _field(_flag)
-    n: int | None = _ranged()
-    response_format: Mapping[str, Any] | None = _field(_response_format)
+    logprobs: int | None = None
+    echo: bool | None = None
+    n: int | None = None
+    response_format: Mapping[str, Any] | None = _unhashed()
     tools: tuple[Mapping[str, Any], ...] | None = attrs.field(default=None, converter=_tools, hash=False)
-    tool_choice: str | Mapping[str, Any] | None = _field(_tool_choice)
-    safety_model: str | None = _field(_text)
-    seed: int | None = _ranged()
-    context_length_exceeded_behavior: str | None = _field(_text)
-    reasoning: Mapping[str, Any] | None = _field(_object)
-    reasoning_effort: str | None = _field(_text)
-    chat_template_kwargs: Mapping[str, Any] | None = _field(_object)
-    compliance: str | None = _field(_text)
-    stream_options: Mapping[str, Any] | None = _field(_object)
-    parallel_tool_calls: bool | None = _field(_flag)
-    prompt_cache_key: str | None = _field(_text)
-    extra_body: Mapping[str, Any] = attrs.field(factory=dict, validator=_extra_body, hash=False)
+    tool_choice: str | Mapping[str, Any] | None = _unhashed()
+    safety_model: str | None = None
+    seed: int | None = None
+    context_length_exceeded_behavior: str | None = None
+    reasoning: Mapping[str, Any] | None = _unhashed()
+    reasoning_effort: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = _unhashed()
+    compliance: str | None = None
+    stream_options: Mapping[str, Any] | None = _unhashed()
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    extra_body: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
+
+    def __attrs_post_init__(self) -> None:
+        # One pass over what was given, at a third of the cost of a validator on each of thirty fields: a request is
+        # made for every call. The class is frozen for all but this.
+        given = vars(self)
+        _model("model", self.model)
+        for name, check in _CHECKS.items():
+            if (value := given[name]) is not None:
+                given[name] = check(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the request's body as it is sent, without `stream`; `extra_body` is merged in and wins."""
-        body = {name: value for name in _SENT if (value := getattr(self, name)) is not None}
-        body.update(self.extra_body)
+        body = {name: value for name, value in vars(self).items() if value is not None}
+        body.update(body.pop("extra_body"))
         return body
 
     @classmethod
@@ -391,6 +412,8 @@ class ChatCompletionRequest:
         Raises:
             ValueError: As the class does; also when `messages` or `model` is missing.
         """
+        if not isinstance(body, Mapping):
+            raise ValueError(f"body: got {_got(body)}, expected a dict")  # noqa: TRY004 - one error for bad values
         known = {name: body[name] for name in _SENT if body.get(name) is not None}
         extra = {name: value for name, value in body.items() if name not in _SENT and name != "stream"}
         for required in ("messages", "model"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -12,7 +12,7 @@ from together_async.errors import TimeoutPhase
 
 def _seconds(_: object, field: Any, value: Any) -> None:
     if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value)
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max
     ):
         raise ValueError(f"Timeouts.{field.name}: got {value!r}, expected seconds above 0, or None to switch it off")
 
@@ -41,9 +41,8 @@ class Timeouts:
     queue: float | None = attrs.field(default=None, validator=_seconds)
 
 
-@attrs.frozen
-class Due:
-    """When something is late, on the event loop's clock, and how it is called then."""
+class Due(NamedTuple):
+    """When something is late, on the event loop's clock, and how it is called then. (A tuple: made for every call.)"""
 
     at: float
     phase: TimeoutPhase
@@ -52,7 +51,7 @@ class Due:
 
 def earliest(*dues: Due | None) -> Due | None:
     """Returns the first that will be late, None when nothing can be."""
-    return min((due for due in dues if due is not None), key=lambda due: due.at, default=None)
+    return min((due for due in dues if due is not None), default=None)
 
 
 def due(phase: TimeoutPhase, seconds: float | None, since: float) -> Due | None:
