@@ -114,7 +114,7 @@ class _ChoiceParts:
             self.function_call = self.function_call or _ToolCallParts(None)
             self.function_call.add_function(delta.function_call)
             generated = True
-        return generated or bool(choice.finish_reason)
+        return generated
 
     def _add_text(self, delta: Delta) -> bool:
         generated = False
@@ -190,8 +190,8 @@ class ChatCompletionAccumulator:
     """Takes chunks, gives the completion so far.
 
     Attributes:
-        generated: How many chunks held something generated (text, a tool call, a finish reason); role-only and
-            usage-only chunks do not count.
+        generated: How many chunks held something generated, text or a piece of a call; those with just a role, a
+            finish reason or the usage do not count.
     """
 
     __slots__ = ("_choices", "_document", "generated")

@@ -9,7 +9,7 @@ import urllib.parse
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import attrs
 
@@ -18,6 +18,7 @@ from together_async.compat import Chat
 from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
 from together_async.models import ChatCompletion
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
+from together_async.secret import Secret
 from together_async.sse import DEFAULT_MAX_EVENT_SIZE
 from together_async.stream import ChatCompletionStream
 from together_async.timeouts import Timeouts
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from together_async.transport import Exchange, Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
+E = TypeVar("E", bound=TogetherError)
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
 
 
@@ -74,7 +76,10 @@ class AsyncTogether:
     ) -> None:
         self._transport: Transport | None = None
         self._closed = False
-        self._api_key = _checked_key(os.environ.get("TOGETHER_API_KEY", "") if api_key is None else api_key)
+        if api_key is None:
+            api_key = os.environ.get("TOGETHER_API_KEY", "")
+        # From here on no traceback with locals shows the key.
+        api_key = self._api_key = _checked_key(Secret(api_key) if isinstance(api_key, str) else api_key)
         self._base_url = _checked_url(base_url or os.environ.get("TOGETHER_BASE_URL") or DEFAULT_BASE_URL)
         if session is not None and (ssl is not None or proxy is not None):
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
@@ -204,18 +209,22 @@ class AsyncTogether:
     def _transport_here(self) -> Transport:
         """Returns the transport of the running loop, opened on first use; one of a loop that ended is given up."""
         if self._closed:
-            raise APIConnectionError("the client is closed; make a new one, or close it later")
+            raise _unsent(APIConnectionError("the client is closed; make a new one, or close it later"))
         if not self._api_key and self._base_url == DEFAULT_BASE_URL and "authorization" not in self._headers:
-            raise AuthenticationError(
-                "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
-                status_code=401,
+            raise _unsent(
+                AuthenticationError(
+                    "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
+                    status_code=401,
+                )
             )
         transport = self._transport
         loop = asyncio.get_running_loop()
         if transport is not None and transport.loop is not loop:
             if not transport.loop.is_closed():
-                raise APIConnectionError(
-                    "the client is in use in another event loop that still runs; make one client per loop"
+                raise _unsent(
+                    APIConnectionError(
+                        "the client is in use in another event loop that still runs; make one client per loop"
+                    )
                 )
             transport.discard()
             transport = None
@@ -234,6 +243,9 @@ class AsyncTogether:
         return transport
 
     async def __aenter__(self) -> Self:
+        # Here rather than within the first call, whose time to the first token it would lengthen.
+        import together_async.transport  # noqa: F401, PLC0415 - imports aiohttp
+
         return self
 
     async def __aexit__(
@@ -253,19 +265,27 @@ class AsyncTogether:
             transport.discard()
         else:
             self._transport = transport
-            raise APIConnectionError("the client is in use in another event loop that still runs; close it there")
+            raise _unsent(
+                APIConnectionError("the client is in use in another event loop that still runs; close it there")
+            )
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
         if transport is None or not transport.holds_resources:
             return
+        transport.discard()  # first: the warning may be an error
         warnings.warn(
             f"unclosed {type(self).__name__} made at {self._made_at}; use `async with` or `await client.aclose()`",
             ResourceWarning,
             source=self,
             stacklevel=1,
         )
-        transport.discard()
+
+
+def _unsent(error: E) -> E:
+    """Returns an error of a call for which nothing was sent."""
+    error.attempts = 0
+    return error
 
 
 def _loop_time() -> float:
@@ -289,11 +309,11 @@ def _request(
     return ChatCompletionRequest(messages=messages, model=model, **options)
 
 
-def _checked_key(key: object) -> str:
+def _checked_key(key: object) -> Secret:
     """Returns the key without the blanks around it; a message about it never shows it."""
     if not isinstance(key, str):
         raise ValueError(f"api_key: got a {type(key).__name__}, expected a str")  # noqa: TRY004 - one error for bad values
-    key = key.strip(" \t\r\n")
+    key = Secret(key.strip(" \t\r\n"))
     for position, character in enumerate(key):
         if not 0x21 <= ord(character) <= 0x7E:
             raise ValueError(
@@ -324,7 +344,7 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")  # noqa: TRY004
         if any(ord(c) < 0x20 and c != "\t" or c == "\x7f" for c in name + value):
             raise ValueError(f"headers[{name!r}]: has control characters")
-    return {name.lower(): value for name, value in headers.items()}
+    return {name.lower(): Secret(value) for name, value in headers.items()}
 
 
 def _origin(url: str) -> str:

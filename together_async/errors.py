@@ -7,6 +7,7 @@ No exception of aiohttp, asyncio or a JSON library escapes this package; where o
 TogetherError
 ├─ APIConnectionError            nothing came back
 │  └─ APITimeoutError            also a TimeoutError
+├─ QueueFullError                load shed before sending
 ├─ APIStatusError                the server answered with an error status
 │  ├─ BadRequestError 400   AuthenticationError 401   PaymentRequiredError 402   PermissionDeniedError 403
 │  ├─ ContextLengthError         prompt + max_tokens exceed the context
@@ -79,6 +80,12 @@ class APITimeoutError(APIConnectionError, TimeoutError):
         self.phase: TimeoutPhase = phase
         self.seconds = seconds
         super().__init__(f"timed out: {phase} took longer than {seconds:g} s; {_REMEDY[phase]}", request_id=request_id)
+
+
+class QueueFullError(TogetherError):
+    """Too many calls wait for their turn (`Limits.max_queued`); nothing was sent. Shed load, or raise the limit."""
+
+    attempts: int = 0
 
 
 class APIStatusError(TogetherError):

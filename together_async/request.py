@@ -402,7 +402,7 @@ class ChatCompletionRequest:
     def to_dict(self) -> dict[str, Any]:
         """Returns the request's body as it is sent, without `stream`; `extra_body` is merged in and wins."""
         body = {name: value for name, value in vars(self).items() if value is not None}
-        body.update(body.pop("extra_body"))
+        body.update(body.pop("extra_body", {}))
         return body
 
     @classmethod

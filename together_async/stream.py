@@ -423,7 +423,7 @@ class _Chunks(_Reader):
                 try:
                     chunk = decode_chunk_strictly(payload)
                     (choice,) = chunk.choices
-                except ValueError:  # not a chunk, or not of one choice
+                except (ValueError, RecursionError):  # not a chunk, or not of one choice
                     pass
                 else:
                     delta = choice.delta
@@ -469,7 +469,7 @@ class _Text(_Reader):
                 try:
                     chunk = decode_text_strictly(payload)
                     (choice,) = chunk.choices
-                except ValueError:
+                except (ValueError, RecursionError):
                     pass
                 else:
                     delta = choice.delta

@@ -25,6 +25,7 @@ from yarl import URL
 from together_async._version import __version__
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
 from together_async.protocol import HTTPRequest, redact
+from together_async.secret import Secret
 from together_async.timeouts import Due, Timeouts, due, earliest
 
 READ_SIZE: Final = 65_536
@@ -32,6 +33,8 @@ READ_SIZE: Final = 65_536
 another system call for every token that arrives alone, a fifth of all its cost."""
 TLS_READ_SIZE: Final = 32_768
 """The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
+KEEPALIVE_SECONDS: Final = 30.0
+"""How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
 """Most bytes of a whole response."""
@@ -43,6 +46,9 @@ DRAIN_SECONDS: Final = 1.0
 _INFLATE_FREE: Final = 4 * 1024 * 1024
 _INFLATE_RATIO: Final = 100
 """A compressed body may be this many times its size once it is above `_INFLATE_FREE`. JSON reaches 20, bombs 1,000."""
+_BYTES_PER_TURN: Final = 65_536
+"""Bytes which a reader may take before the event loop gets its turn: aiohttp inflates a body, and has it ready, for as
+long as somebody reads, so that bytes without content (pings) would keep everybody else waiting."""
 _MAX_REDIRECTS: Final = 5
 _KEEP_AFTER_REDIRECT: Final = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
 
@@ -54,6 +60,10 @@ class ClientClosedError(APIConnectionError):
     """The client was closed; make a new one, or close it later."""
 
 
+class InflationError(APIConnectionError):
+    """A compressed body inflates beyond reason."""
+
+
 class Exchange:
     """One HTTP response on its way in: its head, its bytes, its deadlines.
 
@@ -62,12 +72,15 @@ class Exchange:
 
     __slots__ = (
         "__weakref__",
+        "_armed",
         "_failure",
+        "_left",
         "_live",
         "_loop",
         "_progress",
         "_response",
         "_since",
+        "_taken",
         "_timeouts",
         "_timer",
         "_total",
@@ -80,14 +93,18 @@ class Exchange:
         self._response = response
         self._timeouts = timeouts
         self._total = due("total", timeouts.total, started)
-        self._since = started
+        self._since = started  # when the silence began, had the reader been waiting ever since
+        self._left = self._loop.time()  # when the reader last went away
         self._progress = 0
+        self._taken = 0  # bytes since the event loop's last turn
         self._waiting = False
+        self._armed = False  # the timer is set for a silence, not just for the whole call
         self._failure: APIConnectionError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._live = live
         self.attempts = 1
         live.add(self)
+        self._watch()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "waiting" if self._waiting else "open"
@@ -129,19 +146,17 @@ class Exchange:
         return earliest(due("idle", self._timeouts.idle, self._since), self._total)
 
     def _watch(self) -> None:
-        next_due = self._due()
-        self._timer = None if next_due is None else self._loop.call_at(next_due.at, self._on_timer)
-
-    def _on_timer(self) -> None:
+        """Sets the timer for what is late first. It stays set while chunks come, and then looks again."""
+        self._drop_timer()
+        self._armed = self._waiting
         late = self._due()
-        self._timer = None
         if late is None:
             return
         # The loop's clock may fire a timer up to its resolution early.
         if late.at <= self._loop.time() + 0.001:
             self.abort(APITimeoutError(phase=late.phase, seconds=late.seconds))
         else:
-            self._timer = self._loop.call_at(late.at, self._on_timer)
+            self._timer = self._loop.call_at(late.at, self._watch)
 
     # --------------------------------------------------------------------------------------------------------- reading
 
@@ -156,21 +171,34 @@ class Exchange:
             APITimeoutError: Late; `.phase` says for what. The connection is closed.
             APIConnectionError: Lost, or the client was closed.
         """
+        if self._taken > _BYTES_PER_TURN:
+            self._taken = 0
+            await asyncio.sleep(0)
         if self._failure is not None:
             raise self._failure
-        if progress != self._progress or self._timer is None:
-            # Something was generated, or the timer found nobody waiting: the silence begins now.
-            self._since = self._loop.time()
+        now = self._loop.time()
+        if progress != self._progress:
+            # Something was generated: the silence begins now, and after the first token it has another limit.
+            self._armed = self._armed and self._progress > 0
             self._progress = progress
+            self._since = now
+        else:
+            self._since += now - self._left  # the reader's own time is not the server's silence
         self._waiting = True
-        if self._timer is None:
-            self._watch()
+        content = self._response.content
         try:
-            return await self._response.content.readany()
+            if not self._armed:
+                self._watch()
+            data = await content.readany()
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
             return self._rescue(error)
         finally:
             self._waiting = False
+            self._left = self._loop.time()
+        self._taken += len(data)
+        if content.total_compressed_bytes is not None:
+            self._check_inflation(content.total_bytes, content.total_compressed_bytes)
+        return data
 
     def _rescue(self, error: Exception) -> bytes:
         """Returns what had arrived before the connection broke; aiohttp raises first and would drop it."""
@@ -198,20 +226,27 @@ class Exchange:
         """
         pieces: list[bytes] = []
         size = 0
-        while data := await self.read(size):
-            pieces.append(data)
-            size += len(data)
-            self._check_size(size, limit)
+        try:
+            while data := await self.read(size):
+                pieces.append(data)
+                size += len(data)
+                if size > limit:
+                    self.close()
+                    raise APIResponseValidationError(
+                        f"got a body of more than {size} bytes, expected at most {limit}; if this is no attack, stream it"
+                    )
+        except InflationError as error:
+            raise APIResponseValidationError(str(error)) from error
         return b"".join(pieces)
 
-    def _check_size(self, size: int, limit: int) -> None:
-        compressed = self._response.content.total_compressed_bytes
-        if size > limit or (compressed is not None and size > max(_INFLATE_FREE, _INFLATE_RATIO * compressed)):
-            self.close()
-            of = "" if compressed is None else f" out of {compressed} compressed ones"
-            raise APIResponseValidationError(
-                f"got a body of more than {size} bytes{of}, expected at most {limit}; if this is no attack, stream it"
+    def _check_inflation(self, size: int, compressed: int) -> None:
+        limit = max(_INFLATE_FREE, _INFLATE_RATIO * compressed)
+        if size > limit:
+            failure = InflationError(
+                f"got {size} bytes out of {compressed} compressed ones, expected at most {limit}; this looks like an attack"
             )
+            self.abort(failure)
+            raise failure
 
     async def read_error_body(self) -> bytes:
         """Returns what can be had of an error's body: its status counts, so no failure of the body may hide it."""
@@ -257,6 +292,7 @@ class Exchange:
 
     def _forget(self) -> None:
         self._drop_timer()
+        self._armed = False
         self._live.discard(self)
 
     def _drop_timer(self) -> None:
@@ -341,7 +377,9 @@ class Transport:
             APIConnectionError: Refused, reset, TLS failure, too many redirects, client closed.
         """
         if self.closed:
-            raise ClientClosedError("the client is closed; make a new one")
+            closed = ClientClosedError("the client is closed; make a new one")
+            closed.attempts = 0
+            raise closed
         late = earliest(due("first_token", timeouts.first_token, started), due("total", timeouts.total, started))
         attempts = [0]
         scope = asyncio.timeout_at(None if late is None else late.at)
@@ -351,7 +389,8 @@ class Transport:
             async with scope:
                 response = await self._send(request, headers, timeouts, attempts)
         except Exception as error:  # noqa: BLE001 - every foreign exception becomes one of ours
-            raise self._open_error(error, opening, late if scope.expired() else None, timeouts, attempts[0]) from error
+            failure = self._open_error(error, opening, late if scope.expired() else None, timeouts, attempts[0])
+            raise failure from (None if failure is error else error)
         finally:
             self.openings.discard(opening)
         exchange = Exchange(response, timeouts=timeouts, started=started, live=self.exchanges)
@@ -388,20 +427,37 @@ class Transport:
             # 303 asks for a GET, which is no answer to a chat request: it is left to the caller as a status.
             if response.status not in (301, 302, 307, 308) or not location:
                 return response
-            response.close()
             target = url.join(URL(location))
-            if target.scheme not in ("http", "https") or target.host is None:
+            if target.scheme not in ("http", "https") or not target.host:
+                response.close()
                 raise APIConnectionError(f"redirected to {target.scheme or 'no'} scheme, expected http or https")
             if target.origin() != url.origin():
+                if not self._may_leave_for(target, url):
+                    return response
                 sent = CIMultiDict((k, v) for k, v in sent.items() if k.lower() in _KEEP_AFTER_REDIRECT)
+            response.close()
             url = target.with_user(None)
         raise APIConnectionError(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
+
+    def _may_leave_for(self, target: URL, url: URL) -> bool:
+        """Whether a redirect to another origin is followed; if not, its status is the answer.
+
+        Not from https to http, where everybody could read the prompt, and not with a session of the caller's that
+        adds headers or credentials of its own to every request.
+        """
+        if target.scheme != "https" and url.scheme == "https":
+            return False
+        session = self._session
+        return self._owned or session is None or not (session.headers or session.auth)
 
     async def _post(
         self, url: URL, body: bytes, headers: CIMultiDict[str], timeouts: Timeouts, attempts: list[int]
     ) -> aiohttp.ClientResponse:
         """Sends, and sends again at once when a pooled connection turns out to have been closed by the server."""
         session = self._open_session()
+        if url.scheme == "http" and (credentials := self._options.get("proxy_headers")):
+            # aiohttp sends these with CONNECT alone; without TLS the proxy reads the request itself.
+            headers = _merged(headers, credentials)
         dialled: list[bool] = []
         token = _dialled.set(dialled)
         attempts[0] += 1
@@ -410,6 +466,7 @@ class Transport:
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             # A connector error is a connection that was never made; a message is a response that had begun.
             # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
+            # (A reset in the middle of a head can't be told from a stale connection's: aiohttp drops what had come.)
             if (
                 isinstance(error, aiohttp.ClientConnectorError)
                 or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
@@ -468,7 +525,8 @@ class Transport:
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
             socket_factory=_make_socket,
-            **({} if force_close else {"keepalive_timeout": 30.0}),
+            # aiohttp takes a keepalive_timeout of None, and only that, beside force_close.
+            keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
         )
         return aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
@@ -479,8 +537,9 @@ class Transport:
     def abort_all(self) -> None:
         """Ends everything under way with a typed error."""
         self.closed = True
-        for waiting in (*self.exchanges, *self.openings):
-            waiting.abort(ClientClosedError("the client was closed while this was under way"))
+        under_way: tuple[Exchange | Opening, ...] = (*self.exchanges, *self.openings)
+        for one in under_way:
+            one.abort(ClientClosedError("the client was closed while this was under way"))
 
     async def aclose(self) -> None:
         """Ends everything under way and closes the sessions that are ours. Twice is fine."""
@@ -524,15 +583,6 @@ def default_headers(*, api_key: str, extra: Mapping[str, str]) -> dict[str, str]
     if not api_key:
         del headers["Authorization"]
     return dict(_merged(CIMultiDict(headers), extra))
-
-
-class Secret(str):
-    """A text whose repr does not show it, so that no traceback with locals, debugger or log of headers does."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'[secret]'"
 
 
 def _merged(base: Mapping[str, str], extra: Mapping[str, str]) -> CIMultiDict[str]:
@@ -596,7 +646,7 @@ def _tune(response: aiohttp.ClientResponse) -> None:
         protocol._ssl_buffer_view = memoryview(buffer)
         inner = getattr(protocol, "_transport", None)
         if getattr(inner, "max_size", 0) > READ_SIZE:
-            inner.max_size = READ_SIZE
+            inner.max_size = READ_SIZE  # type: ignore[union-attr]  # has the attribute, as just seen
 
 
 def _close_sockets(connector: aiohttp.BaseConnector) -> None:

@@ -1,0 +1,51 @@
+"""The table of subcommands; each is imported when it is asked for, so that none pays for the others."""
+
+import os
+from importlib import import_module
+from typing import Any
+
+import click
+
+from together_async._version import __version__
+from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED
+
+SUBCOMMANDS = {
+    "chat": "together_async.cli.chat:chat",
+}
+
+
+class LazyGroup(click.Group):
+    """A group which finds its commands in `SUBCOMMANDS`, and ends the way a Unix command does."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand. Left to click, Ctrl-C and a closed pipe would both be exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            # The reader (`| head`) has what it wanted. The interpreter flushes both streams once more at its end, and
+            # would complain about the same pipe.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            ctx.exit(EXIT_DONE)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Name the subcommands in the table's order."""
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one subcommand."""
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        module, _, attribute = SUBCOMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def app() -> None:
+    """Chat completions from Together AI, or from any server that speaks the same protocol."""
