@@ -475,7 +475,9 @@ class TestRealModel:
     async def test_an_answer_ends_where_the_next_question_begins(self, real_server: LocalServer) -> None:
         """`server.stop` keeps the base model from asking itself."""
         body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 200}
-        answer, _ = await fetch(real_server, "/v1/chat/completions", {**body, "stop": real_server.stop, "temperature": 0})
+        answer, _ = await fetch(
+            real_server, "/v1/chat/completions", {**body, "stop": real_server.stop, "temperature": 0}
+        )
         assert "Question:" not in answer["choices"][0]["message"]["content"]
         assert answer["choices"][0]["finish_reason"] == "stop"
 

@@ -23,13 +23,48 @@ from together_async.models import (
     make,
 )
 
-_COMPACT_AT = 1024
-"""Pieces of text after which they are joined: a str object of one token is ten times its text."""
+_BLOCK = 512
+"""Pieces of text that are joined to one block: a str object of one token is ten times its text."""
 
-_DOCUMENT_FIELDS = ("id", "created", "model", "usage", "prompt", "warnings", "system_fingerprint", "service_tier")
-_LATE_FIELDS = ("usage", "prompt", "warnings")
-"""Those of them that come, or come again, after the first chunk."""
+_DOCUMENT_FIELDS: tuple[str, ...] = (
+    "id",
+    "created",
+    "model",
+    "prompt",
+    "warnings",
+    "system_fingerprint",
+    "service_tier",
+)
 _LOGPROB_LISTS = ("tokens", "token_logprobs", "token_ids", "top_logprobs", "content", "refusal")
+
+
+class _Text:
+    """A text under way: pieces as they come, and blocks of pieces joined once and never again."""
+
+    __slots__ = ("blocks", "given", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.blocks: list[str] = []
+        self.given = False  # an empty text has come, which is not null
+
+    def add(self, text: str) -> None:
+        self.given = True
+        if text:
+            self.pieces.append(text)
+
+    def compact(self) -> bool:
+        """Joins the pieces if they are many; returns whether it did."""
+        if len(self.pieces) < _BLOCK:
+            return False
+        self.blocks.append("".join(self.pieces))
+        self.pieces.clear()  # readers hold the list itself
+        return True
+
+    def joined(self) -> str | None:
+        if not (self.given or self.pieces or self.blocks):
+            return None
+        return "".join((*self.blocks, *self.pieces))
 
 
 class _ToolCallParts:
@@ -56,7 +91,7 @@ class _ToolCallParts:
             self.arguments.append(function.arguments)
 
     def function(self) -> Function:
-        return Function(name=self.name, arguments="".join(self.arguments))
+        return Function(name=self.name or "", arguments="".join(self.arguments))
 
     def call(self) -> ToolCall:
         given = {"id": self.id, "type": self.type, "function": self.function(), "index": self.index}
@@ -64,10 +99,11 @@ class _ToolCallParts:
 
 
 class _ChoiceParts:
-    """One choice under way. `content` is the list that `add` and `text()` append to."""
+    """One choice under way. `content` is the list that readers of plain chunks append to by themselves."""
 
     __slots__ = (
         "content",
+        "counted",
         "finish_reason",
         "function_call",
         "index",
@@ -82,10 +118,11 @@ class _ChoiceParts:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.reasoning_content: list[str] = []
-        self.refusal: list[str] = []
+        self.content = _Text()
+        self.counted = 0  # pieces of `content` that `generated` has heard of
+        self.reasoning = _Text()
+        self.reasoning_content = _Text()
+        self.refusal = _Text()
         self.role: str | None = None
         self.finish_reason: str | None = None
         self.seed: int | float | None = None
@@ -96,7 +133,7 @@ class _ChoiceParts:
     def add(self, choice: ChunkChoice) -> bool:
         """Adds one choice of a chunk; returns whether it held anything generated."""
         delta = choice.delta
-        if delta is None:
+        if "delta" not in vars(choice) and choice.text is not None:
             # Servers of the older shape send `text` alone; beside a delta it repeats the content.
             delta = Delta(content=choice.text)
         self.role = self.role or delta.role
@@ -125,12 +162,8 @@ class _ChoiceParts:
             (self.refusal, delta.refusal),
         ):
             if text is not None:
-                # An empty text is kept once: it tells "" from null.
-                if text or not parts:
-                    parts.append(text)
+                parts.add(text)
                 generated = generated or bool(text)
-                if len(parts) > _COMPACT_AT:
-                    parts[:] = ["".join(parts)]
         return generated
 
     def _tool_call(self, delta: ToolCallDelta) -> _ToolCallParts:
@@ -150,8 +183,10 @@ class _ChoiceParts:
         if not isinstance(logprobs, Logprobs):  # native: a number per chunk, its token beside it
             lists.setdefault("tokens", []).append(delta.content)
             lists.setdefault("token_logprobs", []).append(logprobs)
-            if delta.token_id is not None:
-                lists.setdefault("token_ids", []).append(delta.token_id)
+            if delta.token_id is not None or "token_ids" in lists:
+                # An id stands beside its token, also when those before it had none.
+                ids = lists.setdefault("token_ids", [None] * (len(lists["tokens"]) - 1))
+                ids.append(delta.token_id)
             return
         for name in _LOGPROB_LISTS:
             items = getattr(logprobs, name)
@@ -169,52 +204,81 @@ class _ChoiceParts:
         # A choice without a finish reason says so: null, as on the wire, not absent.
         return make(Choice, **{k: v for k, v in given.items() if v is not None or k == "finish_reason"})
 
+    def _tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls by index, as a whole response has them; in order of arrival where one has none."""
+        calls = self.tool_calls
+        if all(call.index is not None for call in calls):
+            calls = sorted(calls, key=lambda call: call.index or 0)
+        return tuple(call.call() for call in calls)
+
     def _message(self) -> ChatCompletionMessage:
         given: dict[str, Any] = {
             "role": self.role or "assistant",
-            "content": _joined(self.content),
-            "reasoning": _joined(self.reasoning),
-            "reasoning_content": _joined(self.reasoning_content),
-            "refusal": _joined(self.refusal),
-            "tool_calls": tuple(call.call() for call in self.tool_calls) or None,
+            "content": self.content.joined(),
+            "reasoning": self.reasoning.joined(),
+            "reasoning_content": self.reasoning_content.joined(),
+            "refusal": self.refusal.joined(),
+            "tool_calls": self._tool_calls() or None,
             "function_call": self.function_call.function() if self.function_call else None,
         }
         return make(ChatCompletionMessage, **{k: v for k, v in given.items() if v is not None or k == "content"})
 
 
-def _joined(parts: list[str]) -> str | None:
-    return "".join(parts) if parts else None
-
-
 class ChatCompletionAccumulator:
     """Takes chunks, gives the completion so far.
 
-    Attributes:
-        generated: How many chunks held something generated, text or a piece of a call; those with just a role, a
-            finish reason or the usage do not count.
+    `generated` counts chunks with text or a piece of a call; those with just a role, a finish reason or the usage are
+    not counted.
     """
 
-    __slots__ = ("_choices", "_document", "generated")
+    __slots__ = ("_choices", "_counted", "_document", "_missing")
 
     def __init__(self) -> None:
         self._document: dict[str, Any] = {}
+        self._missing = _DOCUMENT_FIELDS  # those that have not come yet, or came empty
         self._choices: dict[int, _ChoiceParts] = {}
-        self.generated = 0
+        self._counted = 0
 
     def __repr__(self) -> str:
         return f"<ChatCompletionAccumulator {len(self._choices)} choices, {self.generated} chunks with content>"
 
+    @property
+    def generated(self) -> int:
+        """How many chunks held something generated."""
+        self._count()
+        return self._counted
+
+    def _count(self) -> None:
+        """Counts the texts that readers have appended since the last time; nothing else is counted per token."""
+        for parts in self._choices.values():
+            size = len(parts.content.pieces)
+            self._counted += size - parts.counted
+            parts.counted = size
+
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Adds the next chunk of the stream."""
-        document = self._document
-        for name in _DOCUMENT_FIELDS if "id" not in document else _LATE_FIELDS:
-            value = getattr(chunk, name)
-            if value is not None and (name == "usage" or name not in document):
-                document[name] = value
+        self._add_facts(chunk)
+        self._count()
         generated = False
         for choice in chunk.choices:
-            generated = self._parts(choice.index or 0).add(choice) or generated
-        self.generated += generated
+            parts = self._parts(choice.index or 0)
+            generated = parts.add(choice) or generated
+            parts.counted = len(parts.content.pieces)
+        self._counted += generated
+
+    def _add_facts(self, chunk: ChatCompletionChunk) -> None:
+        """Takes what a chunk says about the whole: the first that is not empty of each, of `usage` the last."""
+        document = self._document
+        if chunk.usage is not None:
+            document["usage"] = chunk.usage
+        news = [
+            name
+            for name in self._missing
+            if (value := getattr(chunk, name)) or (value is not None and name not in document)
+        ]
+        if news:
+            document.update((name, getattr(chunk, name)) for name in news)
+            self._missing = tuple(name for name in self._missing if not document.get(name))
 
     def _parts(self, index: int) -> _ChoiceParts:
         parts = self._choices.get(index)
@@ -225,13 +289,16 @@ class ChatCompletionAccumulator:
     def texts(self, index: int) -> list[str] | None:
         """The content list of a choice that has begun, for readers that know a plain chunk when they see one; None before it has begun."""
         parts = self._choices.get(index)
-        return None if parts is None else parts.content
+        return None if parts is None else parts.content.pieces
 
     def compact(self) -> None:
         """Joins the pieces of text that have gathered; called between reads, so that memory stays that of the text."""
+        self._count()
         for parts in self._choices.values():
-            if len(parts.content) > _COMPACT_AT:
-                parts.content[:] = ["".join(parts.content)]
+            if parts.content.compact():
+                parts.counted = 0
+            for text in (parts.reasoning, parts.reasoning_content):
+                text.compact()
 
     @property
     def usage(self) -> Usage | None:

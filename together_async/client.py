@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from together_async.transport import Exchange, Transport
 
+_MAX_TEXT: Final = 500
+"""Characters of a server's text that an error in a stream shows."""
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 E = TypeVar("E", bound=TogetherError)
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
@@ -76,10 +78,12 @@ class AsyncTogether:
     ) -> None:
         self._transport: Transport | None = None
         self._closed = False
+        self._base_url = ""  # for the repr in a traceback with locals, if a check below fails
         if api_key is None:
             api_key = os.environ.get("TOGETHER_API_KEY", "")
-        # From here on no traceback with locals shows the key.
-        api_key = self._api_key = _checked_key(Secret(api_key) if isinstance(api_key, str) else api_key)
+        if isinstance(api_key, str):
+            api_key = Secret(api_key)  # from here on no traceback with locals shows it
+        self._api_key = _checked_key(api_key)
         self._base_url = _checked_url(base_url or os.environ.get("TOGETHER_BASE_URL") or DEFAULT_BASE_URL)
         if session is not None and (ssl is not None or proxy is not None):
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
@@ -132,7 +136,10 @@ class AsyncTogether:
         async def open() -> Exchange:  # noqa: A001 - what it does
             return await self._open(http, request, extra, limits)
 
-        return ChatCompletionStream(open, time=_loop_time, max_event_size=self._max_event_size)
+        def redact(text: str) -> str:
+            return protocol.redact(text, self._secrets(request))[:_MAX_TEXT]
+
+        return ChatCompletionStream(open, time=_loop_time, max_event_size=self._max_event_size, redact=redact)
 
     async def create(
         self,
@@ -188,7 +195,11 @@ class AsyncTogether:
             body = await exchange.read_error_body()
         finally:
             exchange.close()
-        note = f" (the redirect to {_origin(exchange.headers['location'])} was not followed)" if 300 <= exchange.status < 400 and "location" in exchange.headers else ""
+        note = (
+            f" (the redirect to {_origin(exchange.headers['location'])} was not followed)"
+            if 300 <= exchange.status < 400 and "location" in exchange.headers
+            else ""
+        )
         error = protocol.status_error(
             exchange.status, exchange.headers, body, secrets=self._secrets(request), note=note
         )
@@ -197,7 +208,7 @@ class AsyncTogether:
 
     def _secrets(self, request: ChatCompletionRequest) -> list[str]:
         """What no error's text may repeat: the key, and what the messages say."""
-        texts = [self._api_key]
+        texts: list[str] = [self._api_key]
         for message in request.messages:
             content = message.get("content")
             parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
@@ -255,19 +266,22 @@ class AsyncTogether:
 
     async def aclose(self) -> None:
         """Ends live streams and calls with a typed error, and closes the connections. Twice is fine."""
-        self._closed = True
-        transport, self._transport = self._transport, None
-        if transport is None:
-            return
-        if transport.loop is asyncio.get_running_loop():
-            await transport.aclose()
-        elif transport.loop.is_closed():
-            transport.discard()
-        else:
-            self._transport = transport
+        transport = self._transport
+        here = transport is None or transport.loop is asyncio.get_running_loop()
+        if transport is not None and not here and not transport.loop.is_closed():
             raise _unsent(
                 APIConnectionError("the client is in use in another event loop that still runs; close it there")
             )
+        self._closed, self._transport = True, None
+        if transport is not None:
+            if here:
+                await transport.aclose()
+            else:
+                transport.discard()
+
+    async def close(self) -> None:
+        """`aclose`, by the name it has in the SDKs."""
+        await self.aclose()
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
@@ -328,7 +342,9 @@ def _checked_url(url: object) -> str:
         raise ValueError(f"base_url: got a {type(url).__name__}, expected a str")  # noqa: TRY004
     parts = urllib.parse.urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url: got scheme {parts.scheme!r}, host {parts.hostname!r}; expected http(s)://host[:port]/v1")
+        raise ValueError(
+            f"base_url: got scheme {parts.scheme!r}, host {parts.hostname!r}; expected http(s)://host[:port]/v1"
+        )
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: carries credentials, which end up in logs; pass api_key= or headers=")
     try:
@@ -342,7 +358,7 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")  # noqa: TRY004
-        if any(ord(c) < 0x20 and c != "\t" or c == "\x7f" for c in name + value):
+        if any((ord(c) < 0x20 and c != "\t") or c == "\x7f" for c in name + value):
             raise ValueError(f"headers[{name!r}]: has control characters")
     return {name.lower(): Secret(value) for name, value in headers.items()}
 

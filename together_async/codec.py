@@ -16,7 +16,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from together_async.errors import APIResponseValidationError
-from together_async.models import ChatCompletion, ChatCompletionChunk, Document, Value, make, set_raw
+from together_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Document,
+    Function,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
+    Value,
+    make,
+    set_raw,
+)
 
 if TYPE_CHECKING:
     import cattrs
@@ -58,7 +73,7 @@ class TextChoice(msgspec.Struct, gc=False):
 class TextChunk(msgspec.Struct, gc=False):
     """A chunk as `text()` sees it."""
 
-    choices: list[TextChoice] = []  # noqa: RUF012 - msgspec copies an empty default
+    choices: list[TextChoice] = []  # msgspec copies an empty default
     usage: Any = None
     error: Any = None
     prompt: Any = None
@@ -68,6 +83,9 @@ class TextChunk(msgspec.Struct, gc=False):
 decode_text_strictly: Final = msgspec.json.Decoder(TextChunk).decode
 """Decodes the little that `text()` needs, at less than half the cost of a chunk."""
 
+_NOT_JSON: Final = (ValueError, RecursionError)
+"""What msgspec raises for text it can't read; the second for arrays in arrays without end."""
+
 _decode_completion: Final = msgspec.json.Decoder(ChatCompletion).decode
 
 
@@ -75,11 +93,11 @@ def decode_json(data: bytes) -> Any:
     """Returns any JSON value.
 
     Raises:
-        JSONError: Not JSON, or not UTF-8.
+        JSONError: Not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return msgspec.json.decode(data)
-    except ValueError as error:
+    except _NOT_JSON as error:
         raise JSONError(str(error)) from error
 
 
@@ -94,7 +112,7 @@ def decode_chunk(data: bytes) -> ChatCompletionChunk:
         chunk = decode_chunk_strictly(data)
     except msgspec.ValidationError:
         chunk = _read_patiently(data, ChatCompletionChunk)
-    except ValueError as error:
+    except _NOT_JSON as error:
         raise JSONError(str(error)) from error
     set_raw(chunk, data)
     return chunk
@@ -111,7 +129,7 @@ def decode_completion(data: bytes) -> ChatCompletion:
         completion = _decode_completion(data)
     except msgspec.ValidationError:
         completion = _read_patiently(data, ChatCompletion)
-    except ValueError as error:
+    except _NOT_JSON as error:
         raise JSONError(str(error)) from error
     set_raw(completion, data)
     return completion
@@ -119,14 +137,37 @@ def decode_completion(data: bytes) -> ChatCompletion:
 
 # ---------------------------------------------------------------------------------------------- the patient reading
 
-_SPINE: Final = frozenset({"choices", "delta", "message", "content"})
+_KINDS: Final[Mapping[type, str]] = {
+    types.NoneType: "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+_MESSAGE: Final = {"content": "a string", "tool_calls": "an array", "function_call": "an object"}
+_FUNCTION: Final = {"name": "a string", "arguments": "a string"}
+_SPINE: Final[Mapping[type[Value], Mapping[str, str]]] = {
+    ChatCompletion: {"choices": "an array"},
+    ChatCompletionChunk: {"choices": "an array"},
+    Choice: {"message": "an object"},
+    ChunkChoice: {"delta": "an object"},
+    ChatCompletionMessage: _MESSAGE,
+    Delta: _MESSAGE,
+    ToolCall: {"function": "an object"},
+    ToolCallDelta: {"function": "an object"},
+    Function: _FUNCTION,
+    FunctionDelta: _FUNCTION,
+}
 """Fields without which an answer would be lost in silence: of the wrong type they are an error, not dropped."""
 
 
 def _read_patiently(data: bytes, cls: type[D]) -> D:
-    value = _fit(decode_json(data), cls, "$")
+    body = decode_json(data)
+    value = _fit(body, cls, "$")
     if not isinstance(value, cls):
-        raise APIResponseValidationError(f"$: got {_kind(value)}, expected an object", body=_text(data))
+        raise APIResponseValidationError(f"$: got {_kind(body)}, expected an object", body=_text(data))
     return value
 
 
@@ -158,14 +199,25 @@ def _fit_object(value: Any, wanted: type[Value], path: str) -> Value | None:
         return None
     hints: dict[str, Any] = _hints(wanted)  # type: ignore[arg-type]  # classes hash; mypy asks their instances
     given = {name: value[name] for name in hints if value.get(name) is not None}
+    if "arguments" in given and isinstance(given["arguments"], (dict, list)):
+        # Some servers send the arguments themselves and not their text.
+        given["arguments"] = encode(given["arguments"]).decode()
     fits = {name: _fit(item, hints[name], f"{path}.{name}") for name, item in given.items()}
-    for name, fit in fits.items():
-        if fit is None and name in _SPINE:
-            expected = "a list" if name == "choices" else "a str" if name == "content" else "an object"
-            raise APIResponseValidationError(
-                f"{path}.{name}: got {_kind(given[name])}, expected {expected}", path=f"{path}.{name}"
-            )
+    for name, expected in _SPINE.get(wanted, {}).items():
+        if name in given:
+            _check_spine(given[name], fits[name], f"{path}.{name}", expected)
     return make(wanted, **{name: fit for name, fit in fits.items() if fit is not None})
+
+
+def _check_spine(value: Any, fit: Any, path: str, expected: str) -> None:
+    """Raises unless the whole value has found its place; of a list, also each item that is not null."""
+    if fit is not None and isinstance(value, list):
+        wrong = next((i for i, item in enumerate(value) if not isinstance(item, (dict, types.NoneType))), None)
+        if wrong is None:
+            return
+        value, fit, path, expected = value[wrong], None, f"{path}[{wrong}]", "an object"
+    if fit is None:
+        raise APIResponseValidationError(f"{path}: got {_kind(value)}, expected {expected}", path=path)
 
 
 def _fit_scalar(value: Any, wanted: type) -> Any:
@@ -174,7 +226,7 @@ def _fit_scalar(value: Any, wanted: type) -> Any:
     if wanted is int:
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        if isinstance(value, str) and value.removeprefix("-").isdecimal():
+        if isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) <= 40:
             return int(value)
     return value if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)) else None
 
@@ -186,8 +238,7 @@ def _hints(cls: type[Value]) -> dict[str, Any]:
 
 def _kind(value: object) -> str:
     """Names a JSON value's kind, never the value: it may be somebody's text."""
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
-    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+    return _KINDS.get(type(value), type(value).__name__)
 
 
 def _text(data: bytes) -> str:

@@ -94,5 +94,3 @@ class Completions:
         opened = self._client.stream(request, timeouts=timeouts, headers=extra_headers)
         await opened._begin()
         return opened
-
-

@@ -64,6 +64,7 @@ class Document(Value):
     __slots__ = ("_raw",)
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object it came as, to the last key."""
         raw: bytes | None = getattr(self, "_raw", None)
         if raw is None:
             return super().to_dict()
@@ -176,8 +177,8 @@ class Logprobs(Value):
 class Function(Value):
     """The function of a tool call: its name, and its arguments as JSON text."""
 
-    name: str | None = None
-    arguments: str | None = None
+    name: str = ""
+    arguments: str = ""
 
 
 @defaults_on_class
@@ -185,9 +186,9 @@ class Function(Value):
 class ToolCall(Value):
     """A call the model asks for. Answer it with `Message.tool(result, tool_call_id=call.id)`."""
 
-    id: str | None = None
+    id: str = ""
     type: str | None = None
-    function: Function | None = None
+    function: Function = make(Function)  # noqa: RUF009 - frozen
     index: int | None = None
 
 
@@ -243,8 +244,8 @@ class Choice(Value):
     when the server gave none.
     """
 
-    index: int | None = 0
-    message: ChatCompletionMessage | None = None
+    index: int = 0
+    message: ChatCompletionMessage = make(ChatCompletionMessage)  # noqa: RUF009 - frozen
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
     seed: int | float | None = None
@@ -271,8 +272,7 @@ class ChatCompletion(Document):
     @property
     def text(self) -> str:
         """The content of the first choice; the empty string when it has none."""
-        message = self.choices[0].message if self.choices else None
-        return (message.content or "") if message else ""
+        return (self.choices[0].message.content or "") if self.choices else ""
 
 
 @defaults_on_class
@@ -295,8 +295,8 @@ class Delta(Value):
 class ChunkChoice(Value):
     """One choice's part of a chunk. Together repeats `delta.content` as `text`: use one of them, never both."""
 
-    index: int | None = 0
-    delta: Delta | None = None
+    index: int = 0
+    delta: Delta = make(Delta)  # noqa: RUF009 - frozen
     finish_reason: str | None = None
     logprobs: float | Logprobs | None = None
     seed: int | float | None = None

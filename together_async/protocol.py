@@ -16,6 +16,7 @@ What a payload may be, and what becomes of it:
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,17 +27,35 @@ import attrs
 
 from together_async import codec
 from together_async.errors import (
+    APIConnectionError,
     APIResponseValidationError,
     APIStatusError,
     ContextLengthError,
     status_error_class,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, ChunkChoice, Delta, ToolCallDelta, make, set_raw
+from together_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    Choice,
+    ChunkChoice,
+    Delta,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
+    make,
+    set_raw,
+)
 from together_async.request import ChatCompletionRequest
 from together_async.sse import DEFAULT_MAX_EVENT_SIZE, EventStreamParser, EventTooLargeError, ServerSentEvent
 
 PATH: Final = "chat/completions"
 _DONE: Final = b"[DONE]"
+_TOO_LARGE: Final = b"\0"
+"""Stands among the payloads, in its order, for an event above the size cap."""
+_BLANK_OR_BOM: Final = b" \t\r\n\xef\xbb\xbf"
+_NO_DELTA: Final = ChunkChoice().delta
+"""The class's own default, which is what a choice without a delta has."""
 _MAX_MESSAGE = 500
 """Characters of a server's text that an error message shows."""
 
@@ -64,18 +83,28 @@ def build_request(request: ChatCompletionRequest, *, stream: bool) -> HTTPReques
         body["stream"] = True
     try:
         return HTTPRequest(PATH, codec.encode(body), stream)
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         # The JSON library's text may hold what it failed on, so its own words stay in __cause__... as a type only.
         raise ValueError(f"request: has no JSON form ({type(error).__name__}); expected plain JSON values") from None
 
 
 # ----------------------------------------------------------------------------------------------------- error responses
 
-_CONTEXT = re.compile(r"context.{0,20}(length|window|size)|maximum context|exceed.{0,40}context|max_new_tokens", re.I)
+_CONTEXT = re.compile(
+    r"context.{0,20}(length(?!_exceeded_behavior)|window|size)|maximum context|exceed.{0,40}context"
+    r"|tokens.{0,5}\+.{0,5}max_new_tokens",
+    re.IGNORECASE,
+)
 
 
 def status_error(
-    status: int, headers: Mapping[str, str], body: bytes, *, secrets: Iterable[str] = (), note: str = ""
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    secrets: Iterable[str] = (),
+    note: str = "",
+    now: Callable[[], float] = time.time,
 ) -> APIStatusError:
     """Returns the exception for an error response.
 
@@ -85,13 +114,14 @@ def status_error(
         body: What came of it; JSON of any shape, text, HTML or nothing.
         secrets: Texts which must not appear in the message: the key, the prompt's parts.
         note: A remark for the end of the message.
+        now: The wall clock, for a `retry-after` that is a date.
     """
     decoded = _body(body)
     facts = error_facts(decoded)
-    message = facts.message if facts else _plain_text(decoded)
-    message = redact(message, secrets)[:_MAX_MESSAGE] or "no message"
+    said = facts.message if facts else _plain_text(decoded)
+    message = redact(said, secrets)[:_MAX_MESSAGE] or "no message"
     cls = status_error_class(status)
-    if status in (400, 403) and facts and (facts.code == "context_length_exceeded" or _CONTEXT.search(facts.message)):
+    if status in (400, 403) and ((facts and facts.code == "context_length_exceeded") or _CONTEXT.search(said)):
         cls = ContextLengthError
     return cls(
         f"{status}: {message}{note}",
@@ -99,7 +129,7 @@ def status_error(
         headers=headers,
         body=decoded,
         request_id=request_id(headers),
-        retry_after=retry_after(headers, now=time.time),
+        retry_after=retry_after(headers, now=now),
     )
 
 
@@ -144,9 +174,13 @@ class ErrorFacts:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status the object carries as its code, or None."""
-        number = int(self.code) if isinstance(self.code, str) and self.code.isdecimal() else self.code
-        return number if isinstance(number, int) and 400 <= number <= 599 else None
+        """The HTTP status the object carries, as its code or beside it, or None."""
+        beside = [self.body.get(name) for name in ("status", "status_code")] if isinstance(self.body, Mapping) else []
+        for value in (self.code, *beside):
+            number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value
+            if isinstance(number, int) and 400 <= number <= 599:
+                return number
+        return None
 
 
 def error_facts(body: Any) -> ErrorFacts | None:
@@ -158,18 +192,20 @@ def error_facts(body: Any) -> ErrorFacts | None:
     if not isinstance(body, Mapping):
         return None
     error = body.get("error")
-    if isinstance(error, Mapping):
+    if isinstance(error, Mapping) and (error or "choices" not in body):
         code = next((error[k] for k in ("code", "status", "status_code") if isinstance(error.get(k), (int, str))), None)
         return ErrorFacts(_first_text(error, "message", "detail", "type", "code") or "no message", code, error)
     if error:
-        return ErrorFacts(error if isinstance(error, str) else "no message", _code(body), body)
-    if "choices" in body:
+        message = error if isinstance(error, str) else "no message"
+    elif "choices" in body:
         return None
-    if body.get("detail"):
-        return ErrorFacts(_detail(body["detail"]), _code(body), body)
-    if body.get("object") == "error" or (isinstance(body.get("message"), str) and ("code" in body or "type" in body)):
-        return ErrorFacts(_first_text(body, "message", "type") or "no message", _code(body), body)
-    return None
+    elif body.get("detail"):
+        message = _detail(body["detail"])
+    elif body.get("object") == "error" or (isinstance(body.get("message"), str) and ("code" in body or "type" in body)):
+        message = _first_text(body, "message", "type") or "no message"
+    else:
+        return None
+    return ErrorFacts(message, _code(body), body)
 
 
 def _code(body: Mapping[str, Any]) -> str | int | None:
@@ -186,12 +222,15 @@ def _detail(detail: Any) -> str:
     if isinstance(detail, str):
         return detail
     items = detail if isinstance(detail, list) else [detail]
-    problems = (
-        f"{'.'.join(map(str, item.get('loc') or ()))}: {item.get('msg', 'invalid')}"
-        for item in items
-        if isinstance(item, Mapping)
-    )
-    return "; ".join(problems) or "no message"
+    return "; ".join(filter(None, map(_problem, items))) or "no message"
+
+
+def _problem(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return item if isinstance(item, str) else ""
+    where = item.get("loc")
+    said = _first_text(item, "msg", "message", "error", "type")
+    return f"{'.'.join(map(str, where))}: {said or 'invalid'}" if isinstance(where, list) else said
 
 
 def _body(body: bytes) -> Any:
@@ -203,21 +242,37 @@ def _body(body: bytes) -> Any:
 
 def _plain_text(body: Any) -> str:
     """The readable part of a body that is not an error object: text as it is, of HTML what stands between tags."""
+    if isinstance(body, Mapping):  # {"message": "Forbidden"}: under an error status it is one
+        return _first_text(body, "message", "msg", "title")
     if not isinstance(body, str):
         return ""
     if body.lstrip()[:1] == "<":
-        body = re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", body[:20_000])
+        # What is never closed goes to the end, or a hostile page of opening tags would take quadratic time.
+        body = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<[^<>]*>", " ", body[:20_000])
     return " ".join(body.split())
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "[redacted]")
-    return text
+    """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors.
+
+    A secret of several lines is also known as one line, and as JSON and Python write it.
+    """
+    forms = {
+        form
+        for secret in filter(None, secrets)
+        for form in (secret, " ".join(secret.split()), json.dumps(secret)[1:-1], repr(secret)[1:-1])
+    }
+    # NUL stands in, or a short secret would be found again in what replaced a longer one.
+    for form in sorted(filter(None, forms), key=len, reverse=True):
+        text = text.replace(form, "\0")
+    return text.replace("\0", "[redacted]")
 
 
 # -------------------------------------------------------------------------------------------------------------- stream
+
+
+class InflationError(APIConnectionError):
+    """A compressed body inflates beyond reason. Not for users: it becomes a protocol or a validation error."""
 
 
 class NotTheProtocol(Exception):  # noqa: N818 - not for users: the stream turns it into StreamProtocolError
@@ -241,11 +296,15 @@ class ChunkDecoder:
         done: `data: [DONE]` has come.
     """
 
-    __slots__ = ("_parser", "_sniffed", "_whole", "done")
+    __slots__ = ("_any", "_max_size", "_media_type", "_parser", "_sniffed", "_too_large", "_whole", "done")
 
     def __init__(self, *, media_type: str = "text/event-stream", max_event_size: int = DEFAULT_MAX_EVENT_SIZE) -> None:
         self._parser = EventStreamParser(max_event_size=max_event_size)
-        self._whole: list[bytes] | None = None  # the body is one JSON document; its pieces
+        self._max_size = max_event_size
+        self._media_type = media_type
+        self._any = False  # an event has come
+        self._too_large: EventTooLargeError | None = None
+        self._whole: bytearray | None = None  # the body is one JSON document
         self._sniffed = False
         self.done = False
         if media_type == "text/html":
@@ -257,38 +316,67 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes of the body, returns the payloads they complete, in order.
 
+        An event above the size cap is a payload too, which `decode` refuses: what came before it is not lost, and
+        after `[DONE]` it does not matter.
+
         Raises:
-            NotTheProtocol: Not an event stream, or an event above the size cap.
+            NotTheProtocol: Not an event stream.
         """
         if not self._sniffed:
             self._sniff(data)
         if self._whole is not None:
-            self._whole.append(data)
-            return []
+            return self._feed_whole(data)
         plain = self._parser.feed_plain(data)
         if plain is not None:
+            self._any = True
             return plain
         try:
             events = self._parser.feed_any(data)
         except EventTooLargeError as error:
-            raise NotTheProtocol(f"got {error}; raise max_event_size if this is no attack") from error
-        return [payload for event in events if (payload := _payload(event)) is not None]
+            self._too_large = error
+            events = error.events
+        self._any = self._any or bool(events)
+        payloads = [payload for event in events if (payload := _payload(event)) is not None]
+        return payloads if self._too_large is None else [*payloads, _TOO_LARGE]
+
+    def _feed_whole(self, data: bytes) -> list[bytes]:
+        assert self._whole is not None  # noqa: S101 - the caller has looked
+        self._whole += data
+        if len(self._whole) > self._max_size:
+            self._whole = None
+            raise NotTheProtocol(
+                f"got a JSON document of more than {self._max_size} bytes, expected an event stream; "
+                "raise max_event_size if this is no attack"
+            )
+        return []
 
     def _sniff(self, data: bytes) -> None:
         """Decides by the first byte which is not blank: servers do answer a stream request with JSON or HTML."""
-        start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        start = data.lstrip(_BLANK_OR_BOM)[:1]
         if not start:
             return
         self._sniffed = True
         if start == b"<":
             raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
         if start in b"{[":
-            self._whole = []
+            self._whole = bytearray()
 
     def end(self) -> list[bytes]:
-        """Says that the body has ended; returns the payload of a body that was one JSON document."""
+        """Says that the body has ended; returns the payload of a body that was one JSON document.
+
+        Raises:
+            NotTheProtocol: No event came, and the body does not even call itself an event stream.
+        """
+        if (
+            self._sniffed
+            and not self._any
+            and self._whole is None
+            and self._media_type not in ("", "text/event-stream")
+        ):
+            raise NotTheProtocol(f"got a body of type {self._media_type!r} without an event, expected an event stream")
         whole, self._whole = self._whole, None
-        return [b"".join(whole)] if whole else []
+        self._any = self._any or bool(whole)
+        return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
 
     @property
     def is_whole(self) -> bool:
@@ -304,22 +392,27 @@ class ChunkDecoder:
         """
         try:
             chunk = codec.decode_chunk_strictly(payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.decode_odd(payload)
         return self.accept(chunk, payload)
 
     def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
         """Does what `decode` does, for a reader that has decoded the payload itself."""
-        if chunk.choices and chunk.error is None:
+        # A choice without a delta may be one of a whole completion.
+        if chunk.choices and chunk.error is None and chunk.choices[0].delta is not _NO_DELTA:
             set_raw(chunk, payload)
             return chunk
         return self.decode_odd(payload)
 
     def decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
         """Does what `decode` does for what is no chunk with choices: the end, errors, usage alone, other shapes."""
-        if payload.strip() == _DONE:
+        text = payload.strip()
+        if text == _DONE:
             self.done = True
+        if text in (_DONE, b""):
             return None
+        if self._too_large is not None and payload == _TOO_LARGE:
+            raise NotTheProtocol(f"got {self._too_large}; raise max_event_size if this is no attack")
         try:
             body = codec.decode_json(payload)
         except codec.JSONError as error:
@@ -335,7 +428,9 @@ class ChunkDecoder:
     def _decode_object(payload: bytes, body: dict[str, Any]) -> ChatCompletionChunk | None:
         choices = body.get("choices")
         try:
-            if isinstance(choices, list) and any(isinstance(c, dict) and c.get("message") for c in choices):
+            if isinstance(choices, list) and any(
+                isinstance(c, dict) and c.get("message") and not c.get("delta") for c in choices
+            ):
                 return chunk_of(codec.decode_completion(payload))
             chunk = codec.decode_chunk(payload)
         except APIResponseValidationError as error:
@@ -359,33 +454,38 @@ def _payload(event: ServerSentEvent) -> bytes | None:
 
 def chunk_of(completion: ChatCompletion) -> ChatCompletionChunk:
     """Returns a whole completion as the one chunk of a stream that says the same."""
-    choices = tuple(
-        make(
-            ChunkChoice,
-            index=choice.index if choice.index is not None else position,
-            delta=_delta_of(choice.message),
-            finish_reason=choice.finish_reason,
-            logprobs=choice.logprobs,
-            seed=choice.seed,
-        )
-        for position, choice in enumerate(completion.choices)
-    )
+    choices = tuple(_chunk_choice(choice, position) for position, choice in enumerate(completion.choices))
     given = {name: value for name, value in vars(completion).items() if name not in ("object", "choices")}
     return make(ChatCompletionChunk, object="chat.completion.chunk", choices=choices, **given)
 
 
-def _delta_of(message: Any) -> Delta:
-    given = dict(vars(message)) if message is not None else {}
-    calls = given.get("tool_calls")
-    if calls:
-        given["tool_calls"] = tuple(
-            make(ToolCallDelta, **{"index": i, **{k: v for k, v in vars(call).items() if v is not None}})
-            for i, call in enumerate(calls)
-        )
+def _chunk_choice(choice: Choice, position: int) -> ChunkChoice:
+    # vars() holds what the server sent: a choice without an index has that of its place, not the class's 0.
+    given = {name: value for name, value in vars(choice).items() if name not in ("message", "text")}
+    if given.get("index") is None:
+        given["index"] = position
+    return make(ChunkChoice, **given, delta=_delta_of(choice.message))
+
+
+def _delta_of(message: ChatCompletionMessage) -> Delta:
+    given = dict(vars(message))
+    if given.get("tool_calls"):
+        given["tool_calls"] = tuple(_call_delta(call, i) for i, call in enumerate(given["tool_calls"]))
+    if given.get("function_call"):
+        given["function_call"] = make(FunctionDelta, **vars(given["function_call"]))
     return make(Delta, **given)
 
 
-def completion_of(body: bytes, *, status: int, headers: Mapping[str, str], secrets: Iterable[str] = ()) -> ChatCompletion:
+def _call_delta(call: ToolCall, position: int) -> ToolCallDelta:
+    given = {name: value for name, value in vars(call).items() if value is not None}
+    if "function" in given:
+        given["function"] = make(FunctionDelta, **vars(given["function"]))
+    return make(ToolCallDelta, **{"index": position, **given})
+
+
+def completion_of(
+    body: bytes, *, status: int, headers: Mapping[str, str], secrets: Iterable[str] = ()
+) -> ChatCompletion:
     """Returns the completion of a whole response.
 
     Raises:

@@ -50,13 +50,9 @@ class Message:
     """
 
     role: str
-    content: str | tuple[ContentPart, ...] | None = attrs.field(
-        default=None, hash=False, converter=_frozen_list
-    )
+    content: str | tuple[ContentPart, ...] | None = attrs.field(default=None, hash=False, converter=_frozen_list)
     name: str | None = None
-    tool_calls: tuple[Any, ...] | None = attrs.field(
-        default=None, hash=False, converter=_frozen_list
-    )
+    tool_calls: tuple[Any, ...] | None = attrs.field(default=None, hash=False, converter=_frozen_list)
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -82,7 +78,8 @@ class Message:
     @classmethod
     def user(cls, content: str | Sequence[ContentPart]) -> Message:
         """Returns a message of the user: text or parts."""
-        return cls("user", content if isinstance(content, str) else tuple(content))
+        parts = isinstance(content, Sequence) and not isinstance(content, (str, bytes))
+        return cls("user", tuple(content) if parts else content)
 
     @classmethod
     def assistant(cls, content: str | None = None, *, tool_calls: Sequence[ToolCall] | None = None) -> Message:
@@ -105,7 +102,9 @@ def _got(value: object) -> str:
         return f"an int of {value.bit_length()} bits"  # Python refuses to write out the largest
     if isinstance(value, (bool, int, float)) or value is None:
         return repr(value)
-    return f"a {type(value).__name__}" + (f" of length {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict)) else "")
+    return f"a {type(value).__name__}" + (
+        f" of length {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict)) else ""
+    )
 
 
 def _check_message(message: Mapping[str, Any], where: str) -> None:

@@ -37,12 +37,22 @@ class ServerSentEvent:
 
 
 class EventTooLargeError(ValueError):
-    """An event, or a line of one, is longer than the parser accepts."""
+    """An event, or a line of one, is longer than the parser accepts.
 
-    def __init__(self, size: int, limit: int) -> None:
+    Attributes:
+        size: Bytes it has at the least.
+        limit: Bytes it may have.
+        events: What the same call of `feed` had completed before it, so that no event is lost to the one after it.
+    """
+
+    def __init__(self, size: int, limit: int, events: list[ServerSentEvent] | None = None) -> None:
         self.size = size
         self.limit = limit
+        self.events = events or []
         super().__init__(f"a server-sent event of at least {size} bytes, expected at most {limit}")
+
+    def __reduce__(self) -> tuple[type[EventTooLargeError], tuple[int, int, list[ServerSentEvent]]]:
+        return type(self), (self.size, self.limit, self.events)
 
 
 class EventStreamParser:
@@ -55,7 +65,19 @@ class EventStreamParser:
         max_event_size: Most bytes of one event, its unfinished last line included; 8 MiB by default.
     """
 
-    __slots__ = ("_after_cr", "_data", "_event", "_id", "_id_buffer", "_max_size", "_retry", "_size", "_started", "_tail", "_tail_size")
+    __slots__ = (
+        "_after_cr",
+        "_data",
+        "_event",
+        "_id",
+        "_id_buffer",
+        "_max_size",
+        "_retry",
+        "_size",
+        "_started",
+        "_tail",
+        "_tail_size",
+    )
 
     def __init__(self, *, max_event_size: int = DEFAULT_MAX_EVENT_SIZE) -> None:
         if max_event_size < 1:
@@ -84,7 +106,8 @@ class EventStreamParser:
         """Takes the next bytes of the body, returns the events they complete.
 
         Raises:
-            EventTooLargeError: An event is above the cap. The parser is of no further use.
+            EventTooLargeError: An event is above the cap; `.events` are those before it. The parser is of no further
+                use.
         """
         plain = self.feed_plain(data)
         if plain is None:
@@ -117,8 +140,9 @@ class EventStreamParser:
             tail = last[end + 2 :]
         else:
             tail = _PLAIN_START + last
-        # Every LF must be one of the breaks, or some event has more than its one line.
-        if data.count(b"\n") != 2 * len(payloads) + tail.count(b"\n"):
+        # Every LF must be one of the breaks, or some event has more than its one line. The tail has none either: the
+        # long way alone knows which lines of an unfinished event count towards its size.
+        if data.count(b"\n") != 2 * len(payloads):
             return None
         self._started = True
         self._tail = [tail] if tail else []
@@ -135,12 +159,16 @@ class EventStreamParser:
         lines = b"".join((*self._tail, data[:end]))
         self._tail, self._tail_size = [], 0
         events: list[ServerSentEvent] = []
-        for line in lines.split(b"\n"):
-            if line:
-                self._process(line)
-            elif (event := self._dispatch()) is not None:
-                events.append(event)
-        self._keep(data[end + 1 :])
+        try:
+            for line in lines.split(b"\n"):
+                if line:
+                    self._process(line)
+                elif self._size and (event := self._dispatch()) is not None:
+                    events.append(event)
+            self._keep(data[end + 1 :])
+        except EventTooLargeError as error:
+            error.events = events
+            raise
         return events
 
     def _keep(self, tail: bytes) -> None:
@@ -202,7 +230,9 @@ class EventStreamParser:
         return ServerSentEvent(b"\n".join(data), event=event or "message", id=self._id, retry=retry)
 
 
-def encode_event(data: bytes | str, *, event: str | None = None, id: str | None = None, retry: int | None = None) -> bytes:
+def encode_event(
+    data: bytes | str, *, event: str | None = None, id: str | None = None, retry: int | None = None
+) -> bytes:
     """Returns one event as the bytes of an event stream; what `EventStreamParser` reads back as it was.
 
     Args:

@@ -10,6 +10,7 @@ asked for, and the network is asked when no payload is left.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -30,11 +31,15 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, set_raw
-from together_async.protocol import ChunkDecoder, ErrorInStream, NotTheProtocol
+from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, set_raw
+from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
 
 if TYPE_CHECKING:
     from together_async.transport import Exchange
+
+
+_SKIPS_PER_TURN = 256
+_CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
 
 
 @attrs.frozen
@@ -83,17 +88,26 @@ class ChatCompletionStream:
         "_max_event_size",
         "_noted",
         "_open",
+        "_opening",
         "_over",
         "_payloads",
+        "_redact",
+        "_skipped",
         "_started",
         "_time",
     )
 
     def __init__(
-        self, open: Callable[[], Awaitable[Exchange]], *, time: Callable[[], float], max_event_size: int
+        self,
+        open: Callable[[], Awaitable[Exchange]],
+        *,
+        time: Callable[[], float],
+        max_event_size: int,
+        redact: Callable[[str], str] = str,
     ) -> None:
         self._open = open
         self._time = time
+        self._redact = redact
         self._max_event_size = max_event_size
         self._exchange: Exchange | None = None
         self._head: dict[str, str] | None = None
@@ -101,7 +115,9 @@ class ChatCompletionStream:
         self._accumulator = ChatCompletionAccumulator()
         self._payloads: list[bytes] = []  # the last is the next
         self._entered = False
+        self._opening = False
         self._over = False
+        self._skipped = 0  # payloads without a chunk
         self._error: TogetherError | None = None
         self._started = 0.0
         self._arrived = 0.0  # when the last bytes came
@@ -163,6 +179,10 @@ class ChatCompletionStream:
         """Closes the connection at once, unless the stream is at its end. Twice is fine."""
         self._leave()
 
+    async def close(self) -> None:
+        """The same as `aclose`, by the name it has in the SDKs."""
+        self._leave()
+
     def __del__(self) -> None:
         # A stream that was dropped; `getattr` because __init__ may not have run.
         if not getattr(self, "_over", True):
@@ -206,13 +226,25 @@ class ChatCompletionStream:
 
     async def _begin(self) -> None:
         """Sends the request and looks at the response's head."""
+        if self._opening:
+            raise RuntimeError("two tasks read one stream at the same time; let one of them read")
+        self._opening = True
         self._started = self._time()
         try:
             exchange = await self._open()
-        except BaseException as error:
+        except TogetherError as error:
             self._over = True
-            self._error = error if isinstance(error, TogetherError) else None
+            self._error = error
             raise
+        except BaseException:
+            # Cancelled. A later loop must not take this for a stream that has ended.
+            self._broken(IncompleteStreamError, "the stream was given up while its request was being sent")
+            raise
+        finally:
+            self._opening = False
+        if self._over:
+            exchange.close()
+            raise self._broken(IncompleteStreamError, "the stream was closed while its request was being sent")
         self._exchange = exchange
         try:
             self._decoder = self._decoder_for(exchange)
@@ -281,7 +313,7 @@ class ChatCompletionStream:
             facts = error.facts
             raise self._broken(
                 StreamAPIError,
-                f"the server sent an error in the stream: {facts.message}",
+                self._redact(f"the server sent an error in the stream: {facts.message}"),
                 status_code=facts.status,
                 body=facts.body,
             ) from None
@@ -292,6 +324,12 @@ class ChatCompletionStream:
         elif decoder.done:
             self._finish()
         return chunk
+
+    async def _skip(self) -> None:
+        """Gives others a turn now and then, while payloads come that are nothing for the caller."""
+        self._skipped += 1
+        if self._skipped % _SKIPS_PER_TURN == 0:
+            await asyncio.sleep(0)
 
     def _note_arrival(self) -> None:
         """Enters the time of the last bytes, if they held something generated."""
@@ -333,7 +371,10 @@ class ChatCompletionStream:
 
     def _body_ended(self) -> None:
         assert self._decoder is not None  # noqa: S101 - bytes have been read
-        self._payloads = self._decoder.end()
+        try:
+            self._payloads = self._decoder.end()
+        except NotTheProtocol as error:
+            raise self._broken(StreamProtocolError, str(error)) from error
         if self._payloads:
             return
         if self._complete:
@@ -350,6 +391,8 @@ class ChatCompletionStream:
         if self._accumulator.finished:
             self._leave()
             return
+        if isinstance(error, InflationError):
+            raise self._broken(StreamProtocolError, str(error)) from error
         timed_out = isinstance(error, APITimeoutError)
         if timed_out and self._accumulator.generated == 0:
             self._error = error
@@ -381,7 +424,7 @@ class _Reader:
     all it does; `ChatCompletionStream._take` does the same for every chunk, and the tests hold them together.
     """
 
-    __slots__ = ("_accumulator", "_append", "_index", "_owner", "_stream")
+    __slots__ = ("_accumulator", "_append", "_careful", "_index", "_owner", "_stream")
 
     def __init__(self, stream: ChatCompletionStream, index: int, *, owner: bool) -> None:
         self._stream = stream
@@ -389,6 +432,7 @@ class _Reader:
         self._index = index
         self._accumulator = stream._accumulator
         self._append: Callable[[str], None] | None = None  # of the choice's list of texts, once it has begun
+        self._careful = False  # this server has used fields that stand beside a text nowhere else
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._stream!r}>"
@@ -397,12 +441,30 @@ class _Reader:
         if self._owner and not self._stream._over:
             self._stream._leave()
 
+    def _hand_over(self) -> bool:
+        """Gives the connection to the iterator of a loop, which dies with the loop even if this one is kept."""
+        owner, self._owner = self._owner, False
+        return owner
+
     def _take(self, payload: bytes, chunk: ChatCompletionChunk | None) -> ChatCompletionChunk | None:
         """The full way, for any payload."""
         chunk = self._stream._take(payload, chunk)
         if self._append is None and (texts := self._accumulator.texts(self._index)) is not None:
             self._append = texts.append
+        if chunk is not None and not self._careful:
+            # To ask every delta for fields it does not have is a tenth of the cost of a chunk. Servers that use these
+            # have them in a delta before the first that also has a text, most of them as null in the very first.
+            self._careful = any(not _CAREFUL.isdisjoint(vars(c.delta)) for c in chunk.choices)
         return chunk
+
+
+def _text_only(delta: Delta) -> bool:
+    return (
+        delta.reasoning is None
+        and delta.reasoning_content is None
+        and delta.refusal is None
+        and delta.function_call is None
+    )
 
 
 class _Chunks(_Reader):
@@ -411,7 +473,7 @@ class _Chunks(_Reader):
     __slots__ = ()
 
     def __aiter__(self) -> _Chunks:
-        return self
+        return _Chunks(self._stream, self._index, owner=self._hand_over())
 
     async def __anext__(self) -> ChatCompletionChunk:
         stream = self._stream
@@ -429,24 +491,22 @@ class _Chunks(_Reader):
                     delta = choice.delta
                     if (
                         (append := self._append) is not None
-                        and delta is not None
                         and (content := delta.content)
                         and choice.index == 0
                         and choice.finish_reason is None
                         and choice.logprobs is None
                         and delta.tool_calls is None
-                        and delta.reasoning is None
-                        and delta.reasoning_content is None
                         and chunk.usage is None
                         and chunk.error is None
+                        and (not self._careful or _text_only(delta))
                     ):
                         append(content)
-                        self._accumulator.generated += 1
                         set_raw(chunk, payload)
                         return chunk
                 chunk = self._take(payload, chunk)
                 if chunk is not None:
                     return chunk
+                await stream._skip()
                 payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
@@ -458,7 +518,7 @@ class _Text(_Reader):
     __slots__ = ()
 
     def __aiter__(self) -> _Text:
-        return self
+        return _Text(self._stream, self._index, owner=self._hand_over())
 
     async def __anext__(self) -> str:
         stream = self._stream
@@ -474,8 +534,8 @@ class _Text(_Reader):
                 else:
                     delta = choice.delta
                     if (
-                        (append := self._append) is not None
-                        and delta is not None
+                        delta is not None
+                        and (append := self._append) is not None
                         and (content := delta.content)
                         and choice.index == self._index
                         and choice.finish_reason is None
@@ -483,15 +543,19 @@ class _Text(_Reader):
                         and delta.tool_calls is None
                         and delta.reasoning is None
                         and delta.reasoning_content is None
+                        and delta.refusal is None
+                        and delta.function_call is None
                         and chunk.usage is None
                         and chunk.error is None
+                        and chunk.prompt is None
+                        and chunk.warnings is None
                     ):
                         append(content)
-                        self._accumulator.generated += 1
                         return content
                 text = self._text_of(self._take(payload, None))
                 if text:
                     return text
+                await stream._skip()
                 payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
@@ -501,5 +565,5 @@ class _Text(_Reader):
             text
             for choice in (chunk.choices if chunk is not None else ())
             if (choice.index or 0) == self._index
-            and (text := choice.delta.content if choice.delta is not None else choice.text)
+            and (text := choice.delta.content if "delta" in vars(choice) else choice.text)
         )

@@ -1,4 +1,4 @@
-"""Timeouts: the value people set, and the pure arithmetic of what is due when. No clock in here; time is an argument."""
+"""Timeouts: the value people set, and the pure arithmetic of what is due when. No clock: time is an argument."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def _seconds(_: object, field: Any, value: Any) -> None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max
     ):
-        raise ValueError(f"Timeouts.{field.name}: got {value!r}, expected seconds above 0, or None to switch it off")
+        got = "an int too large" if isinstance(value, int) and abs(value) > sys.float_info.max else repr(value)
+        raise ValueError(f"Timeouts.{field.name}: got {got}, expected seconds above 0, or None to switch it off")
 
 
 @attrs.frozen
@@ -42,7 +43,7 @@ class Timeouts:
 
 
 class Due(NamedTuple):
-    """When something is late, on the event loop's clock, and how it is called then. (A tuple: made for every call.)"""
+    """When something is late, on the event loop's clock, and how it is called then; made for every call."""
 
     at: float
     phase: TimeoutPhase

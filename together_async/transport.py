@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl as ssl_module
 import urllib.parse
@@ -24,13 +25,17 @@ from yarl import URL
 
 from together_async._version import __version__
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
-from together_async.protocol import HTTPRequest, redact
+from together_async.protocol import HTTPRequest, InflationError, redact
 from together_async.secret import Secret
 from together_async.timeouts import Due, Timeouts, due, earliest
 
 READ_SIZE: Final = 65_536
 """Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and
 another system call for every token that arrives alone, a fifth of all its cost."""
+BULK_READ_SIZE: Final = 262_144
+"""The same while every read is full: then fewer reads are worth more."""
+BUFFER_SIZE: Final = 262_144
+"""Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice as much)."""
 TLS_READ_SIZE: Final = 32_768
 """The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
 KEEPALIVE_SECONDS: Final = 30.0
@@ -60,10 +65,6 @@ class ClientClosedError(APIConnectionError):
     """The client was closed; make a new one, or close it later."""
 
 
-class InflationError(APIConnectionError):
-    """A compressed body inflates beyond reason."""
-
-
 class Exchange:
     """One HTTP response on its way in: its head, its bytes, its deadlines.
 
@@ -73,10 +74,12 @@ class Exchange:
     __slots__ = (
         "__weakref__",
         "_armed",
+        "_bulk",
         "_failure",
         "_left",
         "_live",
         "_loop",
+        "_plain",
         "_progress",
         "_response",
         "_since",
@@ -88,7 +91,9 @@ class Exchange:
         "attempts",
     )
 
-    def __init__(self, response: aiohttp.ClientResponse, *, timeouts: Timeouts, started: float, live: set[Exchange]) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, *, timeouts: Timeouts, started: float, live: set[Exchange]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._response = response
         self._timeouts = timeouts
@@ -96,7 +101,9 @@ class Exchange:
         self._since = started  # when the silence began, had the reader been waiting ever since
         self._left = self._loop.time()  # when the reader last went away
         self._progress = 0
-        self._taken = 0  # bytes since the event loop's last turn
+        self._taken = 0  # inflated bytes since the event loop's last turn; aiohttp inflates on without one
+        self._plain = "Content-Encoding" not in response.headers
+        self._bulk = False  # bytes come faster than they are read
         self._waiting = False
         self._armed = False  # the timer is set for a silence, not just for the whole call
         self._failure: APIConnectionError | None = None
@@ -170,12 +177,15 @@ class Exchange:
         Raises:
             APITimeoutError: Late; `.phase` says for what. The connection is closed.
             APIConnectionError: Lost, or the client was closed.
+            RuntimeError: Somebody else is reading; nothing happens to them.
         """
         if self._taken > _BYTES_PER_TURN:
             self._taken = 0
             await asyncio.sleep(0)
         if self._failure is not None:
             raise self._failure
+        if self._waiting:
+            raise RuntimeError("two tasks read one stream at the same time; let one of them read")
         now = self._loop.time()
         if progress != self._progress:
             # Something was generated: the silence begins now, and after the first token it has another limit.
@@ -189,14 +199,17 @@ class Exchange:
         try:
             if not self._armed:
                 self._watch()
-            data = await content.readany()
+            data = await (content.readany() if self._plain else content.read(_BYTES_PER_TURN))
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
             return self._rescue(error)
         finally:
             self._waiting = False
             self._left = self._loop.time()
-        self._taken += len(data)
-        if content.total_compressed_bytes is not None:
+        if (len(data) >= READ_SIZE) is not self._bulk:
+            self._bulk = not self._bulk
+            _set_read_size(self._response, BULK_READ_SIZE if self._bulk else READ_SIZE)
+        if not self._plain and data and content.total_compressed_bytes is not None:
+            self._taken += len(data)
             self._check_inflation(content.total_bytes, content.total_compressed_bytes)
         return data
 
@@ -215,7 +228,7 @@ class Exchange:
             buffered.clear()
             if data:
                 return data
-        raise failure from error
+        raise failure from (None if failure is error else error)
 
     async def read_all(self, limit: int = MAX_BODY_SIZE) -> bytes:
         """Returns the whole body.
@@ -287,8 +300,10 @@ class Exchange:
     def close(self) -> None:
         """Closes the connection at once, unless the body has ended and it is back in the pool. Twice is fine."""
         self._forget()
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, and the sockets with it
-            self._response.close()
+        if self._loop.is_closed() and (connection := self._response.connection) is not None:
+            _bury(connection.protocol)
+            connection.close()
+        self._response.close()
 
     def _forget(self) -> None:
         self._drop_timer()
@@ -299,6 +314,23 @@ class Exchange:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Gives no pooled connection on which bytes have come that nobody asked for.
+
+    aiohttp would take them for the response to the next request: one caller would get the answer meant for another.
+    """
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if _dialled.get() or protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
 
 
 class Opening:
@@ -395,7 +427,7 @@ class Transport:
             self.openings.discard(opening)
         exchange = Exchange(response, timeouts=timeouts, started=started, live=self.exchanges)
         exchange.attempts = attempts[0]
-        _tune(response)
+        _set_read_size(response, READ_SIZE)
         return exchange
 
     def _open_error(
@@ -411,7 +443,9 @@ class Transport:
         elif isinstance(error, APIConnectionError):
             failure = error
         else:
-            failure = APIConnectionError(redact(f"no response from {self._base.origin()}: {_said(error)}", (self._secret,)))
+            failure = APIConnectionError(
+                redact(f"no response from {self._base.origin()}: {_said(error)}", (self._secret,))
+            )
         failure.attempts = attempts
         return failure
 
@@ -462,7 +496,9 @@ class Transport:
         token = _dialled.set(dialled)
         attempts[0] += 1
         try:
-            return await session.post(url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options)
+            return await session.post(
+                url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options
+            )
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             # A connector error is a connection that was never made; a message is a response that had begun.
             # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
@@ -477,7 +513,9 @@ class Transport:
             _dialled.reset(token)
         attempts[0] += 1
         session = self._fresh_session() if self._owned else session
-        return await session.post(url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options)
+        return await session.post(
+            url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options
+        )
 
     def _url(self, path: str) -> URL:
         url = self._urls.get(path)
@@ -486,7 +524,7 @@ class Transport:
         return url
 
     def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-        """aiohttp is left the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings."""
+        """Leaves aiohttp the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings."""
         value = self._client_timeouts.get(timeouts.connect)
         if value is None:
             value = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
@@ -501,7 +539,7 @@ class Transport:
                 "allow_redirects": False,
                 "raise_for_status": False,
                 "auto_decompress": True,
-                "read_bufsize": READ_SIZE,
+                "read_bufsize": BUFFER_SIZE,
                 "max_line_size": MAX_HEADER_SIZE,
                 "max_field_size": MAX_HEADER_SIZE,
             }
@@ -520,7 +558,7 @@ class Transport:
         return self._fresh
 
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0,  # the caller decides how much runs at once; a pool's limit below that would be a silent queue
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
@@ -558,7 +596,7 @@ class Transport:
             connector = session.connector
             session.detach()
             if connector is not None:
-                _close_sockets(connector)
+                _close_sockets(connector, loop_closed=self.loop.is_closed())
         self._session = self._fresh = None
 
     def _own_sessions(self) -> Iterator[aiohttp.ClientSession]:
@@ -624,8 +662,8 @@ def _make_socket(addr_info: Any) -> socket.socket:
     return sock
 
 
-def _tune(response: aiohttp.ClientResponse) -> None:
-    """Makes asyncio read this connection in smaller pieces (see READ_SIZE).
+def _set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
+    """Makes asyncio read this connection in pieces of `size` (see READ_SIZE), or of TLS_READ_SIZE when it is TLS.
 
     Private attributes of asyncio, so set where they are as expected and left alone elsewhere (uvloop has none).
     """
@@ -635,10 +673,12 @@ def _tune(response: aiohttp.ClientResponse) -> None:
         return
     protocol = getattr(transport, "_ssl_protocol", None)
     if protocol is None:
-        if getattr(transport, "max_size", 0) > READ_SIZE:
-            transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # asyncio's selector transport
+        if hasattr(transport, "max_size"):
+            transport.max_size = size
         return
-    if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(getattr(protocol, "_ssl_buffer", None), bytearray):
+    if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(
+        getattr(protocol, "_ssl_buffer", None), bytearray
+    ):
         # Between two reads nobody holds the view: asyncio fills it and empties it in one go.
         buffer = bytearray(TLS_READ_SIZE)
         protocol.max_size = TLS_READ_SIZE
@@ -649,21 +689,33 @@ def _tune(response: aiohttp.ClientResponse) -> None:
             inner.max_size = READ_SIZE  # type: ignore[union-attr]  # has the attribute, as just seen
 
 
-def _close_sockets(connector: aiohttp.BaseConnector) -> None:
+def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> None:
     """Closes a connector whose loop may be gone: aiohttp would leave the sockets to the garbage collector then."""
     pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
-    sockets = []
-    for connections in pooled.values():
-        for protocol, _ in connections:
-            transport = protocol.transport
-            sockets.append(getattr(transport, "_sock", None))
-            with contextlib.suppress(RuntimeError):
-                transport.abort()
+    protocols = [protocol for connections in pooled.values() for protocol, _ in connections]
+    for protocol in protocols:
+        if loop_closed:
+            _bury(protocol)
+        elif protocol.transport is not None:
+            protocol.transport.abort()
     with contextlib.suppress(RuntimeError):
         connector._close()  # the part of close() that needs no loop
-    for sock in sockets:
-        if sock is not None:
-            sock.close()
+
+
+def _bury(protocol: Any) -> None:
+    """Closes a connection whose event loop is closed, by asyncio's own last step, which it would leave undone.
+
+    That step is private, so it is taken where it is there: without it the socket is left to the garbage collector, and
+    a warning. Nothing of uvloop's may be touched once its loop is closed; it has closed the socket with the loop.
+    """
+    transport = getattr(protocol, "transport", None)
+    plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
+    with contextlib.suppress(RuntimeError):  # whoever waited for this connection ended with the loop
+        end = getattr(plain, "_call_connection_lost", None)
+        if end is not None and type(plain).__module__.startswith("asyncio."):
+            end(None)
+        elif protocol is not None:
+            protocol.connection_lost(None)
 
 
 def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:
@@ -671,6 +723,9 @@ def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> API
 
 
 def _said(error: Exception) -> str:
-    """An exception's name and text in one line, at most 300 characters."""
-    text = " ".join(str(error).split())[:300]
+    """An exception's name and text in one line, at most 300 characters.
+
+    What aiohttp says about broken HTTP ends, after an empty line, with the bytes; they may be anybody's text.
+    """
+    text = " ".join(re.split(r"\n\s*\n|\\n\\n", str(error))[0].split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

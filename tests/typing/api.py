@@ -50,7 +50,9 @@ async def calls(client: AsyncTogether) -> None:
 
 
 async def compatible(client: AsyncTogether) -> None:
-    streamed = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True)
+    streamed = await client.chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "hi"}], stream=True
+    )
     assert_type(streamed, ChatCompletionStream)
     whole = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
     assert_type(whole, ChatCompletion)

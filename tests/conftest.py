@@ -1,0 +1,56 @@
+"""Fixtures of more than one file."""
+
+import asyncio
+import functools
+import gc
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import settings
+
+# A generated case that takes 200 ms says something about the machine, not about the code.
+settings.register_profile("together_async", deadline=None)
+settings.load_profile("together_async")
+
+
+def open_sockets() -> set[str]:
+    """The sockets this process holds."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except OSError:  # the directory's own
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
+
+
+@functools.cache
+def freeze_what_is_imported() -> None:
+    """Takes modules and their like out of every later collection, which then costs a tenth."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest_asyncio.fixture
+async def no_leaks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Fails a test that leaves a task or a socket behind; the environment's proxies, key and URL don't count."""
+    for name in tuple(os.environ):
+        if name.lower().endswith("_proxy") or name.startswith("TOGETHER_"):
+            monkeypatch.delenv(name)
+    freeze_what_is_imported()
+    gc.collect()
+    before = open_sockets()
+    yield
+    gc.collect()
+    for _ in range(20):  # transports close one turn after they are told to
+        if not (open_sockets() - before) and len(asyncio.all_tasks()) == 1:
+            break
+        await asyncio.sleep(0.005)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
+    assert not open_sockets() - before, "sockets left open"

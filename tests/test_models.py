@@ -1,0 +1,182 @@
+"""Values from the API: exact on the way back to JSON, equal by meaning, hashable, picklable, quiet about prompts."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import attrs
+import pytest
+
+from together_async import models
+from together_async.codec import decode_chunk, decode_completion
+from together_async.models import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    Choice,
+    Function,
+    Logprobs,
+    ToolCall,
+    Usage,
+    Value,
+    make,
+    plain,
+)
+from together_async.sse import EventStreamParser
+
+SAMPLES = Path(__file__).parent / "samples"
+WHOLE = sorted(path for path in SAMPLES.glob("*.json") if not path.stem.startswith("error_"))
+
+
+def payloads(name: str) -> list[bytes]:
+    events = EventStreamParser().feed((SAMPLES / f"{name}.sse").read_bytes())
+    return [event.data for event in events if b'"choices"' in event.data]
+
+
+DOCUMENTS = [(path.stem, decode_completion, path.read_bytes()) for path in WHOLE] + [
+    (f"{path.stem}-{i}", decode_chunk, payload)
+    for path in sorted(SAMPLES.glob("*.sse"))
+    for i, payload in enumerate(payloads(path.stem))
+]
+each_document = pytest.mark.parametrize(
+    ("decode", "data"), [document[1:] for document in DOCUMENTS], ids=[document[0] for document in DOCUMENTS]
+)
+VALUE_CLASSES = [
+    cls
+    for cls in vars(models).values()
+    if isinstance(cls, type) and issubclass(cls, Value) and cls not in (Value, models.Document)
+]
+
+
+@each_document
+def test_to_dict_is_what_came(decode, data):
+    """Nulls are None, what was absent stays absent, unknown keys are there, and numbers keep every digit."""
+    value = decode(data)
+    assert value.to_dict() == json.loads(data)
+    assert json.dumps(value.to_dict()) == json.dumps(json.loads(data))
+    value.to_dict().clear()
+    assert value.to_dict() == json.loads(data)
+
+
+@each_document
+def test_documents_survive_pickle_and_copies(decode, data):
+    """Every protocol of pickle, copy and deepcopy give an equal value with the same JSON."""
+    value = decode(data)
+    copies = [pickle.loads(pickle.dumps(value, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]  # noqa: S301
+    for other in (*copies, copy.copy(value), copy.deepcopy(value)):
+        assert other == value
+        assert hash(other) == hash(value)
+        assert repr(other) == repr(value)
+        assert other.to_dict() == value.to_dict()
+
+
+@each_document
+def test_documents_are_hashable_and_equal_by_content(decode, data):
+    """Two readings of the same bytes are equal and of one hash, a changed one is not equal."""
+    one, two = decode(data), decode(data)
+    assert one == two
+    assert len({one, two}) == 1
+    assert attrs.evolve(one, id="another") != one
+
+
+def test_nested_values_give_what_came_too():
+    """A part of a document gives its own nulls and leaves out what was absent."""
+    completion = decode_completion(b'{"choices":[{"message":{"content":null,"tool_calls":[]},"logprobs":null}]}')
+    assert completion.choices[0].to_dict() == {"message": {"content": None, "tool_calls": []}, "logprobs": None}
+
+
+@pytest.mark.parametrize("cls", VALUE_CLASSES, ids=lambda cls: cls.__name__)
+def test_every_value_is_frozen_and_can_be_made_empty(cls):
+    """No field can be set, every field may be absent, and an absent one reads as its default."""
+    value = make(cls)
+    assert value.to_dict() == {}
+    assert value == cls()
+    assert hash(value) == hash(cls())
+    assert pickle.loads(pickle.dumps(value)) == copy.deepcopy(value) == value  # noqa: S301
+    for field in attrs.fields(cls):
+        assert getattr(value, field.name) == field.default
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(value, field.name, None)
+
+
+def test_seed_beyond_64_bits():
+    """Seeds are numbers of any size, in chunks and completions, and keep every digit."""
+    for seed in (15924764223251450000, 2**64, 2**200, -(2**63) - 1):
+        data = json.dumps({"choices": [{"seed": seed, "delta": {"content": "x"}}]}).encode()
+        for decode in (decode_chunk, decode_completion):
+            value = decode(data)
+            assert value.choices[0].seed == seed
+            assert value.to_dict() == json.loads(data)
+
+
+def test_empty_null_and_absent_are_equal_where_they_mean_the_same():
+    """Servers differ in whether a message has `tool_calls: []`, null or none; the message is the same."""
+    same = [
+        decode_completion(b'{"choices":[{"message":{"role":"assistant","content":"x"%s}}]}' % more)
+        for more in (b"", b',"tool_calls":[]', b',"tool_calls":null,"refusal":null', b',"reasoning":""')
+    ]
+    assert all(value == same[0] and hash(value) == hash(same[0]) for value in same)
+
+
+def test_repr_shows_what_matters_and_no_prompt():
+    """The repr leaves out None and what repeats the prompt: `prompt`, its logprobs' tokens, an echoed text, errors."""
+    completion = decode_completion((SAMPLES / "echo.json").read_bytes())
+    assert "prompt itself" not in repr(completion)
+    part = completion.prompt[0]
+    assert "prompt" not in repr(part).replace("PromptPart", "")
+    assert repr(Usage(total_tokens=3)) == "Usage(total_tokens=3)"
+    chunk = decode_chunk(
+        b'{"choices":[{"index":0,"text":"secret","delta":{"content":"x"}}],"error":{"message":"secret"}}'
+    )
+    assert "secret" not in repr(chunk)
+    assert "content='x'" in repr(chunk)
+
+
+def test_text_is_the_first_choices_content():
+    """The empty string stands for every way of having none."""
+    assert decode_completion(b'{"choices":[{"message":{"content":"x"}},{"message":{"content":"y"}}]}').text == "x"
+    for nothing in (b'{"choices":[]}', b'{"choices":[{}]}', b'{"choices":[{"message":{"content":null}}]}'):
+        assert decode_completion(nothing).text == ""
+
+
+def test_usage_in_both_shapes():
+    """Cached tokens are found flat or nested, zero flat is zero, and nothing told is None."""
+    flat = decode_completion((SAMPLES / "together_llama.json").read_bytes()).usage
+    nested = decode_completion((SAMPLES / "together_gpt_oss.json").read_bytes()).usage
+    assert (flat.cached_prompt_tokens, flat.reasoning_tokens) == (0, None)
+    assert (nested.cached_prompt_tokens, nested.reasoning_tokens) == (64, 12)
+    assert (Usage().cached_prompt_tokens, Usage().reasoning_tokens) == (None, None)
+
+
+def test_logprobs_in_both_shapes():
+    """Native lists stand side by side, a null of the first token kept; OpenAI's objects are in `content`."""
+    native = decode_completion((SAMPLES / "together_llama.json").read_bytes()).choices[0].logprobs
+    assert native.tokens == ("The", " sky", " is blue 🌊", "")
+    assert native.token_logprobs == (-0.0478, -0.3125, -1.5, -0.25)
+    openai = decode_completion((SAMPLES / "openai_logprobs.json").read_bytes()).choices[0].logprobs
+    assert [item["logprob"] for item in openai.content] == [-0.01, -0.5, -0.75]
+    echoed = decode_completion((SAMPLES / "echo.json").read_bytes()).prompt[0].logprobs
+    assert echoed.token_logprobs == (None, -2.5)
+    assert decode_chunk(payloads("together_llama")[0]).choices[0].logprobs == -0.0478
+
+
+def test_values_of_ones_own_are_json_too():
+    """`plain` turns values, tuples and mappings at any depth into JSON's own types."""
+    call = ToolCall(id="a", type="function", function=make(Function, name="f", arguments="{}"))
+    assert plain({"calls": (call,), "n": 1}) == {
+        "calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": None}],
+        "n": 1,
+    }
+    made = make(ChatCompletion, id="x", choices=(make(Choice, message=make(ChatCompletionMessage, content="y")),))
+    assert made.to_dict() == {"id": "x", "choices": [{"message": {"content": "y"}}]}
+    assert made == decode_completion(b'{"id":"x","choices":[{"message":{"content":"y"}}]}')
+
+
+def test_an_evolved_document_does_not_give_the_old_bytes():
+    """`attrs.evolve` makes a new value, whose JSON is its own."""
+    chunk = decode_chunk(b'{"id":"old","choices":[],"new_key":1}')
+    evolved = attrs.evolve(chunk, id="new")
+    assert evolved.to_dict()["id"] == "new"
+    assert isinstance(evolved, ChatCompletionChunk)
+    assert Logprobs() == attrs.evolve(Logprobs(tokens=("a",)), tokens=None)

@@ -1,0 +1,118 @@
+"""Every Python block of the README runs, as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import KEY, MODEL, Call, ScriptedServer, response, say, sse, threaded, whole
+
+from together_async import AsyncTogether, ChatCompletion
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def answer(call: Call) -> None:
+    """A stream or a whole completion, as asked."""
+    if call.json.get("stream"):
+        await call.head()
+        await call.chunk(say("6 ", "7 ", "8 "))
+        await call.send(b"0\r\n\r\n")
+    else:
+        await call.send(response(whole("Blue")))
+
+
+def block(containing: str) -> dict[str, Any]:
+    """Runs the one block with this text, returns the names it made."""
+    (source,) = [source for source in BLOCKS if containing in source]
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec"), names)  # noqa: S102 - our own README
+    return names
+
+
+def test_no_block_is_left_out() -> None:
+    """Each block is run by one of the tests below."""
+    covered = ("asyncio.run(main())", "def example", "def until", "def careful", "def sdk_code", "def on_this_machine")
+    assert all(any(name in source for name in covered) for source in BLOCKS)
+    assert len(BLOCKS) == len(covered)
+
+
+def test_the_first_block_prints_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a program, with key and URL from the environment."""
+    with threaded(answer) as server:
+        monkeypatch.setenv("TOGETHER_API_KEY", KEY)
+        monkeypatch.setenv("TOGETHER_BASE_URL", server.base_url)
+        block("asyncio.run(main())")
+    assert capsys.readouterr().out == "6 7 8 "
+
+
+async def test_chunks_and_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Streaming, what the chunks add up to, and a whole completion."""
+    async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        await block("def example")["example"](client, MODEL)
+    out = capsys.readouterr().out
+    assert out.startswith("6 7 8 ")
+    assert out.endswith("Blue\n")
+
+
+async def test_leaving_is_seen_at_once() -> None:
+    """The server sees the break although it has more to say."""
+
+    async def endless(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse({"choices": [{"index": 0, "delta": {"content": "7"}, "finish_reason": None}]}) * 2)
+        await call.hang()
+
+    async with ScriptedServer(endless) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        await block("def until")["until"](client, MODEL)
+        async with asyncio.timeout(1):
+            await server.calls[0].left.wait()
+
+
+async def test_errors_carry_the_partial_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """A cut gives what had come; a status is printed with its request id."""
+
+    async def cut(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse({"choices": [{"index": 0, "delta": {"content": "so far"}, "finish_reason": None}]}))
+        await call.send(b"0\r\n\r\n")
+
+    async def refuse(call: Call) -> None:
+        await call.send(response({"error": {"message": "slow down"}}, status=429, extra=b"x-request-id: r-1\r\n"))
+
+    careful = block("def careful")["careful"]
+    async with ScriptedServer(cut, refuse) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        partial = await careful(client, MODEL)
+        assert isinstance(partial, ChatCompletion)
+        assert partial.text == "so far"
+        await careful(client, MODEL)
+    assert capsys.readouterr().out == "429 r-1 429: slow down\n"
+
+
+async def test_code_for_the_sdks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the import line differs from theirs."""
+    async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        await block("def sdk_code")["sdk_code"](client, MODEL)
+    assert capsys.readouterr().out == "6 7 8 "
+
+
+@pytest.mark.real_model
+async def test_a_real_model_on_this_machine() -> None:
+    """The server starts, answers and is gone."""
+    completion = await block("def on_this_machine")["on_this_machine"]()
+    assert completion.usage.completion_tokens == 8
+
+
+def test_the_two_commands_name_extras_that_exist() -> None:
+    """What the README opens with is what pyproject.toml offers."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"pip install '\.\[([^]]+)\]'", README)) <= set(extras)
+    assert README.index("pip install '.[local]' && together-async chat --local") < README.index("## What it is")
+    assert README.index("pip install '.[test]' && pytest") < README.index("## What it is")
