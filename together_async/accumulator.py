@@ -287,7 +287,7 @@ class ChatCompletionAccumulator:
         return parts
 
     def texts(self, index: int) -> list[str] | None:
-        """The content list of a choice that has begun, for readers that know a plain chunk when they see one; None before it has begun."""
+        """The list that takes the content of a choice that has begun, for readers who add by themselves; else None."""
         parts = self._choices.get(index)
         return None if parts is None else parts.content.pieces
 

@@ -326,7 +326,7 @@ def _request(
 def _checked_key(key: object) -> Secret:
     """Returns the key without the blanks around it; a message about it never shows it."""
     if not isinstance(key, str):
-        raise ValueError(f"api_key: got a {type(key).__name__}, expected a str")  # noqa: TRY004 - one error for bad values
+        raise ValueError(f"api_key: got a {type(key).__name__}, expected a str")
     key = Secret(key.strip(" \t\r\n"))
     for position, character in enumerate(key):
         if not 0x21 <= ord(character) <= 0x7E:
@@ -339,7 +339,7 @@ def _checked_key(key: object) -> Secret:
 
 def _checked_url(url: object) -> str:
     if not isinstance(url, str):
-        raise ValueError(f"base_url: got a {type(url).__name__}, expected a str")  # noqa: TRY004
+        raise ValueError(f"base_url: got a {type(url).__name__}, expected a str")
     parts = urllib.parse.urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(
@@ -357,7 +357,7 @@ def _checked_url(url: object) -> str:
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")  # noqa: TRY004
+            raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")
         if any((ord(c) < 0x20 and c != "\t") or c == "\x7f" for c in name + value):
             raise ValueError(f"headers[{name!r}]: has control characters")
     return {name.lower(): Secret(value) for name, value in headers.items()}

@@ -135,6 +135,25 @@ def decode_completion(data: bytes) -> ChatCompletion:
     return completion
 
 
+def knows_all_keys(data: bytes) -> bool:
+    """Returns whether a chunk, its choices and their deltas have only keys that are fields here.
+
+    Raises:
+        JSONError: Not JSON.
+    """
+    body = decode_json(data)
+    choices = [choice for choice in body.get("choices") or () if isinstance(choice, dict)]
+    deltas = [delta for choice in choices if isinstance(delta := choice.get("delta"), dict)]
+    return (
+        body.keys() <= _KEYS[ChatCompletionChunk]
+        and all(choice.keys() <= _KEYS[ChunkChoice] for choice in choices)
+        and all(delta.keys() <= _KEYS[Delta] for delta in deltas)
+    )
+
+
+_KEYS: Final = {cls: frozenset(cls.__annotations__) for cls in (ChatCompletionChunk, ChunkChoice, Delta)}
+
+
 # ---------------------------------------------------------------------------------------------- the patient reading
 
 _KINDS: Final[Mapping[type, str]] = {

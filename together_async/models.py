@@ -64,7 +64,11 @@ class Document(Value):
     __slots__ = ("_raw",)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON object it came as, to the last key."""
+        """Returns the JSON object it came as, to the last key.
+
+        Of a stream's chunks of plain text, keys that this package does not know are there if the stream's first chunk
+        had such keys.
+        """
         raw: bytes | None = getattr(self, "_raw", None)
         if raw is None:
             return super().to_dict()

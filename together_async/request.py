@@ -125,7 +125,7 @@ def _check_message(message: Mapping[str, Any], where: str) -> None:
 
 def _check_part(part: object, where: str) -> None:
     if not isinstance(part, Mapping):
-        raise ValueError(f"{where}: got {_got(part)}, expected a dict with a 'type'")  # noqa: TRY004 - one error for bad values
+        raise ValueError(f"{where}: got {_got(part)}, expected a dict with a 'type'")
     kind = part.get("type")
     if not isinstance(kind, str):
         raise ValueError(f"{where}.type: got {_got(kind)}, expected one of {', '.join(_PART_FIELDS)}")
@@ -144,7 +144,7 @@ def _message_dict(message: object, where: str) -> dict[str, Any]:
         given = {name: value for name, value in message.to_dict().items() if value or name == "content"}
         return {"role": "assistant", **given}
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where}: got {_got(message)}, expected a dict or a Message")  # noqa: TRY004
+        raise ValueError(f"{where}: got {_got(message)}, expected a dict or a Message")
     _check_message(message, where)
     return {key: plain(value) for key, value in message.items()}
 
@@ -240,7 +240,7 @@ def _logit_bias(value: Any) -> Mapping[str, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise ValueError(f"logit_bias: got {_got(value)}, expected a dict of token id to bias")  # noqa: TRY004
+        raise ValueError(f"logit_bias: got {_got(value)}, expected a dict of token id to bias")
     bias = _Range(whole=False)
     return {str(key): bias.check(f"logit_bias[{key!r}]", item) for key, item in value.items()}
 
@@ -285,7 +285,7 @@ def _model(name: str, value: Any) -> None:
 
 def _extra_body(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: got {_got(value)}, expected a dict")  # noqa: TRY004 - one error for bad values
+        raise ValueError(f"{name}: got {_got(value)}, expected a dict")
     if "stream" in value:
         raise ValueError(f"{name}.stream: call stream() or create(), which set it")
     return value
@@ -412,7 +412,7 @@ class ChatCompletionRequest:
             ValueError: As the class does; also when `messages` or `model` is missing.
         """
         if not isinstance(body, Mapping):
-            raise ValueError(f"body: got {_got(body)}, expected a dict")  # noqa: TRY004 - one error for bad values
+            raise ValueError(f"body: got {_got(body)}, expected a dict")
         known = {name: body[name] for name in _SENT if body.get(name) is not None}
         extra = {name: value for name, value in body.items() if name not in _SENT and name != "stream"}
         for required in ("messages", "model"):

@@ -19,7 +19,7 @@ import attrs
 
 from together_async import protocol
 from together_async.accumulator import ChatCompletionAccumulator
-from together_async.codec import decode_chunk_strictly, decode_text_strictly
+from together_async.codec import decode_chunk_strictly, decode_text_strictly, knows_all_keys
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -77,6 +77,7 @@ class ChatCompletionStream:
         "__weakref__",
         "_accumulator",
         "_arrived",
+        "_careful",
         "_decoder",
         "_entered",
         "_error",
@@ -118,6 +119,7 @@ class ChatCompletionStream:
         self._opening = False
         self._over = False
         self._skipped = 0  # payloads without a chunk
+        self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
         self._error: TogetherError | None = None
         self._started = 0.0
         self._arrived = 0.0  # when the last bytes came
@@ -432,7 +434,8 @@ class _Reader:
         self._index = index
         self._accumulator = stream._accumulator
         self._append: Callable[[str], None] | None = None  # of the choice's list of texts, once it has begun
-        self._careful = False  # this server has used fields that stand beside a text nowhere else
+        self._careful = True
+        self._begin()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._stream!r}>"
@@ -441,6 +444,13 @@ class _Reader:
         if self._owner and not self._stream._over:
             self._stream._leave()
 
+    def _begin(self) -> None:
+        """Takes the short way from now on, if the choice has begun."""
+        texts = self._accumulator.texts(self._index)
+        if texts is not None:
+            self._append = texts.append
+            self._careful = bool(self._stream._careful)
+
     def _hand_over(self) -> bool:
         """Gives the connection to the iterator of a loop, which dies with the loop even if this one is kept."""
         owner, self._owner = self._owner, False
@@ -448,13 +458,16 @@ class _Reader:
 
     def _take(self, payload: bytes, chunk: ChatCompletionChunk | None) -> ChatCompletionChunk | None:
         """The full way, for any payload."""
-        chunk = self._stream._take(payload, chunk)
-        if self._append is None and (texts := self._accumulator.texts(self._index)) is not None:
-            self._append = texts.append
-        if chunk is not None and not self._careful:
-            # To ask every delta for fields it does not have is a tenth of the cost of a chunk. Servers that use these
-            # have them in a delta before the first that also has a text, most of them as null in the very first.
-            self._careful = any(not _CAREFUL.isdisjoint(vars(c.delta)) for c in chunk.choices)
+        stream = self._stream
+        chunk = stream._take(payload, chunk)
+        if chunk is not None and not stream._careful:
+            # What costs a tenth of a chunk each, to ask every delta for fields it does not have and to keep the bytes
+            # for `to_dict`, is done where a server shows in the first chunk that it is needed: OpenAI's has
+            # `"refusal": null` there, a gateway keys of its own.
+            stream._careful = any(not _CAREFUL.isdisjoint(vars(choice.delta)) for choice in chunk.choices) or (
+                stream._careful is None and not knows_all_keys(payload)
+            )
+        self._begin()
         return chunk
 
 
@@ -501,7 +514,8 @@ class _Chunks(_Reader):
                         and (not self._careful or _text_only(delta))
                     ):
                         append(content)
-                        set_raw(chunk, payload)
+                        if self._careful:
+                            set_raw(chunk, payload)
                         return chunk
                 chunk = self._take(payload, chunk)
                 if chunk is not None:

@@ -35,7 +35,7 @@ another system call for every token that arrives alone, a fifth of all its cost.
 BULK_READ_SIZE: Final = 262_144
 """The same while every read is full: then fewer reads are worth more."""
 BUFFER_SIZE: Final = 262_144
-"""Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice as much)."""
+"""Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice that)."""
 TLS_READ_SIZE: Final = 32_768
 """The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
 KEEPALIVE_SECONDS: Final = 30.0
@@ -246,7 +246,7 @@ class Exchange:
                 if size > limit:
                     self.close()
                     raise APIResponseValidationError(
-                        f"got a body of more than {size} bytes, expected at most {limit}; if this is no attack, stream it"
+                        f"got a body of more than {size} bytes, expected at most {limit}; if it is no attack, stream it"
                     )
         except InflationError as error:
             raise APIResponseValidationError(str(error)) from error
@@ -256,7 +256,7 @@ class Exchange:
         limit = max(_INFLATE_FREE, _INFLATE_RATIO * compressed)
         if size > limit:
             failure = InflationError(
-                f"got {size} bytes out of {compressed} compressed ones, expected at most {limit}; this looks like an attack"
+                f"got {size} bytes out of {compressed} compressed ones, expected at most {limit}; likely an attack"
             )
             self.abort(failure)
             raise failure
@@ -300,9 +300,12 @@ class Exchange:
     def close(self) -> None:
         """Closes the connection at once, unless the body has ended and it is back in the pool. Twice is fine."""
         self._forget()
-        if self._loop.is_closed() and (connection := self._response.connection) is not None:
+        connection = self._response.connection
+        if connection is not None and self._loop.is_closed():
             _bury(connection.protocol)
             connection.close()
+        elif connection is not None and connection.transport is not None:
+            connection.transport.abort()  # closing alone waits for the farewell of a TLS peer
         self._response.close()
 
     def _forget(self) -> None:
@@ -585,6 +588,10 @@ class Transport:
         # Closing a session does not wake those who read from it, so the responses come first.
         for session in self._own_sessions():
             await session.close()
+        # A closed transport lets go of its socket two turns later (TLS: one for each of its halves). Whoever ends the
+        # loop right after this would leave that to the garbage collector, and a warning.
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._session = self._fresh = None
 
     def discard(self) -> None:
@@ -674,7 +681,7 @@ def _set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
     protocol = getattr(transport, "_ssl_protocol", None)
     if protocol is None:
         if hasattr(transport, "max_size"):
-            transport.max_size = size
+            transport.max_size = size  # pyright: ignore[reportAttributeAccessIssue] - asyncio's selector transport
         return
     if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(
         getattr(protocol, "_ssl_buffer", None), bytearray

@@ -26,9 +26,7 @@ async def calls(client: AsyncTogether) -> None:
         assert_type(entered, ChatCompletionStream)
         async for chunk in entered:
             assert_type(chunk, ChatCompletionChunk)
-            delta = chunk.choices[0].delta
-            if delta is not None:
-                assert_type(delta.content, str | None)
+            assert_type(chunk.choices[0].delta.content, str | None)
     assert_type(await stream.completion(), ChatCompletion)
     assert_type(stream.text(choice=1), AsyncIterator[str])
     async for text in client.stream([Message.user("hi")], model="m").text():
@@ -40,9 +38,10 @@ async def calls(client: AsyncTogether) -> None:
     assert_type(completion, ChatCompletion)
     assert_type(completion.usage, Usage | None)
     message = completion.choices[0].message
-    assert_type(message, ChatCompletionMessage | None)
-    if message is not None:
-        await client.create([Message.user("hi"), message, {"role": "user", "content": "more"}], model="m")
+    assert_type(message, ChatCompletionMessage)
+    await client.create([Message.user("hi"), message, {"role": "user", "content": "more"}], model="m")
+    for call in message.tool_calls or ():
+        Message.tool(call.function.arguments, tool_call_id=call.id)
 
     request = ChatCompletionRequest(messages="hi", model="m", stop="x", tools=[{"type": "function"}])
     assert_type(await client.create(request), ChatCompletion)
