@@ -222,7 +222,7 @@ def test_any_answer_in_any_pieces(answer, chance):
         accumulator.add(chunk)
         generated += any(held(one["delta"]) for one in document["choices"])
         if chance.random() < 0.1:
-            accumulator.compact()
+            accumulator.settle()
             hash(accumulator.completion())
     assert accumulator.completion() == expected
     assert accumulator.generated == generated
@@ -381,7 +381,7 @@ def test_work_does_not_grow_with_what_came_before(name):
         known: set[int] = set()
         for _ in range(count):
             accumulator.add(chunk)
-            accumulator.compact()
+            accumulator.settle()
             text = getattr(accumulator._choices[0], name)
             if len(text.pieces) < before:  # pieces have been joined: whatever block is new was copied
                 total += sum(len(block) for block in text.blocks if id(block) not in known)

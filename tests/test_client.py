@@ -62,7 +62,7 @@ from together_async import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async import transport as transport_module
+from together_async import exchange as exchange_module
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -409,7 +409,7 @@ async def test_a_caller_gives_up_first() -> None:
 )
 async def test_an_error_body_that_does_not_end(monkeypatch: pytest.MonkeyPatch, script: Script, seconds: float) -> None:
     """The status is known, so nothing about the body may hide it or take long."""
-    monkeypatch.setattr(transport_module, "ERROR_BODY_SECONDS", 0.1)
+    monkeypatch.setattr(exchange_module, "ERROR_BODY_SECONDS", 0.1)
     async with served(script) as (_, client):
         async with asyncio.timeout(seconds):
             # Broken framing that arrives together with the head takes the head with it, in aiohttp.

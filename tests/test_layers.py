@@ -28,7 +28,8 @@ AT_IMPORT = {
     "protocol": {"codec", "errors", "models", "request", "sse"},
     "accumulator": {"models"},
     # I/O
-    "transport": {"_version", "errors", "protocol", "secret", "timeouts"},
+    "exchange": {"errors", "protocol", "timeouts"},
+    "transport": {"_version", "errors", "exchange", "protocol", "secret", "timeouts"},
     "stream": {"accumulator", "codec", "errors", "models", "protocol"},
     "compat": {"models", "request"},
     "client": {"compat", "errors", "models", "protocol", "request", "secret", "sse", "stream", "timeouts"},
@@ -40,7 +41,7 @@ AT_IMPORT = {
     "__main__": {"cli"},
 }
 ON_FIRST_USE = {"client": {"transport"}, "cli": {"local", "transport"}}
-FOR_TYPES = {"compat": {"client", "stream"}, "stream": {"transport"}, "client": {"transport"}}
+FOR_TYPES = {"compat": {"client", "stream"}, "stream": {"exchange"}, "client": {"exchange", "transport"}}
 
 PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "secret")
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""

@@ -50,7 +50,7 @@ from together_async import (
     StreamProtocolError,
     TogetherError,
 )
-from together_async import transport as transport_module
+from together_async import exchange as exchange_module
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -109,7 +109,7 @@ async def test_end_of_the_body_may_come_after_done() -> None:
 
 async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that keeps the body open after [DONE] does not keep us: the stream ends, the connection is dropped."""
-    monkeypatch.setattr(transport_module, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 0.1)
 
     async def script(call: Call) -> None:
         await call.head()
@@ -128,7 +128,7 @@ async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.M
 
 async def test_endless_data_after_done_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows [DONE] is no reason to stay: the connection is dropped, and nothing more is delivered."""
-    monkeypatch.setattr(transport_module, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 0.1)
 
     async def script(call: Call) -> None:
         await call.head()
@@ -441,7 +441,7 @@ async def test_a_line_of_64_mebibytes() -> None:
 
 async def test_a_body_above_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole response has a size limit, and what is above it is not read."""
-    monkeypatch.setattr(transport_module.Exchange.read_all, "__defaults__", (100_000,))
+    monkeypatch.setattr(exchange_module.Exchange.read_all, "__defaults__", (100_000,))
 
     async def script(call: Call) -> None:
         await call.head(media_type="application/json")
@@ -684,7 +684,7 @@ async def test_reads_are_small_on_plain_connections() -> None:
     async with ScriptedServer(script) as server, client_of(server) as client:
         async with client.stream("Hi", model=MODEL) as stream:
             connection = stream._exchange._response.connection  # type: ignore[union-attr]
-            assert connection.transport.max_size == transport_module.READ_SIZE
+            assert connection.transport.max_size == exchange_module.READ_SIZE
             going_on.set()
             assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
 
@@ -705,7 +705,7 @@ async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None
             async with client.stream("Hi", model=MODEL) as stream:
                 connection = stream._exchange._response.connection  # type: ignore[union-attr]
                 protocol = connection.transport._ssl_protocol
-                assert len(protocol._ssl_buffer) == protocol.max_size == transport_module.TLS_READ_SIZE
+                assert len(protocol._ssl_buffer) == protocol.max_size == exchange_module.TLS_READ_SIZE
                 going_on.set()
                 assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
 

@@ -163,6 +163,8 @@ class _ChoiceParts:
         ):
             if text is not None:
                 parts.add(text)
+                if parts is not self.content:
+                    parts.compact()
                 generated = generated or bool(text)
         return generated
 
@@ -231,13 +233,14 @@ class ChatCompletionAccumulator:
     not counted.
     """
 
-    __slots__ = ("_choices", "_counted", "_document", "_missing")
+    __slots__ = ("_choices", "_counted", "_document", "_missing", "_settled")
 
     def __init__(self) -> None:
         self._document: dict[str, Any] = {}
         self._missing = _DOCUMENT_FIELDS  # those that have not come yet, or came empty
         self._choices: dict[int, _ChoiceParts] = {}
         self._counted = 0
+        self._settled = 0  # what `settle` has heard of
 
     def __repr__(self) -> str:
         return f"<ChatCompletionAccumulator {len(self._choices)} choices, {self.generated} chunks with content>"
@@ -291,14 +294,21 @@ class ChatCompletionAccumulator:
         parts = self._choices.get(index)
         return None if parts is None else parts.content.pieces
 
-    def compact(self) -> None:
-        """Joins the pieces of text that have gathered; called between reads, so that memory stays that of the text."""
-        self._count()
+    def settle(self) -> bool:
+        """Returns whether anything was generated since the last call; joins the pieces of text that have gathered.
+
+        Called between reads, so that memory stays that of the text.
+        """
         for parts in self._choices.values():
-            if parts.content.compact():
+            size = len(parts.content.pieces)
+            if size != parts.counted:
+                self._counted += size - parts.counted
+                parts.counted = size
+            if size >= _BLOCK and parts.content.compact():
                 parts.counted = 0
-            for text in (parts.reasoning, parts.reasoning_content):
-                text.compact()
+        progressed = self._counted != self._settled
+        self._settled = self._counted
+        return progressed
 
     @property
     def usage(self) -> Usage | None:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from together_async.transport import Exchange, Transport
+    from together_async.exchange import Exchange
+    from together_async.transport import Transport
 
 _MAX_TEXT: Final = 500
 """Characters of a server's text that an error in a stream shows."""

@@ -16,6 +16,7 @@ import attrs
 DEFAULT_MAX_EVENT_SIZE = 8 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _PLAIN_START = b"data: "
+_ALONE = 4096
 _PLAIN_BREAK = b"\n\ndata: "
 
 
@@ -129,6 +130,14 @@ class EventStreamParser:
             data = b"".join((*self._tail, data))
         if not data.startswith(_PLAIN_START) or b"\r" in data or len(data) > self._max_size:
             return None
+        if len(data) < _ALONE and data.endswith(b"\n\n") and data.count(b"\n") == 2:
+            # One event that came by itself, as tokens do while they are generated.
+            self._started, self._tail, self._tail_size = True, [], 0
+            return [data[6:-2]]
+        return self._split(data)
+
+    def _split(self, data: bytes) -> list[bytes] | None:
+        """The payloads of plain events and nothing else; None when there is something else."""
         payloads = data.split(_PLAIN_BREAK)
         payloads[0] = payloads[0][len(_PLAIN_START) :]
         last = payloads.pop()

@@ -35,7 +35,7 @@ from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, se
 from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
 
 if TYPE_CHECKING:
-    from together_async.transport import Exchange
+    from together_async.exchange import Exchange
 
 
 _SKIPS_PER_TURN = 256
@@ -76,7 +76,6 @@ class ChatCompletionStream:
     __slots__ = (
         "__weakref__",
         "_accumulator",
-        "_arrived",
         "_careful",
         "_decoder",
         "_entered",
@@ -87,7 +86,6 @@ class ChatCompletionStream:
         "_head",
         "_last",
         "_max_event_size",
-        "_noted",
         "_open",
         "_opening",
         "_over",
@@ -122,8 +120,6 @@ class ChatCompletionStream:
         self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
         self._error: TogetherError | None = None
         self._started = 0.0
-        self._arrived = 0.0  # when the last bytes came
-        self._noted = 0  # generated chunks whose time is in the three below
         self._first: float | None = None
         self._last = 0.0
         self._gap: float | None = None
@@ -209,7 +205,8 @@ class ChatCompletionStream:
     @property
     def stats(self) -> StreamStats:
         """How it went so far."""
-        self._note_arrival()
+        if self._exchange is not None and self._accumulator.settle():
+            self._note_arrival(self._exchange.arrived)
         chunks = self._accumulator.generated
         if self._first is None:
             return StreamStats(chunks, None, None, None, None)
@@ -263,12 +260,27 @@ class ChatCompletionStream:
     async def _more(self, *, owner: bool) -> bool:
         """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else."""
         while not self._payloads:
-            if self._over:
-                if self._error is not None:
-                    raise self._error
-                return False
+            exchange, decoder = self._exchange, self._decoder
+            if exchange is None or decoder is None:
+                if self._over:
+                    return self._ended()
+                await self._begin()
+                continue
             try:
-                await self._read()
+                progressed = self._accumulator.settle()
+                if progressed:
+                    self._note_arrival(exchange.arrived)
+                data = await exchange.read(progressed=progressed)
+                if data:
+                    payloads = decoder.feed(data)
+                    payloads.reverse()
+                    self._payloads = payloads
+                else:
+                    self._body_ended(decoder)
+            except APIConnectionError as error:
+                self._connection_failed(error)
+            except NotTheProtocol as error:
+                raise self._broken(StreamProtocolError, str(error)) from error
             except BaseException:
                 # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
                 # lost, and the block's end will close it.
@@ -277,28 +289,11 @@ class ChatCompletionStream:
                 raise
         return True
 
-    async def _read(self) -> None:
-        """Takes the next bytes of the response, or its end."""
-        if self._decoder is None:
-            await self._begin()
-            return
-        self._note_arrival()
-        self._accumulator.compact()
-        assert self._exchange is not None  # noqa: S101 - set together with the decoder
-        try:
-            data = await self._exchange.read(self._accumulator.generated)
-        except APIConnectionError as error:
-            self._connection_failed(error)
-            return
-        self._arrived = self._time()
-        if not data:
-            self._body_ended()
-            return
-        try:
-            self._payloads = self._decoder.feed(data)
-        except NotTheProtocol as error:
-            raise self._broken(StreamProtocolError, str(error)) from error
-        self._payloads.reverse()
+    def _ended(self) -> bool:
+        """Returns False, which ends a loop, unless it has to end with an error."""
+        if self._error is not None:
+            raise self._error
+        return False
 
     def _take(self, payload: bytes, chunk: ChatCompletionChunk | None = None) -> ChatCompletionChunk | None:
         """Returns the chunk of a payload, None for what is none; at `[DONE]` the stream is over.
@@ -333,16 +328,15 @@ class ChatCompletionStream:
         if self._skipped % _SKIPS_PER_TURN == 0:
             await asyncio.sleep(0)
 
-    def _note_arrival(self) -> None:
-        """Enters the time of the last bytes, if they held something generated."""
-        if self._accumulator.generated == self._noted:
-            return
-        self._noted = self._accumulator.generated
+    def _note_arrival(self, arrived: float) -> None:
+        """Enters the time at which bytes came that held something generated."""
         if self._first is None:
-            self._first = self._arrived
+            self._first = arrived
         else:
-            self._gap = max(self._gap or 0.0, self._arrived - self._last)
-        self._last = self._arrived
+            gap = arrived - self._last
+            if self._gap is None or gap > self._gap:
+                self._gap = gap
+        self._last = arrived
 
     # ---------------------------------------------------------------------------------------------------------- ending
 
@@ -357,10 +351,16 @@ class ChatCompletionStream:
         """The stream has reached its end: the connection goes back to the pool."""
         self._over = True
         self._payloads = []
-        if self._exchange is not None:
-            self._head = self._exchange.headers
-            self._exchange.release_soon()
-            self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._settle(exchange)
+            exchange.release_soon()
+
+    def _settle(self, exchange: Exchange) -> None:
+        """Keeps what will be asked for when the response is gone."""
+        self._head = exchange.headers
+        if self._accumulator.settle():
+            self._note_arrival(exchange.arrived)
 
     def _leave(self) -> None:
         """Closes the connection, whatever was under way."""
@@ -368,15 +368,11 @@ class ChatCompletionStream:
         self._payloads = []
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._head = exchange.headers
+            self._settle(exchange)
             exchange.close()
 
-    def _body_ended(self) -> None:
-        assert self._decoder is not None  # noqa: S101 - bytes have been read
-        try:
-            self._payloads = self._decoder.end()
-        except NotTheProtocol as error:
-            raise self._broken(StreamProtocolError, str(error)) from error
+    def _body_ended(self, decoder: ChunkDecoder) -> None:
+        self._payloads = decoder.end()
         if self._payloads:
             return
         if self._complete:

@@ -1,0 +1,108 @@
+"""`python -m benchmarks stream`: measure, print the table, write JSON and the picture."""
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import signal
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import picture, report
+from benchmarks.bench import LOOPS, Bench
+from benchmarks.clients import PEERS
+
+GROUPS = {
+    "blast": "CPU per token, many events per read",
+    "paced": "CPU per token, one event per wake-up",
+    "first_byte": "from the call to the first byte at the server",
+    "imports": "CPU seconds of the import",
+    "scaling": "cost per token and per stream, from few to many",
+    "slow": "memory under a reader that stops reading",
+    "endurance": "leaks after 10,000 streams, a tenth of them broken",
+    "hostile": "an endless line, gzip bombs",
+    "memory": "memory per idle stream, plain and TLS",
+    "capacity": "streams of 50 tokens/s that one core carries",
+}
+DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def arguments() -> argparse.Namespace:
+    groups = "\n".join(f"  {name:12}{what}" for name, what in GROUPS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"Groups:\n{groups}\n\nEverything takes about 45 minutes, --quick about 10.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=["stream"])
+    parser.add_argument("--only", help="groups, separated by commas; default: all", default=",".join(GROUPS))
+    parser.add_argument("--clients", help=f"clients, separated by commas, of: {', '.join(PEERS)}", default="")
+    parser.add_argument("--loops", help="event loops, separated by commas", default=",".join(LOOPS))
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each client, alternated (default 5)")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer: to see whether it works, not to quote")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for JSON and pictures")
+    args = parser.parse_args()
+    for chosen, known in ((args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS)):
+        for name in filter(None, chosen.split(",")):
+            if name not in known:
+                parser.error(f"unknown: {name!r}; known: {', '.join(known)}")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    bench = Bench(
+        rounds=2 if args.quick else args.rounds,
+        quick=args.quick,
+        loops=available(args.loops.split(",")),
+        clients=tuple(filter(None, args.clients.split(","))),
+        seed=args.seed,
+    )
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):  # what has been measured by then is worth having
+        for name in args.only.split(","):
+            attempt_group(bench, name)
+    report.show(bench.figures)
+    for name, why in bench.left_out.items():
+        print(f"left out: {name}: {why}")
+    for failure in bench.failures:
+        print(f"failed: {failure}")
+    path = report.write(
+        args.out,
+        bench.figures,
+        versions=bench.versions,
+        left_out=bench.left_out,
+        failures=bench.failures,
+        seed=bench.seed,
+        rounds=bench.rounds,
+        quick=bench.quick,
+        took_s=round(time.monotonic() - started),
+    )
+    print(", ".join(str(path) for path in [path, *picture.draw(args.out, bench.figures)]))
+    missed = [figure for figure in bench.figures if figure.state == "missed"]
+    print(f"{len(missed)} targets missed" if missed else "no target missed")
+    return 0
+
+
+def available(loops: list[str]) -> tuple[str, ...]:
+    """Those that are installed; uvloop is optional, and Windows has none."""
+    if "uvloop" in loops and importlib.util.find_spec("uvloop") is None:
+        print("left out: uvloop is not installed", file=sys.stderr)
+        loops = [loop for loop in loops if loop != "uvloop"]
+    return tuple(loops)
+
+
+def attempt_group(bench: Bench, name: str) -> None:
+    """One group; when it fails as a whole (no trustme for TLS, no sockets left) the others still run."""
+    try:
+        importlib.import_module(f"benchmarks.groups.{name}").run(bench)
+    except Exception as exc:
+        bench.failures.append(f"{name}: {exc!r}")
+        bench.say(f"  {bench.failures[-1]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The newest `openai`; with the variant `aiohttp` on the transport of its extra of that name."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import openai
+
+from benchmarks.clients import MESSAGES, Note, Settings
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[openai.AsyncOpenAI]:
+    """Made as documented; a pool of more than its 1,000 connections, or our certificate, needs an own HTTP client."""
+    options: dict[str, Any] = {}
+    if settings.ca:
+        options["verify"] = settings.tls()
+    if settings.streams > 1000:
+        import httpx2
+
+        options["limits"] = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+    http_client = None
+    if settings.variant == "aiohttp":
+        http_client = openai.DefaultAioHttpClient(**options)
+    elif options:
+        http_client = openai.DefaultAsyncHttpxClient(**options)
+    async with openai.AsyncOpenAI(api_key="x", base_url=settings.base_url, http_client=http_client) as client:
+        yield client
+
+
+async def consume(client: openai.AsyncOpenAI, model: str, note: Note) -> None:
+    stream = await client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+    async with stream:
+        async for chunk in stream:
+            if note(chunk.choices[0].delta.content):
+                break
+
+
+async def slowly(client: openai.AsyncOpenAI, model: str, pause: Callable[[], Awaitable[None]]) -> None:
+    stream = await client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+    async with stream:
+        async for _chunk in stream:
+            await pause()
+            break

@@ -1,0 +1,61 @@
+"""The yardstick: the shortest correct-looking loop one can write with aiohttp and msgspec. It checks nothing.
+
+It decodes into the library's own attrs classes. With `read_bytes` it also bounds what asyncio's transport reads at
+once, which spares an mmap per read; uvloop has no such attribute.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import msgspec
+
+from benchmarks.clients import MESSAGES, Note, Settings
+from together_async.models import ChatCompletionChunk
+
+
+class Client:
+    def __init__(self, session: aiohttp.ClientSession, settings: Settings) -> None:
+        self.session = session
+        self.url = f"{settings.base_url}/chat/completions"
+        self.read_bytes = settings.read_bytes
+        self.decode = msgspec.json.Decoder(ChatCompletionChunk).decode
+
+
+@contextlib.asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Client]:
+    connector = aiohttp.TCPConnector(limit=0, ssl=settings.tls() or True)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield Client(session, settings)
+
+
+def bound_reads(resp: aiohttp.ClientResponse, read_bytes: int | None) -> None:
+    transport = resp.connection.transport if resp.connection else None
+    if read_bytes and hasattr(transport, "max_size"):
+        transport.max_size = read_bytes
+
+
+async def consume(client: Client, model: str, note: Note) -> None:
+    body = {"model": model, "messages": MESSAGES, "stream": True}
+    decode = client.decode
+    async with client.session.post(client.url, json=body, headers={"Authorization": "Bearer x"}) as resp:
+        bound_reads(resp, client.read_bytes)
+        read = resp.content.readany
+        tail = b""
+        while data := await read():
+            *events, tail = (tail + data).split(b"\n\n")
+            for event in events:
+                payload = event[6:]
+                if payload == b"[DONE]":
+                    continue
+                if note(decode(payload).choices[0].delta.content):
+                    return
+
+
+async def slowly(client: Client, model: str, pause: Callable[[], Awaitable[None]]) -> None:
+    body = {"model": model, "messages": MESSAGES, "stream": True}
+    async with client.session.post(client.url, json=body) as resp:
+        bound_reads(resp, client.read_bytes)
+        await resp.content.readany()
+        await pause()

@@ -1,0 +1,56 @@
+"""A reader that stops reading while the server has 100 MB to send.
+
+Measured: growth of the client's resident memory while its loop body waits after the first token, and how much the
+server could send in that time (the kernel's socket buffers hold most of it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.groups.common import Counter, rss_kib, settings
+from benchmarks.stats import Figure, Target
+
+if TYPE_CHECKING:
+    from benchmarks.bench import Bench
+
+TOKENS = 312_500  # of 320 bytes: 100 MB
+PAUSE_S = 3.0
+CLIENTS = ("ours", "raw loop", "openai")
+
+
+async def measure(module: ModuleType, job: dict[str, Any]) -> dict[str, Any]:
+    from benchmarks.bench import server_state
+
+    rss: list[int] = []
+
+    async def pause() -> None:
+        gc.collect()
+        rss.append(rss_kib())
+        await asyncio.sleep(PAUSE_S)
+        rss.append(rss_kib())
+
+    async with module.connect(settings(job)) as client:
+        for _ in range(3):
+            await module.consume(client, "bench.blast.2000.1", Counter().note)
+        before = server_state(job["base_url"])["sent_bytes"]
+        await module.slowly(client, f"bench.blast.{TOKENS}.1", pause)
+        sent = server_state(job["base_url"])["sent_bytes"] - before
+    return {"growth_mib": (rss[1] - rss[0]) / 1024, "sent_mb": sent / 1e6}
+
+
+def run(bench: Bench) -> None:
+    from benchmarks.processes import ServerProcess
+
+    for loop in bench.loops:
+        bench.say(f"slow consumer, {loop}")
+        for name in bench.wanted(*CLIENTS):
+            with ServerProcess() as server, bench.started([name], loop) as processes:
+                result = bench.attempt(processes[name], "slow", server.base_url) if name in processes else None
+            if result is not None:
+                target = Target(2, 1) if name == "ours" else None
+                note = f"server sent {result['sent_mb']:.1f} MB of {TOKENS * 320 / 1e6:.0f}"
+                bench.add(Figure("slow consumer", name, loop, result["growth_mib"], "MiB more", target, note=note))

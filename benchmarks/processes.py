@@ -1,0 +1,98 @@
+"""Starts the server's and the clients' processes, on a core each, and never leaves one behind."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 60
+JOB_TIMEOUT_S = 120
+
+
+class ChildError(Exception):
+    """A process ended, printed something else than JSON, or took too long."""
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """A core for the server and another for the client; the same one where there is only one."""
+    available = sorted(os.sched_getaffinity(0))
+    return {available[-1]}, {available[0]}
+
+
+class Process:
+    """A process of ours that answers with one JSON line at a time."""
+
+    def __init__(self, command: Sequence[str], core: set[int], start_timeout_s: float = START_TIMEOUT_S) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if not os.environ.get("BENCH_DEBUG") else None,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        )
+        try:
+            os.sched_setaffinity(self.process.pid, core)
+            self.hello = self.read(start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, timeout_s: float) -> dict[str, Any]:
+        stdout = self.process.stdout
+        assert stdout is not None
+        if not select.select([stdout], [], [], timeout_s)[0]:
+            raise ChildError(f"no answer within {timeout_s:.0f} s")
+        line = stdout.readline()
+        if not line:
+            raise ChildError(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        code = self.process.wait(5)
+        error = self.process.stderr.read().decode(errors="replace") if self.process.stderr else ""
+        lines = [line for line in error.strip().splitlines() if line.strip()]
+        return f"ended with {code}: {lines[-1][:300] if lines else 'no message'}"
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ServerProcess(Process):
+    """`server.py` on its own core."""
+
+    def __init__(self, cert: str | None = None) -> None:
+        command = [sys.executable, "-m", "benchmarks.server", *(["--cert", cert] if cert else [])]
+        super().__init__(command, cores()[0])
+        self.base_url = f"{'https' if cert else 'http'}://127.0.0.1:{self.hello['port']}/v1"
+
+
+class ClientProcess(Process):
+    """`child.py` for one client on the clients' core."""
+
+    def __init__(self, client: str, loop: str = "asyncio", python: str = sys.executable) -> None:
+        super().__init__([python, "-m", "benchmarks.child", "--client", client, "--loop", loop], cores()[1])
+
+    def run(self, group: str, base_url: str, timeout_s: float = JOB_TIMEOUT_S, **job: Any) -> dict[str, Any]:
+        """Have `benchmarks.groups.<group>.measure` run there, and return what it returns."""
+        assert self.process.stdin is not None
+        order = {"group": group, "base_url": base_url, "timeout_s": timeout_s, **job}
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.flush()
+        return self.read(timeout_s + 5)
