@@ -108,6 +108,7 @@ class _ChoiceParts:
         "function_call",
         "index",
         "logprobs",
+        "pieces",
         "reasoning",
         "reasoning_content",
         "refusal",
@@ -119,6 +120,7 @@ class _ChoiceParts:
     def __init__(self, index: int) -> None:
         self.index = index
         self.content = _Text()
+        self.pieces = self.content.pieces
         self.counted = 0  # pieces of `content` that `generated` has heard of
         self.reasoning = _Text()
         self.reasoning_content = _Text()
@@ -300,7 +302,7 @@ class ChatCompletionAccumulator:
         Called between reads, so that memory stays that of the text.
         """
         for parts in self._choices.values():
-            size = len(parts.content.pieces)
+            size = len(parts.pieces)
             if size != parts.counted:
                 self._counted += size - parts.counted
                 parts.counted = size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import aiohttp
@@ -158,13 +159,26 @@ class Exchange:
             APIConnectionError: Lost, or the client was closed.
             RuntimeError: Somebody else is reading; nothing happens to them.
         """
+        reading = self.reading(progressed)
+        try:
+            data = await reading
+        except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
+            return self.rescue(error)
+        finally:
+            self.leave()
+        return self.took(data)
+
+    # `read` in its parts, for the stream, which awaits a token in one coroutine less: `reading`, then, however the wait
+    # ended, `leave`, then `took` or `rescue`.
+
+    def reading(self, progressed: bool) -> Coroutine[Any, Any, bytes]:
+        """Enters a reader; returns what it has to await at once."""
         if self._failure is not None:
             raise self._failure
         if self._waiting:
             raise RuntimeError("two tasks read one stream at the same time; let one of them read")
-        if self._inflated > _BYTES_PER_TURN:
-            self._inflated = 0
-            await asyncio.sleep(0)
+        if not self._armed and self._loop.is_closed():
+            raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         now = self._time()
         if progressed:
             # The silence begins now, and after the first token it has another limit.
@@ -174,15 +188,17 @@ class Exchange:
         else:
             self._since += now - self.arrived  # the reader's own time is not the server's silence
         self._waiting = True
-        try:
-            if not self._armed:
-                self._watch()
-            data = await (self._content.read(_BYTES_PER_TURN) if self._compressed else self._content.readany())
-        except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
-            return self._rescue(error)
-        finally:
-            self._waiting = False
-            self.arrived = self._time()
+        if not self._armed:
+            self._watch()
+        return self._inflate() if self._compressed else self._content.readany()
+
+    def leave(self) -> None:
+        """The reader is back."""
+        self._waiting = False
+        self.arrived = self._time()
+
+    def took(self, data: bytes) -> bytes:
+        """Returns what was read, once it has been looked at."""
         if (len(data) >= READ_SIZE) is not self._bulk:
             self._bulk = not self._bulk
             set_read_size(self._response, BULK_READ_SIZE if self._bulk else READ_SIZE)
@@ -191,7 +207,13 @@ class Exchange:
             self._check_inflation(self._content.total_bytes, self._content.total_compressed_bytes or 0)
         return data
 
-    def _rescue(self, error: Exception) -> bytes:
+    async def _inflate(self) -> bytes:
+        if self._inflated > _BYTES_PER_TURN:
+            self._inflated = 0
+            await asyncio.sleep(0)
+        return await self._content.read(_BYTES_PER_TURN)
+
+    def rescue(self, error: Exception) -> bytes:
         """Returns what had arrived before the connection broke; aiohttp raises first and would drop it."""
         failure = self._failure
         if failure is None:

@@ -257,7 +257,7 @@ class ChatCompletionStream:
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    async def _more(self, *, owner: bool) -> bool:
+    async def _more(self, *, owner: bool) -> bool:  # noqa: C901 - the one place where a stream waits
         """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else."""
         while not self._payloads:
             exchange, decoder = self._exchange, self._decoder
@@ -270,8 +270,14 @@ class ChatCompletionStream:
                 progressed = self._accumulator.settle()
                 if progressed:
                     self._note_arrival(exchange.arrived)
-                data = await exchange.read(progressed=progressed)
-                if data:
+                reading = exchange.reading(progressed)
+                try:
+                    data = await reading
+                except Exception as error:  # noqa: BLE001 - of aiohttp's any; ours come back from rescue
+                    data = exchange.rescue(error)
+                finally:
+                    exchange.leave()
+                if exchange.took(data):
                     payloads = decoder.feed(data)
                     payloads.reverse()
                     self._payloads = payloads
