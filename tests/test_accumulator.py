@@ -34,6 +34,19 @@ def choice(delta=None, *, index=0, finish_reason=None, **more) -> dict:
     return {"id": "s", "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish_reason, **more}]}
 
 
+def test_another_id_is_another_call():
+    """Servers that give every call of an answer the index 0, or none at all, still mean several."""
+    pieces = [
+        {"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":1}'}},
+        {"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    calls = added([choice({"tool_calls": pieces})]).completion().choices[0].message.tool_calls
+    assert [(call.id, call.function.name, call.function.arguments) for call in calls] == [
+        ("a", "f", '{"x":1}'),
+        ("b", "g", "{}"),
+    ]
+
+
 def usage_of(total: int) -> dict:
     return {"prompt_tokens": 1, "completion_tokens": total - 1, "total_tokens": total}
 
@@ -59,7 +72,7 @@ def test_a_whole_response_as_one_chunk_adds_up_to_itself(name):
     expected = decode_completion((SAMPLES / f"{name}.json").read_bytes())
     accumulator = added([chunk_of(expected)])
     assert accumulator.completion() == expected
-    assert accumulator.finished
+    assert accumulator.finished()
 
 
 def message(completion: ChatCompletion, index: int = 0):
@@ -226,7 +239,7 @@ def test_any_answer_in_any_pieces(answer, chance):
             hash(accumulator.completion())
     assert accumulator.completion() == expected
     assert accumulator.generated == generated
-    assert accumulator.finished == all(said["finish_reason"] for said in answer["choices"])
+    assert accumulator.finished() == all(said["finish_reason"] for said in answer["choices"])
     assert accumulator.usage == expected.usage
 
 
@@ -258,7 +271,7 @@ def test_nothing_is_an_empty_completion():
     """Before the first chunk there is a completion without choices, and it is not finished."""
     accumulator = ChatCompletionAccumulator()
     assert accumulator.completion() == ChatCompletion()
-    assert (accumulator.finished, accumulator.usage, accumulator.generated) == (False, None, 0)
+    assert (accumulator.finished(), accumulator.usage, accumulator.generated) == (False, None, 0)
     assert accumulator.texts(0) is None
     assert repr(accumulator) == "<ChatCompletionAccumulator 0 choices, 0 chunks with content>"
 
@@ -279,7 +292,7 @@ def test_nothing_is_an_empty_completion():
 )
 def test_finished_is_a_reason_for_every_choice_seen(reasons, finished):
     """An empty reason is none, a null one takes nothing back, and each choice that has begun needs its own."""
-    assert added(choice(index=index, finish_reason=reason) for index, reason in reasons).finished is finished
+    assert added(choice(index=index, finish_reason=reason) for index, reason in reasons).finished() is finished
 
 
 def test_no_finish_reason_is_null_and_not_invented():

@@ -41,7 +41,7 @@ AT_IMPORT = {
     "__main__": {"cli"},
 }
 ON_FIRST_USE = {"client": {"transport"}, "cli": {"local", "transport"}}
-FOR_TYPES = {"compat": {"client", "stream"}, "stream": {"exchange"}, "client": {"exchange", "transport"}}
+FOR_TYPES = {"compat": {"client", "stream"}, "stream": {"exchange", "transport"}, "client": {"exchange", "transport"}}
 
 PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "secret")
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""

@@ -654,10 +654,70 @@ async def test_closing_before_anything_was_sent() -> None:
         stream = client.stream(PROMPT, model=MODEL)
         await stream.aclose()
         async with stream:
-            assert [chunk async for chunk in stream] == []
+            with pytest.raises(IncompleteStreamError):
+                assert [chunk async for chunk in stream] == []
         with pytest.raises(IncompleteStreamError):
             await stream.completion()
         assert not server.calls
+
+
+async def test_a_stream_given_up_is_not_taken_for_finished() -> None:
+    """Without `async with`, a wait_for that gives up ends the stream; a later read says so instead of stopping."""
+    async with served(starts_and_hangs) as (_, client):
+        texts = client.stream(PROMPT, model=MODEL).text()
+        await anext(texts)
+        await anext(texts)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(texts), 0.05)
+        with pytest.raises(IncompleteStreamError):
+            await anext(texts)
+
+
+async def test_fewer_choices_than_asked_for_are_not_complete() -> None:
+    """n=2, and the body ends after the first choice's finish reason without `[DONE]`."""
+    async with served(sends(sse(delta("a", finish="stop")))) as (_, client):
+        with pytest.raises(IncompleteStreamError):
+            await client.stream(PROMPT, model=MODEL, n=2).completion()
+        assert (await client.stream(PROMPT, model=MODEL).completion()).text == "a"
+
+
+async def test_closing_while_the_head_is_awaited_is_seen_at_once() -> None:
+    """aclose() from another task ends the wait for the response, and the server sees the client leave."""
+    async with served(hangs) as (server, client):
+        stream = client.stream(PROMPT, model=MODEL)
+        reader = asyncio.create_task(anext(stream))
+        call = await server.call()
+        await stream.aclose()
+        with pytest.raises(IncompleteStreamError):
+            await reader
+        async with asyncio.timeout(1):
+            await call.left.wait()
+
+
+@pytest.mark.parametrize("value", [b'"\xff"', b"1e999"])
+async def test_what_cannot_be_read_in_a_value_nobody_reads(value: bytes) -> None:
+    """Broken text or a huge number under a key that is not ours breaks nothing, `to_dict` included."""
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"x":' + value + b"}\n\n"
+    async with served(sends(first + sse(delta("b", finish="stop")) + DONE)) as (_, client):
+        chunks = [chunk async for chunk in client.stream(PROMPT, model=MODEL)]
+        assert [chunk.to_dict()["choices"][0]["delta"]["content"] for chunk in chunks] == ["a", "b"]
+        assert [text async for text in client.stream(PROMPT, model=MODEL).text()] == ["a", "b"]
+
+
+async def test_tokens_under_a_key_that_is_not_known_are_no_silence() -> None:
+    """A server's new kind of delta keeps the stream alive, although nothing of it is added up."""
+
+    async def thinks(call: Call) -> None:
+        await call.head()
+        for _ in range(6):
+            await call.chunk(sse(delta(thinking="hm")))
+            await asyncio.sleep(0.05)
+        await call.chunk(sse(delta("a", finish="stop")) + DONE)
+        await call.send(LAST_CHUNK)
+
+    async with served(thinks) as (_, client):
+        limits = Timeouts(idle=0.2, first_token=0.2)
+        assert (await client.stream(PROMPT, model=MODEL, timeouts=limits).completion()).text == "a"
 
 
 async def test_two_readers_share_a_stream() -> None:

@@ -85,6 +85,13 @@ class _ToolCallParts:
         if delta.function is not None:
             self.add_function(delta.function)
 
+    def is_not(self, delta: ToolCallDelta) -> bool:
+        """Whether a piece names another call. Servers that repeat id and name in each piece do not."""
+        if delta.id and self.id:
+            return delta.id != self.id
+        name = delta.function.name if delta.function is not None else None
+        return bool(delta.index is None and name and self.name and self.arguments)
+
     def add_function(self, function: FunctionDelta) -> None:
         self.name = self.name or function.name
         if function.arguments:
@@ -171,13 +178,13 @@ class _ChoiceParts:
         return generated
 
     def _tool_call(self, delta: ToolCallDelta) -> _ToolCallParts:
-        """The call a piece belongs to: by index; without one a new id begins a new call."""
+        """The call a piece belongs to: by index, else the last; another id, or a second name, begins a new call."""
         calls = self.tool_calls
         if delta.index is not None:
             found = next((call for call in reversed(calls) if call.index == delta.index), None)
         else:
-            found = calls[-1] if calls and (delta.id is None or delta.id == calls[-1].id) else None
-        if found is None:
+            found = calls[-1] if calls else None
+        if found is None or found.is_not(delta):
             found = _ToolCallParts(delta.index)
             calls.append(found)
         return found
@@ -260,8 +267,8 @@ class ChatCompletionAccumulator:
             self._counted += size - parts.counted
             parts.counted = size
 
-    def add(self, chunk: ChatCompletionChunk) -> None:
-        """Adds the next chunk of the stream."""
+    def add(self, chunk: ChatCompletionChunk) -> bool:
+        """Adds the next chunk of the stream; returns whether it held something generated."""
         self._add_facts(chunk)
         self._count()
         generated = False
@@ -270,6 +277,11 @@ class ChatCompletionAccumulator:
             generated = parts.add(choice) or generated
             parts.counted = len(parts.content.pieces)
         self._counted += generated
+        return generated
+
+    def count(self) -> None:
+        """Counts a chunk that held something generated, though nothing that could be added."""
+        self._counted += 1
 
     def _add_facts(self, chunk: ChatCompletionChunk) -> None:
         """Takes what a chunk says about the whole: the first that is not empty of each, of `usage` the last."""
@@ -293,6 +305,8 @@ class ChatCompletionAccumulator:
 
     def texts(self, index: int) -> list[str] | None:
         """The list that takes the content of a choice that has begun, for readers who add by themselves; else None."""
+        if "id" in self._missing or "model" in self._missing:
+            return None  # a later chunk may bring them
         parts = self._choices.get(index)
         return None if parts is None else parts.content.pieces
 
@@ -318,10 +332,9 @@ class ChatCompletionAccumulator:
         usage: Usage | None = self._document.get("usage")
         return usage
 
-    @property
-    def finished(self) -> bool:
-        """Whether every choice seen, and at least one, has a finish reason (an empty one is none)."""
-        return bool(self._choices) and all(parts.finish_reason for parts in self._choices.values())
+    def finished(self, choices: int = 1) -> bool:
+        """Returns whether every choice seen, and at least so many, has a finish reason (an empty one is none)."""
+        return len(self._choices) >= choices and all(parts.finish_reason for parts in self._choices.values())
 
     def completion(self) -> ChatCompletion:
         """Returns the completion so far: the choices by index, `finish_reason` None where none came."""

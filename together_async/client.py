@@ -7,7 +7,7 @@ import os
 import sys
 import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from together_async.exchange import Exchange
-    from together_async.transport import Transport
+    from together_async.transport import Opening, Transport
 
 _MAX_TEXT: Final = 500
 """Characters of a server's text that an error in a stream shows."""
@@ -99,7 +99,7 @@ class AsyncTogether:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else repr(self._transport) if self._transport else "not connected"
-        return f"<{type(self).__name__} {self._base_url} {state}>"
+        return f"<{type(self).__name__} {self._base_url.partition('?')[0]} {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a client holds a key and connections and can't be pickled; make one where it is used")
@@ -134,13 +134,15 @@ class AsyncTogether:
         extra = _checked_headers(headers) if headers else None
         limits = timeouts if timeouts is not None else self._timeouts
 
-        async def open() -> Exchange:  # noqa: A001 - what it does
-            return await self._open(http, request, extra, limits)
+        async def open(on_opening: Callable[[Opening], None]) -> Exchange:  # noqa: A001 - what it does
+            return await self._open(http, request, extra, limits, on_opening)
 
         def redact(text: str) -> str:
             return protocol.redact(text, self._secrets(request))[:_MAX_TEXT]
 
-        return ChatCompletionStream(open, time=_loop_time, max_event_size=self._max_event_size, redact=redact)
+        return ChatCompletionStream(
+            open, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, redact=redact
+        )
 
     async def create(
         self,
@@ -186,10 +188,14 @@ class AsyncTogether:
         request: ChatCompletionRequest,
         headers: Mapping[str, str] | None,
         timeouts: Timeouts,
+        on_opening: Callable[[Opening], None] | None = None,
     ) -> Exchange:
         """Sends a request; returns its response if the status is a success."""
+        self._check_has_key(headers)
         transport = self._transport_here()
-        exchange = await transport.open(http, headers=headers, timeouts=timeouts, started=transport.loop.time())
+        exchange = await transport.open(
+            http, headers=headers, timeouts=timeouts, started=transport.loop.time(), on_opening=on_opening
+        )
         if 200 <= exchange.status < 300:
             return exchange
         try:
@@ -207,6 +213,18 @@ class AsyncTogether:
         error.attempts = exchange.attempts
         raise error
 
+    def _check_has_key(self, headers: Mapping[str, str] | None) -> None:
+        """Together's own API needs a key; other servers may not, and a caller's headers or session may bring one."""
+        if self._api_key or self._base_url != DEFAULT_BASE_URL or "authorization" in {*self._headers, *(headers or ())}:
+            return
+        if self._session is None or "Authorization" not in self._session.headers:
+            raise _unsent(
+                AuthenticationError(
+                    "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
+                    status_code=401,
+                )
+            )
+
     def _secrets(self, request: ChatCompletionRequest) -> list[str]:
         """What no error's text may repeat: the key, and what the messages say."""
         texts: list[str] = [self._api_key]
@@ -222,13 +240,6 @@ class AsyncTogether:
         """Returns the transport of the running loop, opened on first use; one of a loop that ended is given up."""
         if self._closed:
             raise _unsent(APIConnectionError("the client is closed; make a new one, or close it later"))
-        if not self._api_key and self._base_url == DEFAULT_BASE_URL and "authorization" not in self._headers:
-            raise _unsent(
-                AuthenticationError(
-                    "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
-                    status_code=401,
-                )
-            )
         transport = self._transport
         loop = asyncio.get_running_loop()
         if transport is not None and transport.loop is not loop:
@@ -239,6 +250,10 @@ class AsyncTogether:
                     )
                 )
             transport.discard()
+            if self._session is not None:
+                raise APIConnectionError(
+                    "the session that was passed belongs to an event loop that has ended; make session and client anew"
+                )
             transport = None
         if transport is None:
             # Here and not above: aiohttp takes longer to import than everything else together.

@@ -138,16 +138,33 @@ def decode_completion(data: bytes) -> ChatCompletion:
 def knows_all_keys(data: bytes) -> bool:
     """Returns whether a chunk, its choices and their deltas have only keys that are fields here.
 
-    Raises:
-        JSONError: Not JSON.
+    What can't be decoded in full (broken UTF-8 in a value that nobody here reads) has something unknown in it.
     """
-    body = decode_json(data)
+    try:
+        body = decode_json(data)
+    except JSONError:
+        return False
     choices = [choice for choice in body.get("choices") or () if isinstance(choice, dict)]
     deltas = [delta for choice in choices if isinstance(delta := choice.get("delta"), dict)]
     return (
         body.keys() <= _KEYS[ChatCompletionChunk]
         and all(choice.keys() <= _KEYS[ChunkChoice] for choice in choices)
         and all(delta.keys() <= _KEYS[Delta] for delta in deltas)
+    )
+
+
+def says_more(data: bytes) -> bool:
+    """Returns whether some delta of a chunk has a key unknown here that is neither null nor empty."""
+    try:
+        choices = decode_json(data).get("choices") or ()
+    except JSONError:
+        return False
+    deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
+    return any(
+        value and name not in _KEYS[Delta]
+        for delta in deltas
+        if isinstance(delta, dict)
+        for name, value in delta.items()
     )
 
 

@@ -80,8 +80,10 @@ class Completions:
         Raises:
             What `client.create`, or entering `client.stream`, raises.
         """
-        known = {name: value for name, value in options.items() if name in _FIELDS and value is not None}
-        unknown = {name: value for name, value in options.items() if name not in _FIELDS and value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
+        # OpenAI's `logprobs` is a bool, beside `top_logprobs`; the number is Together's.
+        known = {k: v for k, v in given.items() if k in _FIELDS and not (k == "logprobs" and isinstance(v, bool))}
+        unknown = {name: value for name, value in given.items() if name not in known}
         request = ChatCompletionRequest(
             messages=list(messages),
             model=model,

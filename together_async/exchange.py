@@ -177,8 +177,6 @@ class Exchange:
             raise self._failure
         if self._waiting:
             raise RuntimeError("two tasks read one stream at the same time; let one of them read")
-        if not self._armed and self._loop.is_closed():
-            raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         now = self._time()
         if progressed:
             # The silence begins now, and after the first token it has another limit.
@@ -187,6 +185,8 @@ class Exchange:
                 self._generating, self._armed = True, False
         else:
             self._since += now - self.arrived  # the reader's own time is not the server's silence
+        if not self._armed and self._loop.is_closed():
+            raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True
         if not self._armed:
             self._watch()
@@ -369,7 +369,8 @@ def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> API
 def said(error: Exception) -> str:
     """An exception's name and text in one line, at most 300 characters.
 
-    What aiohttp says about broken HTTP ends, after an empty line, with the bytes; they may be anybody's text.
+    What aiohttp says about broken HTTP ends, after an empty line or as a bytes literal, with the bytes; they may be
+    anybody's text.
     """
-    text = " ".join(re.split(r"\n\s*\n|\\n\\n", str(error))[0].split())[:300]
+    text = " ".join(re.split(r"\n\s*\n|\\n\\n|\bb['\"]", str(error))[0].split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

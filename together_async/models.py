@@ -72,7 +72,10 @@ class Document(Value):
         raw: bytes | None = getattr(self, "_raw", None)
         if raw is None:
             return super().to_dict()
-        decoded: dict[str, Any] = msgspec.json.decode(raw)
+        try:
+            decoded: dict[str, Any] = msgspec.json.decode(raw)
+        except ValueError:  # broken text in a value that no field here reads
+            return super().to_dict()
         return decoded
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -121,7 +121,7 @@ def status_error(
     said = facts.message if facts else _plain_text(decoded)
     message = redact(said, secrets)[:_MAX_MESSAGE] or "no message"
     cls = status_error_class(status)
-    if status in (400, 403) and ((facts and facts.code == "context_length_exceeded") or _CONTEXT.search(said)):
+    if status in (400, 403) and ((facts and facts.code == "context_length_exceeded") or _CONTEXT.search(message)):
         cls = ContextLengthError
     return cls(
         f"{status}: {message}{note}",

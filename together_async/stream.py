@@ -19,7 +19,7 @@ import attrs
 
 from together_async import protocol
 from together_async.accumulator import ChatCompletionAccumulator
-from together_async.codec import decode_chunk_strictly, decode_text_strictly, knows_all_keys
+from together_async.codec import decode_chunk_strictly, decode_text_strictly, knows_all_keys, says_more
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -36,9 +36,11 @@ from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError,
 
 if TYPE_CHECKING:
     from together_async.exchange import Exchange
+    from together_async.transport import Opening
 
 
 _SKIPS_PER_TURN = 256
+_NOT_YET = object()
 _CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
 
 
@@ -77,6 +79,7 @@ class ChatCompletionStream:
         "__weakref__",
         "_accumulator",
         "_careful",
+        "_choices",
         "_decoder",
         "_entered",
         "_error",
@@ -98,13 +101,15 @@ class ChatCompletionStream:
 
     def __init__(
         self,
-        open: Callable[[], Awaitable[Exchange]],
+        open: Callable[[Callable[[Opening], None]], Awaitable[Exchange]],
         *,
+        choices: int = 1,
         time: Callable[[], float],
         max_event_size: int,
         redact: Callable[[str], str] = str,
     ) -> None:
         self._open = open
+        self._choices = choices
         self._time = time
         self._redact = redact
         self._max_event_size = max_event_size
@@ -114,7 +119,7 @@ class ChatCompletionStream:
         self._accumulator = ChatCompletionAccumulator()
         self._payloads: list[bytes] = []  # the last is the next
         self._entered = False
-        self._opening = False
+        self._opening: Opening | object | None = None  # the request being sent, to give it up
         self._over = False
         self._skipped = 0  # payloads without a chunk
         self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
@@ -156,8 +161,6 @@ class ChatCompletionStream:
         chunks = _Chunks(self, 0, owner=not self._entered)
         async for _ in chunks:
             pass
-        if not self._complete:
-            raise self._broken(IncompleteStreamError, "the stream was closed by its reader before its end")
         return self._accumulator.completion()
 
     # ------------------------------------------------------------------------------------------------- public: leaving
@@ -225,13 +228,16 @@ class ChatCompletionStream:
 
     async def _begin(self) -> None:
         """Sends the request and looks at the response's head."""
-        if self._opening:
+        if self._opening is not None:
             raise RuntimeError("two tasks read one stream at the same time; let one of them read")
-        self._opening = True
+        self._opening = _NOT_YET
         self._started = self._time()
         try:
-            exchange = await self._open()
+            exchange = await self._open(self._note_opening)
         except TogetherError as error:
+            if self._over:
+                closed = "the stream was closed while its request was being sent"
+                raise self._broken(IncompleteStreamError, closed) from error
             self._over = True
             self._error = error
             raise
@@ -240,7 +246,7 @@ class ChatCompletionStream:
             self._broken(IncompleteStreamError, "the stream was given up while its request was being sent")
             raise
         finally:
-            self._opening = False
+            self._opening = None
         if self._over:
             exchange.close()
             raise self._broken(IncompleteStreamError, "the stream was closed while its request was being sent")
@@ -249,6 +255,9 @@ class ChatCompletionStream:
             self._decoder = self._decoder_for(exchange)
         except NotTheProtocol as error:
             raise self._broken(StreamProtocolError, str(error)) from error
+
+    def _note_opening(self, opening: Opening) -> None:
+        self._opening = opening
 
     def _decoder_for(self, exchange: Exchange) -> ChunkDecoder:
         if exchange.status in (204, 205):
@@ -297,6 +306,8 @@ class ChatCompletionStream:
 
     def _ended(self) -> bool:
         """Returns False, which ends a loop, unless it has to end with an error."""
+        if self._error is None and not self._complete:
+            self._broken(IncompleteStreamError, "the stream was closed by its reader before its end")
         if self._error is not None:
             raise self._error
         return False
@@ -323,7 +334,8 @@ class ChatCompletionStream:
         except NotTheProtocol as error:
             raise self._broken(StreamProtocolError, str(error)) from error
         if chunk is not None:
-            self._accumulator.add(chunk)
+            if not self._accumulator.add(chunk) and says_more(payload):
+                self._accumulator.count()  # something was generated that this package has no name for
         elif decoder.done:
             self._finish()
         return chunk
@@ -348,9 +360,9 @@ class ChatCompletionStream:
 
     @property
     def _complete(self) -> bool:
-        """The rule: `[DONE]`, or every choice seen has a finish reason."""
+        """The rule: `[DONE]`, or every choice that was seen, and as many as were asked for, has a finish reason."""
         return self._error is None and (
-            (self._decoder is not None and self._decoder.done) or self._accumulator.finished
+            (self._decoder is not None and self._decoder.done) or self._accumulator.finished(self._choices)
         )
 
     def _finish(self) -> None:
@@ -372,6 +384,9 @@ class ChatCompletionStream:
         """Closes the connection, whatever was under way."""
         self._over = True
         self._payloads = []
+        abort = getattr(self._opening, "abort", None)
+        if abort is not None:
+            abort(APIConnectionError("the stream was closed"))
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._settle(exchange)
@@ -392,7 +407,7 @@ class ChatCompletionStream:
 
     def _connection_failed(self, error: APIConnectionError) -> None:
         """The connection is lost or late: the end, if all had come; else the error that says what is missing."""
-        if self._accumulator.finished:
+        if self._accumulator.finished(self._choices):
             self._leave()
             return
         if isinstance(error, InflationError):

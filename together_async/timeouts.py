@@ -29,7 +29,7 @@ class Timeouts:
         idle: Silence between content while a stream is being read. Comments, pings, role-only chunks and dripping
             bytes are not content; the time the consumer takes does not count.
         total: One deadline over everything, all attempts and the whole stream.
-        queue: To wait for a turn under the client's limits.
+        queue: To wait for a turn under the client's limits. There are no limits yet, so nothing waits.
 
     Raises:
         ValueError: A limit that is not a finite number above 0.

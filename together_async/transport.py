@@ -13,7 +13,7 @@ import socket
 import ssl as ssl_module
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ from together_async.timeouts import Due, Timeouts, due, earliest
 
 BUFFER_SIZE: Final = 262_144
 """Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice that)."""
+STALE_SECONDS: Final = 1.0
+"""How soon a request must have failed for its connection to have been stale."""
 KEEPALIVE_SECONDS: Final = 30.0
 """How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
@@ -122,7 +124,13 @@ class Transport:
     # --------------------------------------------------------------------------------------------------------- opening
 
     async def open(
-        self, request: HTTPRequest, *, headers: Mapping[str, str] | None, timeouts: Timeouts, started: float
+        self,
+        request: HTTPRequest,
+        *,
+        headers: Mapping[str, str] | None,
+        timeouts: Timeouts,
+        started: float,
+        on_opening: Callable[[Opening], None] | None = None,
     ) -> Exchange:
         """Sends a request and returns its response as soon as the head is there, whatever its status.
 
@@ -131,6 +139,7 @@ class Transport:
             headers: Added to, or in place of, the client's.
             timeouts: The call's limits.
             started: When the call began, on the event loop's clock.
+            on_opening: Called with what can end the wait for the response, once there is such a wait.
 
         Raises:
             APITimeoutError: `connect`, `first_token` or `total` ran out.
@@ -145,6 +154,8 @@ class Transport:
         scope = asyncio.timeout_at(None if late is None else late.at)
         opening = Opening(scope)
         self.openings.add(opening)
+        if on_opening is not None:
+            on_opening(opening)
         try:
             async with scope:
                 response = await self._send(request, headers, timeouts, attempts)
@@ -189,7 +200,11 @@ class Transport:
             # 303 asks for a GET, which is no answer to a chat request: it is left to the caller as a status.
             if response.status not in (301, 302, 307, 308) or not location:
                 return response
-            target = url.join(URL(location))
+            try:
+                target = url.join(URL(location))
+            except ValueError:
+                response.close()
+                raise APIConnectionError("redirected to something that is no URL; check base_url") from None
             if target.scheme not in ("http", "https") or not target.host:
                 response.close()
                 raise APIConnectionError(f"redirected to {target.scheme or 'no'} scheme, expected http or https")
@@ -223,6 +238,7 @@ class Transport:
         dialled: list[bool] = []
         token = _dialled.set(dialled)
         attempts[0] += 1
+        sent_at = self.loop.time()
         try:
             return await session.post(
                 url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options
@@ -235,6 +251,9 @@ class Transport:
                 isinstance(error, aiohttp.ClientConnectorError)
                 or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
                 or (self._owned and dialled)
+                # A stale connection fails with the first packet that goes there and back. Later than that the server
+                # was at work, and might do and bill the same work twice.
+                or self.loop.time() - sent_at > STALE_SECONDS
             ):
                 raise
         finally:
@@ -255,7 +274,12 @@ class Transport:
         """Leaves aiohttp the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings."""
         value = self._client_timeouts.get(timeouts.connect)
         if value is None:
-            value = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+            # aiohttp's `connect` includes the wait for the pool; ours has no limit, a caller's may have.
+            value = (
+                aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
+                if self._owned
+                else aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect)
+            )
             self._client_timeouts[timeouts.connect] = value
         return value
 
