@@ -39,7 +39,15 @@ def block(containing: str) -> dict[str, Any]:
 
 def test_no_block_is_left_out() -> None:
     """Each block is run by one of the tests below."""
-    covered = ("asyncio.run(main())", "def example", "def until", "def careful", "def sdk_code", "def on_this_machine")
+    covered = (
+        "class Invoice",
+        "asyncio.run(main())",
+        "def example",
+        "def until",
+        "def careful",
+        "def sdk_code",
+        "def on_this_machine",
+    )
     assert all(any(name in source for name in covered) for source in BLOCKS)
     assert len(BLOCKS) == len(covered)
 
@@ -94,6 +102,18 @@ async def test_errors_carry_the_partial_answer(capsys: pytest.CaptureFixture[str
         assert partial.text == "so far"
         await careful(client, MODEL)
     assert capsys.readouterr().out == "429 r-1 429: slow down\n"
+
+
+async def test_an_answer_as_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """The class's schema is sent, the value comes back."""
+
+    async def invoice(call: Call) -> None:
+        assert call.json["response_format"]["json_schema"]["name"] == "Invoice"
+        await call.send(response(whole('{"number": 7, "total": 12.5}')))
+
+    async with ScriptedServer(invoice) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        await block("class Invoice")["structured"](client, MODEL)
+    assert capsys.readouterr().out == "12.5\n"
 
 
 async def test_code_for_the_sdks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ from together_async.models import (
 )
 from together_async.request import ChatCompletionRequest, Message
 from together_async.stream import ChatCompletionStream, StreamStats
+from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Logprobs",
     "Message",
     "NotFoundError",
+    "ParsedCompletion",
     "PaymentRequiredError",
     "PermissionDeniedError",
     "QueueFullError",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import attrs
 
-from together_async import protocol
+from together_async import protocol, structured
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
 from together_async.models import ChatCompletion
@@ -21,6 +21,7 @@ from together_async.request import ChatCompletionRequest, MessagesLike, RequestO
 from together_async.secret import Secret
 from together_async.sse import DEFAULT_MAX_EVENT_SIZE
 from together_async.stream import ChatCompletionStream
+from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _MAX_TEXT: Final = 500
 """Characters of a server's text that an error in a stream shows."""
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 E = TypeVar("E", bound=TogetherError)
+T = TypeVar("T")
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
 
 
@@ -176,6 +178,41 @@ class AsyncTogether:
             raise
         finally:
             exchange.close()
+
+    async def parse(
+        self,
+        messages: MessagesLike | ChatCompletionRequest,
+        *,
+        response_type: type[T],
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ParsedCompletion[T]:
+        """Returns a completion whose content is a value of a class. Other arguments as for `stream`.
+
+        ```python
+        invoice = (await client.parse(messages, model=MODEL, response_type=Invoice)).parsed
+        ```
+
+        Args:
+            messages: As for `stream`.
+            response_type: An attrs class, a dataclass, a TypedDict or a pydantic model. Its JSON schema is sent as
+                `response_format`, unless you pass one.
+            model: As for `stream`.
+            timeouts: As for `stream`.
+            headers: As for `stream`.
+            **options: As for `stream`.
+
+        Raises:
+            TypeError: The class has no JSON schema.
+            APIResponseValidationError: The answer is cut off, not JSON or not of the class; `.path` says where.
+            Exception: What `create` raises.
+        """
+        if options.get("response_format") is None:
+            options["response_format"] = structured.response_format(response_type)
+        completion = await self.create(messages, model=model, timeouts=timeouts, headers=headers, **options)
+        return structured.ParsedCompletion(structured.parse(completion, response_type), completion)
 
     @property
     def chat(self) -> Chat:
