@@ -122,6 +122,11 @@ class Exchange:
         """Whether nothing more can be read."""
         return self._response.closed
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is waiting for bytes."""
+        return self._waiting
+
     # ------------------------------------------------------------------------------------------------------- deadlines
 
     def _due(self) -> Due | None:
@@ -162,14 +167,12 @@ class Exchange:
         reading = self.reading(progressed)
         try:
             data = await reading
-        except Exception as error:  # noqa: BLE001 - whatever aiohttp raises here, the connection is gone
+        except BaseException as error:  # noqa: BLE001 - cancellation is raised again
             return self.rescue(error)
-        finally:
-            self.leave()
         return self.took(data)
 
-    # `read` in its parts, for the stream, which awaits a token in one coroutine less: `reading`, then, however the wait
-    # ended, `leave`, then `took` or `rescue`.
+    # `read` in its parts, for the stream, which awaits a token in one coroutine less: `reading`, then `took`, or for
+    # whatever was raised `rescue`.
 
     def reading(self, progressed: bool) -> Coroutine[Any, Any, bytes]:
         """Enters a reader; returns what it has to await at once."""
@@ -192,13 +195,10 @@ class Exchange:
             self._watch()
         return self._inflate() if self._compressed else self._content.readany()
 
-    def leave(self) -> None:
-        """The reader is back."""
-        self._waiting = False
-        self.arrived = self._time()
-
     def took(self, data: bytes) -> bytes:
         """Returns what was read, once it has been looked at."""
+        self._waiting = False
+        self.arrived = self._time()
         if (len(data) >= READ_SIZE) is not self._bulk:
             self._bulk = not self._bulk
             set_read_size(self._response, BULK_READ_SIZE if self._bulk else READ_SIZE)
@@ -213,8 +213,17 @@ class Exchange:
             await asyncio.sleep(0)
         return await self._content.read(_BYTES_PER_TURN)
 
-    def rescue(self, error: Exception) -> bytes:
-        """Returns what had arrived before the connection broke; aiohttp raises first and would drop it."""
+    def rescue(self, error: BaseException) -> bytes:
+        """Returns what had arrived before the connection broke; aiohttp raises first and would drop it.
+
+        Raises:
+            APITimeoutError, APIConnectionError: There was nothing; this is what it means.
+            BaseException: The error itself if it is none of aiohttp's, as cancellation: nothing is lost then.
+        """
+        self._waiting = False
+        self.arrived = self._time()
+        if not isinstance(error, Exception):
+            raise error
         failure = self._failure
         if failure is None:
             failure = self._failure = _connection_error(error, self._response)

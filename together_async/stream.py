@@ -282,11 +282,11 @@ class ChatCompletionStream:
                 reading = exchange.reading(progressed)
                 try:
                     data = await reading
-                except Exception as error:  # noqa: BLE001 - of aiohttp's any; ours come back from rescue
+                except BaseException as error:  # noqa: BLE001 - rescue raises what it means
                     data = exchange.rescue(error)
-                finally:
-                    exchange.leave()
-                if exchange.took(data):
+                else:
+                    exchange.took(data)
+                if data:
                     payloads = decoder.feed(data)
                     payloads.reverse()
                     self._payloads = payloads
@@ -298,8 +298,8 @@ class ChatCompletionStream:
                 raise self._broken(StreamProtocolError, str(error)) from error
             except BaseException:
                 # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
-                # lost, and the block's end will close it.
-                if owner:
+                # lost, and the block's end will close it. A second reader is sent away without harm to the first.
+                if owner and not exchange.busy:
                     self._leave()
                 raise
         return True

@@ -102,7 +102,8 @@ def _by_pydantic(validate: Any, completion: ChatCompletion) -> Any:
     try:
         return validate(completion.text)
     except ValueError as error:
-        problems: Any = error.errors(include_input=False, include_url=False) if hasattr(error, "errors") else ()
+        errors = getattr(error, "errors", None)  # pydantic's own ValueError, which this module does not import
+        problems: Any = errors(include_input=False, include_url=False) if errors else ()
         first = problems[0] if problems else {"loc": (), "msg": "not valid"}
         raise _error(str(first["msg"]), completion, "".join(f".{part}" for part in first["loc"])) from error
 
