@@ -378,11 +378,6 @@ class ChunkDecoder:
         self._any = self._any or bool(whole)
         return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the body is one JSON document instead of an event stream."""
-        return self._whole is not None
-
     def decode(self, payload: bytes) -> ChatCompletionChunk | None:
         """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
 
