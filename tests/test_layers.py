@@ -49,11 +49,22 @@ AT_IMPORT = {
     # doors
     "_local_process": set(),
     "local": {"_local_process", "errors"},
-    "cli": {"__init__", "_version", "client", "errors", "local", "models", "stream"},
+    "testing": {"codec", "request", "sse"},
+    "pytest_plugin": set(),
+    "cli": {"__init__", "_version", "client", "errors", "local", "models", "stream", "testing"},
     "__main__": {"cli"},
 }
-ON_FIRST_USE = {"client": {"transport"}, "cli": {"local", "transport"}}
-FOR_TYPES = {"compat": {"client", "stream"}, "stream": {"exchange", "transport"}, "client": {"exchange", "transport"}}
+ON_FIRST_USE = {
+    "client": {"transport"},
+    "cli": {"local", "testing", "transport"},
+    "pytest_plugin": {"__init__", "client", "testing"},
+}
+FOR_TYPES = {
+    "compat": {"client", "stream"},
+    "stream": {"exchange", "transport"},
+    "client": {"exchange", "transport"},
+    "pytest_plugin": {"__init__", "testing"},
+}
 
 PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "secret")
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""

@@ -1,0 +1,641 @@
+"""What the pretended model says: prose cut into tokens, JSON that fits a schema, tool arguments in pieces."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import enum
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any, Literal, TypedDict
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from referencing.exceptions import Unresolvable
+
+from together_async.testing import generator
+from together_async.testing.generator import (
+    argument_pieces,
+    instance_of,
+    matching,
+    plausible_length,
+    plausible_text,
+    token_id,
+    tokens_of,
+    tool_arguments,
+)
+
+SEEDS = range(25)
+rngs = st.integers(0, 2**32).map(Random)
+
+
+def check(schema: dict[str, Any] | bool, seeds: range = SEEDS) -> list[Any]:
+    """One instance for each seed, each of which jsonschema accepts, formats and all."""
+    found = [instance_of(schema, Random(seed)) for seed in seeds]
+    for one in found:
+        Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(one)
+    return found
+
+
+# --- Tokens -----------------------------------------------------------------------------------------------------------
+
+HARD_TEXTS = st.text(st.sampled_from(" \t\r\n\u00a0\u2028aéZ_09½.,{}\"'\u0301\u200d😀👩中文かな한\U00020000ก็\x00"))
+
+
+@given(st.text() | HARD_TEXTS | st.text(st.characters(codec=None)))
+def test_tokens_are_the_text(text):
+    """Joined they are the text, none is empty, none is long: any letters, emoji, combining marks, surrogates even."""
+    tokens = tokens_of(text)
+    assert "".join(tokens) == text
+    assert all(1 <= len(token) <= 9 for token in tokens)
+    assert (tokens == []) == (text == "")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Why is the sky blue?", ["Why", " is", " the", " sky", " blue", "?"]),
+        ("one\n\ntwo", ["one", "\n\n", "two"]),
+        ("a   b", ["a", "  ", " b"]),
+        ('{"city": "Paris"}', ['{"', "city", '":', ' "', "Paris", '"}']),
+        ("photosynthesis", ["photo", "synth", "esis"]),
+        ("你好吗 中", ["你好", "吗", " 中"]),
+        ("in 12345", ["in", " 123", "45"]),
+        ("snake_case", ["snake", "_", "case"]),
+        (" naïve", [" naïve"]),
+        ("\r\n", ["\r\n"]),
+    ],
+)
+def test_where_tokens_end(text, tokens):
+    """Words carry the space before them, long ones come in pieces, line breaks stand alone."""
+    assert tokens_of(text) == tokens
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "a", "é", "\n ", "!", "中", "😀", "e\u0301", "a_", "_", "0", "aaaaaaaa_", " \u00a0", "\t"], ids=ascii
+)
+def test_tokens_of_a_hostile_text(piece):
+    """A million characters of one kind take well under a second: no repetition is without a bound."""
+    text = piece * (1_000_000 // len(piece))
+    before = time.process_time()
+    tokens = tokens_of(text)
+    assert time.process_time() - before < 2
+    assert len(tokens) >= len(text) // 9
+
+
+@given(st.text() | st.text(st.characters(codec=None)))
+def test_token_ids(token):
+    """Ids are within the vocabulary."""
+    assert 0 <= token_id(token) < generator.VOCABULARY
+
+
+def test_token_ids_are_stable():
+    """An id is the same in every process and release."""
+    assert [token_id(token) for token in (" sky", "", "中")] == [100_831, 0, 67_211]
+
+
+# --- Prose ------------------------------------------------------------------------------------------------------------
+
+
+@given(rngs, st.integers(0, 700))
+def test_text_of_so_many_tokens(rng, tokens):
+    """The number of tokens is met exactly, whatever it is; a full stop ends the text."""
+    text = plausible_text(rng, tokens)
+    assert len(tokens_of(text)) == tokens
+    assert text.endswith(".") or tokens < 2
+
+
+@pytest.mark.parametrize("tokens", range(300))
+def test_text_of_every_length(tokens):
+    """No length is left out between sentences, paragraphs and what is shorter than either."""
+    assert [len(tokens_of(plausible_text(Random(seed), tokens))) for seed in range(5)] == [tokens] * 5
+
+
+def test_sentences_have_every_length():
+    """The plan of a paragraph relies on it: a sentence of each number of tokens from the shortest to the longest."""
+    shortest, longest = generator._shortest_and_longest()
+    assert all(generator._sentences_of(tokens) for tokens in range(shortest, longest + 1))
+    assert longest // 2 >= shortest
+    assert shortest == len(generator._SHORT)
+
+
+def test_words_are_single_tokens_and_regular():
+    """Sentences count on words of one token, and put an `s` behind things and verbs, and `a` before things."""
+    for topic in range(len(generator._TOPICS)):
+        for gap, words in generator._words(topic).items():
+            ending = "s" if gap in ("thing", "do", "touch") else ""
+            assert [len(tokens_of(f" {word}{ending}")) for word in words] == [1] * len(words)
+            assert not ending or not re.search(r"(s|x|z|ch|sh|o|[^aeiou]y)\b", " ".join(words))
+            assert gap not in ("thing", "quality", "idea") or not re.search(r"\b[aeiou]", " ".join(words))
+
+
+def test_text_is_varied_and_reads_like_prose():
+    """Sentences begin with capitals, paragraphs stand apart, no word is missing, hundreds of words are used."""
+    text = plausible_text(Random(1), 5000)
+    sentences = re.split(r"(?<=\.)\s+", text)
+    assert all(re.fullmatch(r"[A-Z][a-z]*[,:]?( [a-z]+[,:]?)+\.", one) for one in sentences)
+    assert len(text.split("\n\n")) > 30
+    assert len(set(re.findall(r"[a-z]+", text.lower()))) > 300
+    assert Counter(sentences).most_common(1)[0][1] <= 5
+
+
+def test_text_of_less_than_nothing():
+    """A negative number of tokens is refused."""
+    with pytest.raises(ValueError, match=r"^tokens: got -1, expected 0 or more"):
+        plausible_text(Random(1), -1)
+
+
+def test_plausible_lengths():
+    """Between 8 and 400 tokens, half of them up to about 60."""
+    rng = Random(1)
+    lengths = [plausible_length(rng) for _ in range(4000)]
+    assert min(lengths) >= 8
+    assert max(lengths) <= 400
+    assert 55 < statistics.median(lengths) < 65
+    assert len(set(lengths)) > 150
+
+
+# --- Text that matches a regular expression ---------------------------------------------------------------------------
+
+PATTERNS = [
+    r"^[A-Z]{3}-\d{4}$",
+    r"[a-z]+(-[a-z]+)*",
+    r"(?P<year>\d{4})-(?P<month>0[1-9]|1[0-2])",
+    r'"[^"]*"',
+    r"[^\x00-\x7f]{3}",
+    r"[\u0000-\uffff]{20}",
+    r"[\u4e00-\u9fff]+",
+    r"\S+@\S+\.\w{2,}",
+    r"(\w)\1\1",
+    r"a{150,}",
+    r"(?i)abc|def",
+    r"\W\s\D.",
+    r"[[a]",
+    r"^(?=.*\d)(?=.*[a-z]).{8,}$",
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$",
+    "",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("seed", range(10))
+def test_matching(pattern, seed):
+    """The whole text matches; it can be encoded, and unbounded repetitions stay short."""
+    text = matching(pattern, Random(seed))
+    assert generator._compiled(pattern).fullmatch(text)
+    text.encode()
+    assert len(text) < 250
+
+
+@given(st.text(st.sampled_from("ab01.*+?{},()[]^$\\dwsDWS|-:=!<P>")) | st.text(), rngs)
+def test_matching_any_pattern(pattern, rng):
+    """Whatever the pattern, there is a text that matches it or a `ValueError` that shows it."""
+    try:
+        text = matching(pattern, rng)
+    except ValueError as error:
+        assert str(error).startswith(("pattern ", "a pattern"))  # noqa: PT017 - either is right
+    else:
+        assert generator._compiled(pattern).fullmatch(text)
+
+
+@pytest.mark.parametrize("pattern", ["(", "[z-a]", "a{99999999999999999999}", "(?P<a>", r"\p{L}", "(?<name>x)"])
+def test_not_a_pattern(pattern):
+    """What `re` doesn't read is refused, with the pattern."""
+    with pytest.raises(ValueError, match=rf"^pattern {re.escape(repr(pattern))}: not a regular expression \("):
+        matching(pattern, Random(1))
+
+
+@pytest.mark.parametrize("pattern", ["a^b", "(?!x)x", r"(?>a)b", "((a{999}){999}){999}", r"[^\x00-\U0010ffff]"])
+def test_no_text_for_a_pattern(pattern):
+    """What matches nothing, is beyond rstr or is far too long ends soon, in an error."""
+    before = time.process_time()
+    with pytest.raises(ValueError, match=r"use (a simpler one|fewer)"):
+        matching(pattern, Random(1))
+    assert time.process_time() - before < 1
+
+
+def test_matching_without_rstr(monkeypatch):
+    """The error of a missing library says what to install; whatever needs no pattern works without."""
+    real = builtins.__import__
+
+    def missing(name, *rest):
+        if name.partition(".")[0] == "rstr":
+            raise ModuleNotFoundError("No module named 'rstr'", name="rstr")
+        return real(name, *rest)
+
+    generator._xeger_class.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", missing)
+    for call in (lambda: matching("a", Random(1)), lambda: instance_of({"pattern": "a"}, Random(1))):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'together-async\[testing\]'"):
+            call()
+    assert instance_of({"type": "null"}, Random(1)) is None
+
+
+# --- JSON that fits a schema ------------------------------------------------------------------------------------------
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    GREEN = "green"
+
+
+@attrs.frozen
+class Node:
+    name: str
+    children: list[Node] = attrs.Factory(list)
+    parent: Node | None = None
+
+
+@attrs.frozen
+class Invoice:
+    number: Annotated[int, msgspec.Meta(ge=1000, lt=2000, multiple_of=5)]
+    lines: Annotated[list[tuple[str, float]], msgspec.Meta(min_length=2)]
+    colour: Colour
+    extra: dict[str, int]
+    tags: set[Literal["a", "b", "c"]]
+    data: bytes
+    note: Annotated[str, msgspec.Meta(pattern="^[a-z]+$", min_length=12)] | None = None
+
+
+class Shipment(TypedDict, total=False):
+    weight: Annotated[float, msgspec.Meta(gt=0, le=0.004)]
+    invoice: Invoice
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"]
+    lives: int = pydantic.Field(ge=1, le=9)
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"]
+    friends: list[Cat | Dog] = []
+
+
+class Owner(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    id: pydantic.UUID4
+    mail: str = pydantic.Field(json_schema_extra={"format": "email"})
+    pet: Cat | Dog = pydantic.Field(discriminator="kind")
+    born: pydantic.AwareDatetime
+    address: pydantic.IPvAnyAddress | None
+    site: pydantic.HttpUrl
+    pair: tuple[int, str]
+    scores: dict[Literal["x", "y"], pydantic.PositiveInt]
+    code: str = pydantic.Field(pattern=r"^[A-Z]{2}\d{3}$", max_length=5)
+    boss: Owner | None = None
+
+
+@pytest.mark.parametrize("kind", [Node, Invoice, Shipment, list[Invoice], dict[str, Node]], ids=str)
+def test_schemas_of_msgspec(kind):
+    """What msgspec says of a class is kept, and msgspec makes a value of that class from it."""
+    for one in check(msgspec.json.schema(kind)):
+        msgspec.json.decode(json.dumps(one), type=kind)
+
+
+@pytest.mark.parametrize("kind", [Cat, Dog, Owner])
+def test_schemas_of_pydantic(kind):
+    """What pydantic says of a model is kept, and pydantic makes the model from it."""
+    for one in check(kind.model_json_schema()):
+        kind.model_validate_json(json.dumps(one))
+
+
+SCHEMAS: list[dict[str, Any]] = [
+    {"type": ["integer", "null", "string"]},
+    {"type": "integer", "minimum": 3, "maximum": 3},
+    {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5},
+    {"type": "integer", "multipleOf": 0.5, "minimum": 0.2},
+    {"type": "integer", "maximum": -1000},
+    {"type": "integer", "minimum": -(10**30), "maximum": 10**30},
+    {"type": "number", "multipleOf": 0.1},
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e-9},
+    {"type": "number", "minimum": 1.5, "maximum": 1.5},
+    {"minimum": 1e300},
+    {"type": "string", "minLength": 40, "maxLength": 45},
+    {"type": "string", "maxLength": 1},
+    {"type": "string", "maxLength": 0},
+    {"type": "string", "minLength": 3000},
+    {"type": "string", "pattern": "^[0-9a-f]+$", "minLength": 40, "maxLength": 64},
+    {"type": "string", "pattern": "^a"},
+    *({"type": "string", "format": name} for name in generator._FORMATS),
+    {"type": "string", "format": "unheard-of"},
+    {"enum": ["a", 1, None, {"b": [1]}]},
+    {"enum": ["a", 1, None], "type": ["integer", "null"]},
+    {"const": {"a": [1, {"b": None}]}},
+    {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True},
+    {"type": "array", "items": {"enum": [1, 2, 3]}, "uniqueItems": True, "minItems": 3},
+    {"type": "array", "items": {"type": "null"}, "minItems": 3, "maxItems": 4},
+    {"type": "array", "items": False},
+    {"type": "array", "maxItems": 0},
+    {"type": "array", "prefixItems": [{"const": 1}, {"type": "string"}], "items": {"type": "null"}, "minItems": 4},
+    {"prefixItems": [{"type": "null"}], "items": False, "minItems": 1},
+    {"type": "object"},
+    {"type": "object", "properties": {"a": {"type": "null"}, "b": False}, "additionalProperties": False},
+    {"required": ["x", "y"], "properties": {"x": {"const": 1}}},
+    {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 5},
+    {
+        "type": "object",
+        "properties": {name: {"type": "null"} for name in "abcd"},
+        "minProperties": 3,
+        "maxProperties": 3,
+    },
+    {"type": "object", "minProperties": 2, "propertyNames": {"pattern": "^[a-z]{3}$"}},
+    {"type": "object", "additionalProperties": {"type": "null"}, "maxProperties": 1},
+    {"anyOf": [{"type": "string"}, {"type": "integer"}, False]},
+    {"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object", "properties": {"a": {"const": 1}}},
+    {"anyOf": [{"type": "string"}, {"minimum": 5}], "type": "number"},
+    {"oneOf": [{"type": "number"}, {"type": "integer"}]},
+    {"oneOf": [{"minimum": 5}, {"maximum": 7}], "type": "integer"},
+    {"not": {"maximum": 50}, "type": "integer"},
+    {"allOf": [{"minimum": 3}, {"maximum": 4}], "type": "integer"},
+    {"allOf": [{"type": "number"}, {"type": ["integer", "string"]}]},
+    {"allOf": [{"enum": [1, 2, 3]}, {"enum": [2, 3, 4]}, {"minimum": 3}]},
+    {
+        "allOf": [
+            {"properties": {"a": {"minimum": 5}}, "required": ["a"]},
+            {"properties": {"a": {"type": "integer", "maximum": 6}}, "required": ["b"]},
+        ],
+        "type": "object",
+    },
+    {"allOf": [{"$ref": "#/$defs/a~1b%20c"}], "$defs": {"a/b c": {"type": "null"}}},
+    {"items": {"$ref": "#/prefixItems/0"}, "prefixItems": [{"type": "null"}], "minItems": 3},
+    {"$ref": "#/$defs/a", "maximum": 3, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": "integer"}}},
+    {"type": "array", "items": {"$ref": "#"}},
+    {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+    {
+        "$defs": {
+            "Expr": {"anyOf": [{"$ref": "#/$defs/Add"}, {"$ref": "#/$defs/Call"}, {"$ref": "#/$defs/Number"}]},
+            "Add": {"properties": {side: {"$ref": "#/$defs/Expr"} for side in "lr"}, "required": ["l", "r"]},
+            "Call": {"properties": {"of": {"items": {"$ref": "#/$defs/Expr"}, "minItems": 1}}, "required": ["of"]},
+            "Number": {"properties": {"n": {"type": "number"}}, "required": ["n"]},
+        },
+        "$ref": "#/$defs/Expr",
+    },
+    {"type": "object", "properties": {"$ref": {"type": "null"}}, "required": ["$ref"]},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
+def test_instances(schema):
+    """Keyword by keyword, what is made is what jsonschema accepts."""
+    check(schema)
+
+
+SHALLOW = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["string", "integer", "number", "object", "array", "boolean", "null"]),
+        "minimum": st.integers(-5, 5) | st.floats(-5, 5),
+        "exclusiveMaximum": st.integers(-5, 5),
+        "multipleOf": st.sampled_from([1, 2, 3, 0.25]),
+        "minLength": st.integers(0, 4),
+        "maxLength": st.integers(0, 4),
+        "enum": st.lists(st.none() | st.booleans() | st.integers(-2, 2) | st.just("a"), min_size=1, unique_by=repr),
+        "minItems": st.integers(0, 3),
+        "uniqueItems": st.booleans(),
+        "required": st.lists(st.sampled_from("abc"), unique=True),
+        "minProperties": st.integers(0, 3),
+        "$ref": st.sampled_from(["#", "#/properties/a", "#/anyOf/0"]),
+    },
+)
+ANY_SCHEMA = st.recursive(
+    SHALLOW | st.booleans(),
+    lambda parts: st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(["object", "array", "integer"]),
+            "properties": st.dictionaries(st.sampled_from("abcd"), parts, max_size=3),
+            "required": st.lists(st.sampled_from("abc"), unique=True),
+            "additionalProperties": parts,
+            "items": parts,
+            "prefixItems": st.lists(parts, min_size=1, max_size=2),
+            "minItems": st.integers(0, 3),
+            **{word: st.lists(parts, min_size=1, max_size=3) for word in ("anyOf", "oneOf", "allOf")},
+            "not": SHALLOW,
+        },
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150)
+@given(ANY_SCHEMA, st.integers(0, 99))
+def test_any_schema(schema, seed):
+    """However odd the schema: a value that jsonschema accepts, or a `ValueError` that says where; soon.
+
+    Where jsonschema itself trips, over a reference to nothing or to itself, any value is as good as another.
+    """
+    before = time.process_time()
+    try:
+        made = instance_of(schema, Random(seed))
+    except ValueError as error:
+        assert str(error).startswith("$")  # noqa: PT017 - either is right
+    else:
+        with contextlib.suppress(RecursionError, Unresolvable):
+            assert Draft202012Validator(schema).is_valid(made)
+    assert time.process_time() - before < 5
+
+
+@pytest.mark.parametrize("schema", [{}, True])
+def test_no_schema(schema):
+    """Without a schema there is an object with a sentence."""
+    (answer,) = instance_of(schema, Random(1)).items()
+    assert answer[0] == "answer"
+    assert answer[1].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        (False, r"^\$: "),
+        ({"properties": {"x": False}, "required": ["x"]}, r"^\$\.properties\.x: "),
+        ({"items": {"enum": []}, "minItems": 1}, r"^\$\.items: no value is left of enum"),
+        ({"prefixItems": [{"type": "integer", "minimum": 2, "maximum": 1}]}, r"^\$\.prefixItems\[0\]: no whole number"),
+        ({"type": "number", "minimum": 2, "maximum": 1}, r"^\$: no number is left"),
+        ({"type": "integer", "multipleOf": 0}, r"^\$: got multipleOf 0, expected a number above 0"),
+        ({"type": "string", "minLength": 3, "maxLength": 2}, r"^\$: got minLength 3, expected at most 2"),
+        ({"type": "string", "pattern": "("}, r"^\$: pattern '\(': not a regular expression"),
+        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, r"^\$: pattern .*: none of"),
+        ({"type": "string", "const": 5}, r"^\$: found no value that satisfies all of type, const"),
+        ({"type": "array", "items": {"const": 1}, "uniqueItems": True, "minItems": 2}, r"^\$: found no value"),
+        ({"allOf": [{"type": "string"}, {"type": "null"}]}, r"^\$: no type is left"),
+        ({"type": "thing"}, r"^\$: got type 'thing', expected one of \['array'"),
+        ({"anyOf": []}, r"^\$: nothing to choose from"),
+        ({"items": {"$ref": "#/$defs/no"}, "minItems": 1}, r"^\$\.items: \$ref '#/\$defs/no' points to nothing"),
+        ({"$ref": "https://example.com/a.json"}, r"^\$: \$ref .* points to nothing in this schema"),
+        ({"$ref": "#/$defs", "$defs": 5}, r"^\$: \$ref '#/\$defs' points to a int, expected a schema"),
+        ({"$ref": "#"}, r"^\$: its references never end"),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, r"^\$: not a JSON Schema .*RecursionError"),  # by its 9.4.1
+        ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, r"^\$(\.properties\.a){4,}: its required parts"),
+        ({"items": {"$ref": "#"}, "minItems": 1, "type": "array"}, r"^\$(\.items){4,}: its required parts never end"),
+        ({"type": "array", "minItems": 100_000_000}, r"^\$.*: more than 5000 values"),
+        ({"type": 5}, r"^\$: not a JSON Schema that can be followed \(TypeError"),
+        ({"properties": 5}, r"^\$: not a JSON Schema that can be followed"),
+    ],
+    ids=str,
+)
+def test_no_instance(schema, where):
+    """What no value satisfies, or none that ends, is an error that says where in the schema."""
+    before = time.process_time()
+    with pytest.raises(ValueError, match=where):
+        instance_of(schema, Random(1))
+    assert time.process_time() - before < 2
+
+
+def test_a_schema_nested_too_deeply():
+    """A thousand levels are an error, no crash."""
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(1000):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    with pytest.raises(ValueError, match="RecursionError"):
+        instance_of(schema, Random(1))
+
+
+def test_choices_that_never_work_end_soon():
+    """Nested choices of which none fits are given up after so many values, not after so many to the power of levels."""
+    schema: dict[str, Any] = {"type": "string", "const": 1}
+    for _ in range(12):
+        schema = {"anyOf": [{"properties": {"a": schema}, "required": ["a"]}] * 2}
+    before = time.process_time()
+    with pytest.raises(ValueError, match=r"^\$\.properties"):
+        instance_of(schema, Random(1))
+    assert time.process_time() - before < 3
+
+
+def test_examples_are_the_last_resort():
+    """`examples` and `default` are taken where nothing made up fits, and only if they do."""
+    odd = {"type": "string", "pattern": r"^(?!.)$|^(?=x)y|\bq\Bzz$", "minLength": 3}
+    assert instance_of({**odd, "examples": ["no", "qzz"]}, Random(1)) == "qzz"
+    assert instance_of({**odd, "default": "qzz"}, Random(1)) == "qzz"
+    assert instance_of({"type": "null", "default": 5}, Random(1)) is None
+
+
+def test_instances_are_their_own():
+    """Changing what was made from `const` or `enum` changes no schema."""
+    schema = {"enum": [{"a": []}]}
+    instance_of(schema, Random(1))["a"].append(1)
+    assert schema == {"enum": [{"a": []}]}
+
+
+def test_instances_vary():
+    """Optional properties come and go, branches and values change."""
+    schema = Owner.model_json_schema()
+    found = check(schema)
+    assert len({json.dumps(one) for one in found}) == len(found)
+    assert {one.get("boss") is None for one in found} == {True, False}
+    assert {one["pet"]["kind"] for one in found} == {"cat", "dog"}
+
+
+def test_properties_keep_their_order():
+    """Models write an object's properties in the schema's order."""
+    schema = {"properties": {name: {"type": "null"} for name in "qwertz"}, "required": list("tzrewq")}
+    assert list(instance_of(schema, Random(1))) == list("qwertz")
+
+
+# --- Tool calls -------------------------------------------------------------------------------------------------------
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "días": {"type": "integer"},
+    },
+    "required": ["city", "días"],
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tool_arguments(seed):
+    """The arguments are JSON text that the parameters allow, written as models do."""
+    text = tool_arguments(WEATHER, Random(seed))
+    Draft202012Validator(WEATHER).validate(json.loads(text))
+    assert text.startswith('{"city": "')
+    assert '"días": ' in text
+
+
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}])
+def test_a_tool_without_parameters(parameters):
+    """No parameters, no arguments."""
+    assert tool_arguments(parameters, Random(1)) == "{}"
+
+
+def test_parameters_without_a_type():
+    """Parameters are an object even if they don't say so, `$ref` included; if they say otherwise, they are refused."""
+    assert tool_arguments({"$ref": "#/$defs/A", "$defs": {"A": {"required": ["a"]}}}, Random(1)).startswith('{"a": ')
+    with pytest.raises(ValueError, match=r"got parameters of type 'null', expected 'object'"):
+        tool_arguments({"type": "null"}, Random(1))
+
+
+@given(st.text(), rngs)
+def test_argument_pieces(text, rng):
+    """Joined they are the text; each has a few characters."""
+    pieces = argument_pieces(text, rng)
+    assert "".join(pieces) == text
+    assert all(1 <= len(piece) <= 8 for piece in pieces)
+
+
+# --- Chance -----------------------------------------------------------------------------------------------------------
+
+SAYS = r"""
+from random import Random
+from together_async.testing.generator import *
+from together_async.testing.generator import _FORMATS
+rng = Random(7)
+print(plausible_text(rng, 300), plausible_length(rng))
+print([matching(pattern, rng) for pattern in ("[^a]{30}", r"\W\D\S.{30}", "[^b-z]")])
+print([instance_of({"format": name}, rng) for name in _FORMATS])
+text = tool_arguments({"properties": {n: {"items": {"type": ["null", "string"]}} for n in "abcdef"}}, rng)
+print(argument_pieces(text, rng), instance_of({"minProperties": 9}, rng), instance_of({}, rng))
+"""
+
+
+def test_the_same_seed_says_the_same():
+    """In every process, whatever its hash seed."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", SAYS],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert len(said[0]) > 2000
+
+
+def test_what_is_not_loaded_at_import():
+    """The module imports the standard library alone; rstr is loaded by the first pattern."""
+    tree = ast.parse(Path(generator.__file__).read_text())
+    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
+    assert not names & {"asyncio", "datetime", "os", "random", "secrets", "time", "uuid"}
+
+
+def test_speed():
+    """Cutting and writing cost well below what a stream's token does; ten times the usual, for slow machines."""
+    rng = Random(1)
+    before = time.process_time()
+    text = plausible_text(rng, 50_000)
+    between = time.process_time()
+    tokens_of(text)
+    assert (between - before) / 50_000 < 5e-6
+    assert (time.process_time() - between) / 50_000 < 2e-6

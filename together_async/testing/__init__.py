@@ -1,0 +1,101 @@
+"""Test an app that talks to chat completions: a server on a real socket that answers, stalls, lies or dies as told.
+
+    async with EmulatorServer("Hello there!", faults=Stall(after_token=1)) as server:
+        ...  # your app, with base_url=server.base_url
+
+No key is needed and nothing leaves the machine. pytest has the fixtures `together_server` and `together_client` as soon
+as the package is installed; `together-async serve` is the same server for other processes.
+"""
+
+from together_async.testing.account import Account, Dynamic, Rate
+from together_async.testing.dialect import (
+    DEEPSEEK,
+    DIALECTS,
+    GPT_OSS,
+    LLAMA_CPP,
+    OPENAI,
+    TOGETHER,
+    TRANSFORMERS,
+    VLLM,
+    Dialect,
+)
+from together_async.testing.faults import (
+    ByModel,
+    Chance,
+    CloseAfter,
+    Cut,
+    Drip,
+    EndlessHeaders,
+    ErrorInStream,
+    Fault,
+    Frame,
+    Garbage,
+    Gzip,
+    Headers,
+    HugeLine,
+    Insert,
+    InTurn,
+    LineEndings,
+    OneOf,
+    Raw,
+    Redirect,
+    Split,
+    Stall,
+    Status,
+    WithoutDone,
+    WithoutFinishReason,
+    WrongLength,
+)
+from together_async.testing.journal import Entry, Journal
+from together_async.testing.recording import Recorder, Recording
+from together_async.testing.script import Call, Reply
+from together_async.testing.server import MODELS, EmulatorServer, Model
+
+__all__ = [
+    "DEEPSEEK",
+    "DIALECTS",
+    "GPT_OSS",
+    "LLAMA_CPP",
+    "MODELS",
+    "OPENAI",
+    "TOGETHER",
+    "TRANSFORMERS",
+    "VLLM",
+    "Account",
+    "ByModel",
+    "Call",
+    "Chance",
+    "CloseAfter",
+    "Cut",
+    "Dialect",
+    "Drip",
+    "Dynamic",
+    "EmulatorServer",
+    "EndlessHeaders",
+    "Entry",
+    "ErrorInStream",
+    "Fault",
+    "Frame",
+    "Garbage",
+    "Gzip",
+    "Headers",
+    "HugeLine",
+    "InTurn",
+    "Insert",
+    "Journal",
+    "LineEndings",
+    "Model",
+    "OneOf",
+    "Rate",
+    "Raw",
+    "Recorder",
+    "Recording",
+    "Redirect",
+    "Reply",
+    "Split",
+    "Stall",
+    "Status",
+    "WithoutDone",
+    "WithoutFinishReason",
+    "WrongLength",
+]

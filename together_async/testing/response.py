@@ -1,0 +1,258 @@
+"""A response as a plan: which bytes, when, in which pieces, and how it ends. Pure.
+
+A server makes the plan, faults edit it, and then it is carried out. A plan has a head and a body of pieces; a place in
+it is named by a `Place`. Edits are made on the body before compression and before HTTP's framing, so that a byte or a
+token is found at the same place whatever the transfer looks like.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Literal
+
+import attrs
+
+
+class End(enum.Enum):
+    """How a connection is ended before its time."""
+
+    CLOSE = "close"
+    """FIN: the peer sees the end of the connection."""
+    RESET = "reset"
+    """RST: the peer sees an error."""
+
+
+@attrs.define
+class Piece:
+    """Some bytes of a response, and what happens around them.
+
+    Args:
+        data: The bytes.
+        tokens: How many tokens end in them.
+        wait_s: Seconds before they are sent; infinite until the client leaves or the server is told to go on.
+        times: How often they are sent, each after the wait; infinite until the client leaves.
+        stall: The wait is a fault's: `EmulatorServer.release` ends it.
+        flush: They go out by themselves, and the event loop has a turn before the next.
+        end: What happens to the connection after them.
+        raw: They stand outside HTTP's framing.
+    """
+
+    data: bytes = b""
+    tokens: int = 0
+    wait_s: float = 0.0
+    times: float = 1
+    stall: bool = False
+    flush: bool = False
+    end: End | None = None
+    raw: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is bytes and nothing else."""
+        return not (self.wait_s or self.end or self.stall or self.flush or self.raw) and self.times == 1
+
+
+@attrs.frozen
+class Place:
+    """A place in a response: one of the three, or before its first byte when all are None.
+
+    Args:
+        in_head: After this many bytes of the head.
+        after_token: When this many tokens were sent; 0 is right after the head. In a whole response, that share of
+            the body.
+        at_byte: After this many bytes of the body, as it is before compression.
+    """
+
+    in_head: int | None = None
+    after_token: int | None = None
+    at_byte: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        given = {name: value for name, value in attrs.asdict(self).items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"got {' and '.join(given)}, expected at most one of them")
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name}: got {value!r}, expected an int of at least 0")
+
+
+Framing = Literal["chunked", "length", "close"]
+"""How the end of the body is told: chunked transfer coding, a content-length, or the connection's end."""
+
+
+@attrs.define
+class Response:
+    """The plan of one response.
+
+    Args:
+        status: The HTTP status.
+        headers: Names and values, without those of the framing.
+        body: The body's pieces in order.
+        framing: How its end is told.
+        length_off_by: What is added to the content-length, to make it lie.
+        gzip: Whether the body is compressed.
+        keep_alive: Whether the connection is kept for another request.
+        announce_close: Whether the head says so when it is not.
+        close_after_s: Seconds for which a connection that is not kept stays open after the response.
+        tokens: How many tokens the whole body holds.
+        promised_more: The last chunk's size line promises this many bytes more than come.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = attrs.field(factory=dict)
+    body: list[Piece] = attrs.field(factory=list)
+    framing: Framing = "length"
+    length_off_by: int = 0
+    gzip: bool = False
+    keep_alive: bool = True
+    announce_close: bool = True
+    close_after_s: float = 0.0
+    head_pieces: list[tuple[int, Piece]] = attrs.field(factory=list)
+    replaced_by: bytes | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the body holds."""
+        return sum(piece.tokens for piece in self.body)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the body is an event stream."""
+        return self.headers.get("content-type", "").startswith("text/event-stream")
+
+    # ----------------------------------------------------------------------------------------------------------- edits
+
+    def replace_body(self, data: bytes, content_type: str) -> None:
+        """Makes the body these bytes in one piece."""
+        self.body = [Piece(data)]
+        self.headers["content-type"] = content_type
+        self.framing = "length"
+
+    def insert(self, place: Place, *pieces: Piece) -> bool:
+        """Puts pieces at a place; returns whether there is such a place."""
+        if place.after_token is None and place.at_byte is None:
+            at = place.in_head or 0
+            self.head_pieces += ((at, piece) for piece in pieces)
+            return True
+        index = self._index(place)
+        if index is None:
+            return False
+        self.body[index:index] = pieces
+        return True
+
+    def cut(self, place: Place, end: End | None, *, inside_chunk: bool = False) -> bool:
+        """Ends the response at a place: with the connection, or as if the body were over when `end` is None.
+
+        With `inside_chunk`, the framing has promised more bytes by then. Returns whether there is such a place.
+        """
+        if place.after_token is None and place.at_byte is None:
+            return self.insert(place, Piece(end=end or End.CLOSE))
+        index = self._index(place)
+        if index is None:
+            return False
+        del self.body[index:]
+        if end is not None:
+            self.body.append(Piece(b"7f\r\n" if inside_chunk and self.framing == "chunked" else b"", end=end, raw=True))
+        return True
+
+    def _index(self, place: Place) -> int | None:
+        """The index in the body at a place; a piece that lies across it is split."""
+        if place.at_byte is not None:
+            return self._index_of_byte(place.at_byte)
+        wanted = place.after_token or 0
+        if wanted == 0:
+            return 0
+        if not self.streamed and wanted < self.tokens:
+            size = sum(len(piece.data) for piece in self.body)
+            return self._index_of_byte(size * wanted // self.tokens)
+        seen = 0
+        for index, piece in enumerate(self.body):
+            seen += piece.tokens
+            if seen >= wanted:
+                return index + 1
+        return None
+
+    def _index_of_byte(self, wanted: int) -> int | None:
+        seen = 0
+        for index, piece in enumerate(self.body):
+            if seen == wanted:
+                return index
+            if seen + len(piece.data) > wanted and not piece.raw:
+                self._split(index, wanted - seen)
+                return index + 1
+            seen += 0 if piece.raw else len(piece.data)
+        return len(self.body) if seen == wanted else None
+
+    def _split(self, index: int, at: int) -> None:
+        """Makes two pieces of one. The tokens end in the second, what happens after the piece happens there too."""
+        piece = self.body[index]
+        if piece.times != 1:
+            raise ValueError(f"a place inside a piece that is sent {piece.times} times; put that fault last")
+        first = attrs.evolve(piece, data=piece.data[:at], tokens=0, end=None)
+        second = attrs.evolve(piece, data=piece.data[at:], wait_s=0.0, stall=False)
+        self.body[index : index + 1] = (first, second)
+
+    def split_at(self, offsets: Iterable[int], *, pause_s: float = 0.0) -> None:
+        """Sends the body in pieces that end at these bytes of it, each by itself, `pause_s` seconds apart."""
+        cuts = sorted(set(offsets))
+        pieces: list[Piece] = []
+        seen = 0
+        for piece in self.body:
+            if piece.raw or piece.times != 1:
+                pieces.append(piece)
+                continue
+            inside = [at - seen for at in cuts if seen < at < seen + len(piece.data)]
+            pieces += _parts(piece, inside, pause_s)
+            seen += len(piece.data)
+        self.body = pieces
+
+    # ------------------------------------------------------------------------------------------------------- rendering
+
+    def head(self) -> bytes:
+        """Returns the head as it goes over the wire."""
+        fields = dict(self.headers)
+        if self.gzip:
+            fields["content-encoding"] = "gzip"
+        if self.framing == "chunked":
+            fields["transfer-encoding"] = "chunked"
+        elif self.framing == "length":
+            fields["content-length"] = str(self._length() + self.length_off_by)
+        if self.framing == "close" or (not self.keep_alive and self.announce_close):
+            fields["connection"] = "close"
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"HTTP/1.1 {self.status} {_reason(self.status)}\r\n{lines}\r\n".encode("latin-1", "replace")
+
+    def _length(self) -> int:
+        size = sum(len(piece.data) * piece.times for piece in self.body if not piece.raw)
+        if not math.isfinite(size):
+            raise ValueError("a body without an end has no content-length; use Framing('chunked')")
+        return int(size)
+
+    def pieces_of_head(self) -> Iterator[Piece]:
+        """Yields the head with what was put into it."""
+        head = self.head()
+        sent = 0
+        for at, piece in sorted(self.head_pieces, key=lambda pair: pair[0]):
+            yield Piece(head[sent:at], flush=True)
+            yield piece
+            sent = min(at, len(head))
+        yield Piece(head[sent:])
+
+
+def _parts(piece: Piece, inside: Sequence[int], pause_s: float) -> list[Piece]:
+    edges = (0, *inside, len(piece.data))
+    parts = [Piece(piece.data[a:b], flush=True, wait_s=pause_s) for a, b in itertools.pairwise(edges)]
+    parts[0].wait_s, parts[0].stall = max(piece.wait_s, pause_s), piece.stall
+    parts[-1].tokens, parts[-1].end = piece.tokens, piece.end
+    return parts
+
+
+def _reason(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
