@@ -96,7 +96,7 @@ def delivery(response: Response) -> tuple[list[_Arrival], bool, str, float]:  # 
 
     The end is `body` (the body is over, in good order), `reset`, `close` or `silence`.
     """
-    now, head, wanted = 0.0, b"", response.head()
+    now, head, wanted = response.think_s, b"", response.head()
     for piece in response.pieces_of_head():
         now += piece.wait_s
         if math.isinf(now):
@@ -110,8 +110,11 @@ def delivery(response: Response) -> tuple[list[_Arrival], bool, str, float]:  # 
     if response.framing != "length" or response.length_off_by >= 0:
         left = 1 << 60
     for piece in response.body:
-        sent = 0
+        sent, until = 0, now + piece.for_s
         while sent < piece.times:
+            if piece.stall and now + piece.wait_s >= until:
+                now = until
+                break
             now += piece.wait_s
             if now > 100_000:  # the client will have given up
                 return arrivals, True, "silence", now

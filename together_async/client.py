@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from together_async.exchange import Exchange
     from together_async.transport import Opening, Transport
 
-_MAX_TEXT: Final = 500
-"""Characters of a server's text that an error in a stream shows."""
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 E = TypeVar("E", bound=TogetherError)
 T = TypeVar("T")
@@ -139,11 +137,11 @@ class AsyncTogether:
         async def open(on_opening: Callable[[Opening], None]) -> Exchange:  # noqa: A001 - what it does
             return await self._open(http, request, extra, limits, on_opening)
 
-        def redact(text: str) -> str:
-            return protocol.redact(text, self._secrets(request))[:_MAX_TEXT]
+        def secrets() -> list[str]:
+            return self._secrets(request)
 
         return ChatCompletionStream(
-            open, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, redact=redact
+            open, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, secrets=secrets
         )
 
     async def create(
@@ -173,6 +171,7 @@ class AsyncTogether:
                 body, status=exchange.status, headers=exchange.headers, secrets=self._secrets(request)
             )
         except TogetherError as error:
+            protocol.scrub(error, self._secrets(request))
             error.attempts = exchange.attempts
             error.request_id = error.request_id or protocol.request_id(exchange.headers)
             raise
@@ -230,9 +229,13 @@ class AsyncTogether:
         """Sends a request; returns its response if the status is a success."""
         self._check_has_key(headers)
         transport = self._transport_here()
-        exchange = await transport.open(
-            http, headers=headers, timeouts=timeouts, started=transport.loop.time(), on_opening=on_opening
-        )
+        try:
+            exchange = await transport.open(
+                http, headers=headers, timeouts=timeouts, started=transport.loop.time(), on_opening=on_opening
+            )
+        except TogetherError as unopened:
+            protocol.scrub(unopened, self._secrets(request))
+            raise
         if 200 <= exchange.status < 300:
             return exchange
         try:
@@ -417,5 +420,8 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _origin(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # "http://[::1"
+        return "what is no URL"
     return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

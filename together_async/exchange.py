@@ -174,8 +174,12 @@ class Exchange:
     # `read` in its parts, for the stream, which awaits a token in one coroutine less: `reading`, then `took`, or for
     # whatever was raised `rescue`.
 
-    def reading(self, progressed: bool) -> Coroutine[Any, Any, bytes]:
-        """Enters a reader; returns what it has to await at once."""
+    def reading(self, progressed: bool, *, given: bool = True) -> Coroutine[Any, Any, bytes]:
+        """Enters a reader; returns what it has to await at once.
+
+        `given` is whether the caller of the reader had its turn since the last read: then that time is not the
+        server's silence. Otherwise it is ours, which a server that sends nothing but pings keeps busy.
+        """
         if self._failure is not None:
             raise self._failure
         if self._waiting:
@@ -186,8 +190,8 @@ class Exchange:
             self._since = now
             if not self._generating:
                 self._generating, self._armed = True, False
-        else:
-            self._since += now - self.arrived  # the reader's own time is not the server's silence
+        elif given:
+            self._since += now - self.arrived
         if not self._armed and self._loop.is_closed():
             raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True

@@ -278,8 +278,9 @@ class ChatCompletion(Document):
 
     @property
     def text(self) -> str:
-        """The content of the first choice; the empty string when it has none."""
-        return (self.choices[0].message.content or "") if self.choices else ""
+        """The content of choice 0, or of the first there is; the empty string when it has none."""
+        choice = next((choice for choice in self.choices if choice.index == 0), None) or next(iter(self.choices), None)
+        return (choice.message.content or "") if choice is not None else ""
 
 
 @defaults_on_class

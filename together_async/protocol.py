@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -119,12 +119,15 @@ def status_error(
     decoded = _body(body)
     facts = error_facts(decoded)
     said = facts.message if facts else _plain_text(decoded)
+    secrets = tuple(secrets)
     message = redact(said, secrets)[:_MAX_MESSAGE] or "no message"
     cls = status_error_class(status)
-    if status in (400, 403) and ((facts and facts.code == "context_length_exceeded") or _CONTEXT.search(message)):
+    if status in (400, 403) and (
+        (facts and facts.code == "context_length_exceeded") or _CONTEXT.search(said[:_MAX_MESSAGE])
+    ):
         cls = ContextLengthError
     return cls(
-        f"{status}: {message}{note}",
+        f"{status}: {message}{redact(note, secrets)}",
         status_code=status,
         headers=headers,
         body=decoded,
@@ -155,7 +158,7 @@ def retry_after(headers: Mapping[str, str], *, now: Callable[[], float]) -> floa
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(value).timestamp() - now()
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 continue
         if 0 <= seconds < float("inf"):
             return seconds
@@ -252,20 +255,51 @@ def _plain_text(body: Any) -> str:
     return " ".join(body.split())
 
 
+_MOST_BLANKS: Final = 8
+"""How many times as long as a text a secret may be and yet, with its blanks run together, stand in it."""
+
+
 def redact(text: str, secrets: Iterable[str]) -> str:
     """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors.
 
-    A secret of several lines is also known as one line, and as JSON and Python write it.
+    A secret of several lines is also known as one line, and as JSON and Python write it, in whatever case: a host name
+    or a media type comes back in lower case.
     """
+    lower = text.lower()
     forms = {
         form
-        for secret in filter(None, secrets)
-        for form in (secret, " ".join(secret.split()), json.dumps(secret)[1:-1], repr(secret)[1:-1])
+        # A long prompt is not spelt in five ways for the sake of a short text that can't hold it.
+        for secret in secrets
+        if secret and len(secret) <= _MOST_BLANKS * len(text)
+        for form in (
+            secret,
+            " ".join(secret.split()),
+            json.dumps(secret)[1:-1],
+            repr(secret)[1:-1],
+            repr(secret.encode("utf-8", "replace"))[2:-1],
+        )
+        if form and form.lower() in lower
     }
     # NUL stands in, or a short secret would be found again in what replaced a longer one.
-    for form in sorted(filter(None, forms), key=len, reverse=True):
-        text = text.replace(form, "\0")
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub(re.escape(form), "\0", text, flags=re.IGNORECASE)
     return text.replace("\0", "[redacted]")
+
+
+def scrub(error: BaseException, secrets: Sequence[str]) -> None:
+    """Takes the secrets out of an error's own text, and cuts off causes that repeat one.
+
+    HTTP libraries quote what they could not parse, and a server may have put a key or a prompt into that.
+    """
+    if error.args and isinstance(error.args[0], str):
+        error.args = (redact(error.args[0], secrets), *error.args[1:])
+    link: BaseException = error
+    while (cause := link.__cause__ or link.__context__) is not None:
+        shown = f"{cause} {cause!r}"
+        if redact(shown, secrets) != shown:
+            link.__cause__ = link.__context__ = None
+            return
+        link = cause
 
 
 # -------------------------------------------------------------------------------------------------------------- stream

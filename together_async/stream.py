@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 
 _SKIPS_PER_TURN = 256
+_MAX_TEXT = 500
+"""Characters of an error's text, which may repeat a server's."""
 _NOT_YET = object()
 _CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
 
@@ -86,6 +88,7 @@ class ChatCompletionStream:
         "_exchange",
         "_first",
         "_gap",
+        "_given",
         "_head",
         "_last",
         "_max_event_size",
@@ -93,7 +96,7 @@ class ChatCompletionStream:
         "_opening",
         "_over",
         "_payloads",
-        "_redact",
+        "_secrets",
         "_skipped",
         "_started",
         "_time",
@@ -106,12 +109,13 @@ class ChatCompletionStream:
         choices: int = 1,
         time: Callable[[], float],
         max_event_size: int,
-        redact: Callable[[str], str] = str,
+        secrets: Callable[[], list[str]] = list,
     ) -> None:
         self._open = open
         self._choices = choices
         self._time = time
-        self._redact = redact
+        self._secrets = secrets
+        self._given = True  # the reader's caller has had its turn since the last read, if nothing was generated
         self._max_event_size = max_event_size
         self._exchange: Exchange | None = None
         self._head: dict[str, str] | None = None
@@ -254,6 +258,7 @@ class ChatCompletionStream:
         try:
             self._decoder = self._decoder_for(exchange)
         except NotTheProtocol as error:
+            protocol.scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
 
     def _note_opening(self, opening: Opening) -> None:
@@ -279,7 +284,8 @@ class ChatCompletionStream:
                 progressed = self._accumulator.settle()
                 if progressed:
                     self._note_arrival(exchange.arrived)
-                reading = exchange.reading(progressed)
+                given, self._given = self._given, False
+                reading = exchange.reading(progressed, given=given)
                 try:
                     data = await reading
                 except BaseException as error:  # noqa: BLE001 - rescue raises what it means
@@ -295,6 +301,7 @@ class ChatCompletionStream:
             except APIConnectionError as error:
                 self._connection_failed(error)
             except NotTheProtocol as error:
+                protocol.scrub(error, self._secrets())
                 raise self._broken(StreamProtocolError, str(error)) from error
             except BaseException:
                 # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
@@ -327,11 +334,12 @@ class ChatCompletionStream:
             facts = error.facts
             raise self._broken(
                 StreamAPIError,
-                self._redact(f"the server sent an error in the stream: {facts.message}"),
+                f"the server sent an error in the stream: {facts.message}",
                 status_code=facts.status,
                 body=facts.body,
             ) from None
         except NotTheProtocol as error:
+            protocol.scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
         if chunk is not None:
             if not self._accumulator.add(chunk) and says_more(payload):
@@ -411,6 +419,7 @@ class ChatCompletionStream:
             self._leave()
             return
         if isinstance(error, InflationError):
+            protocol.scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
         timed_out = isinstance(error, APITimeoutError)
         if timed_out and self._accumulator.generated == 0:
@@ -418,6 +427,7 @@ class ChatCompletionStream:
             error.request_id = self.request_id
             self._leave()
             raise error
+        protocol.scrub(error, self._secrets())
         if isinstance(error, APITimeoutError):
             raise self._broken(StreamTimeoutError, None, phase=error.phase, seconds=error.seconds) from error
         raise self._broken(
@@ -426,7 +436,7 @@ class ChatCompletionStream:
 
     def _broken(self, cls: type[StreamError], message: str | None, **facts: Any) -> StreamError:
         """Closes everything and returns the error to raise; it is raised again by every later read."""
-        args = () if message is None else (message,)
+        args = () if message is None else (protocol.redact(message, self._secrets())[:_MAX_TEXT],)
         attempts = 1 if self._exchange is None else self._exchange.attempts
         error = cls(*args, partial=self._accumulator.completion(), request_id=self.request_id, **facts)
         error.attempts = attempts
@@ -536,6 +546,7 @@ class _Chunks(_Reader):
                         return chunk
                 chunk = self._take(payload, chunk)
                 if chunk is not None:
+                    stream._given = True
                     return chunk
                 await stream._skip()
                 payloads = stream._payloads

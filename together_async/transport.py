@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 import ssl as ssl_module
 import urllib.parse
@@ -35,6 +36,7 @@ STALE_SECONDS: Final = 1.0
 KEEPALIVE_SECONDS: Final = 30.0
 """How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
+_MAX_AT_ONCE: Final = 1_048_576
 _MAX_REDIRECTS: Final = 5
 _KEEP_AFTER_REDIRECT: Final = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
 
@@ -159,6 +161,7 @@ class Transport:
         try:
             async with scope:
                 response = await self._send(request, headers, timeouts, attempts)
+            self._check_still_open(response)
         except Exception as error:  # noqa: BLE001 - every foreign exception becomes one of ours
             failure = self._open_error(error, opening, late if scope.expired() else None, timeouts, attempts[0])
             raise failure from (None if failure is error else error)
@@ -168,6 +171,12 @@ class Transport:
         exchange.attempts = attempts[0]
         set_read_size(response, READ_SIZE)
         return exchange
+
+    def _check_still_open(self, response: aiohttp.ClientResponse) -> None:
+        """The client may have been closed in the very turn in which the head came."""
+        if self.closed:
+            response.close()
+            raise ClientClosedError("the client was closed while this was under way")
 
     def _open_error(
         self, error: Exception, opening: Opening, late: Due | None, timeouts: Timeouts, attempts: int
@@ -241,7 +250,7 @@ class Transport:
         sent_at = self.loop.time()
         try:
             return await session.post(
-                url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options
+                url, data=_sendable(body), headers=headers, timeout=self._client_timeout(timeouts), **self._options
             )
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             # A connector error is a connection that was never made; a message is a response that had begun.
@@ -261,7 +270,7 @@ class Transport:
         attempts[0] += 1
         session = self._fresh_session() if self._owned else session
         return await session.post(
-            url, data=body, headers=headers, timeout=self._client_timeout(timeouts), **self._options
+            url, data=_sendable(body), headers=headers, timeout=self._client_timeout(timeouts), **self._options
         )
 
     def _url(self, path: str) -> URL:
@@ -335,13 +344,19 @@ class Transport:
         """Ends everything under way and closes the sessions that are ours. Twice is fine."""
         self.abort_all()
         # Closing a session does not wake those who read from it, so the responses come first.
-        for session in self._own_sessions():
-            await session.close()
-        # A closed transport lets go of its socket two turns later (TLS: one for each of its halves). Whoever ends the
-        # loop right after this would leave that to the garbage collector, and a warning.
-        for _ in range(3):
-            await asyncio.sleep(0)
-        self._session = self._fresh = None
+        sessions = tuple(self._own_sessions())
+        try:
+            for session in sessions:
+                await session.close()
+            # A closed transport lets go of its socket two turns later (TLS: one for each of its halves). Whoever ends
+            # the loop right after this would leave that to the garbage collector, and a warning.
+            for _ in range(3):
+                await asyncio.sleep(0)
+        finally:
+            for session in sessions:
+                if not session.closed:  # cancelled before it was its turn
+                    _give_up(session, loop_closed=False)
+            self._session = self._fresh = None
 
     def discard(self) -> None:
         """Gives everything up without waiting: the event loop is gone, or the client was never closed."""
@@ -349,10 +364,7 @@ class Transport:
         for exchange in tuple(self.exchanges):
             exchange.close()
         for session in self._own_sessions():
-            connector = session.connector
-            session.detach()
-            if connector is not None:
-                _close_sockets(connector, loop_closed=self.loop.is_closed())
+            _give_up(session, loop_closed=self.loop.is_closed())
         self._session = self._fresh = None
 
     def _own_sessions(self) -> Iterator[aiohttp.ClientSession]:
@@ -362,6 +374,11 @@ class Transport:
     def holds_resources(self) -> bool:
         """Whether a session of ours is open, which somebody has to close."""
         return not self.closed and any(not session.closed for session in self._own_sessions())
+
+
+def _sendable(body: bytes) -> bytes | io.BytesIO:
+    """The body as aiohttp wants it: large ones as a file, which it sends in pieces (and warns if they are bytes)."""
+    return body if len(body) <= _MAX_AT_ONCE else io.BytesIO(body)
 
 
 def default_headers(*, api_key: str, extra: Mapping[str, str]) -> dict[str, str]:
@@ -416,6 +433,14 @@ def _make_socket(addr_info: Any) -> socket.socket:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
     return sock
+
+
+def _give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:
+    """Closes a session without waiting."""
+    connector = session.connector
+    session.detach()
+    if connector is not None:
+        _close_sockets(connector, loop_closed=loop_closed)
 
 
 def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> None:

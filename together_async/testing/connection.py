@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import attrs
 
@@ -22,6 +24,8 @@ from together_async.testing.response import End, Piece, Response
 
 MAX_HEAD = 65_536
 MAX_BODY = 256 * 1024 * 1024
+_DIGITS = 18
+_TLS_HELLO = b"\x16\x03"
 _BATCH = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -34,6 +38,13 @@ class Incoming:
     target: str
     headers: dict[str, str]
     body: bytes
+    version: str = "HTTP/1.1"
+
+    @property
+    def wants_close(self) -> bool:
+        """Whether the client asks that the connection be closed after the response."""
+        asked = self.headers.get("connection", "").lower()
+        return "close" in asked or (self.version == "HTTP/1.0" and "keep-alive" not in asked)
 
 
 class BadRequest(Exception):  # noqa: N818 - the connection's own
@@ -59,6 +70,10 @@ class Handler(Protocol):
         """Hears that an exchange has ended."""
         ...
 
+    def failed(self, error: Exception) -> None:
+        """Hears that a plan could not be carried out."""
+        ...
+
 
 class Connection(asyncio.Protocol):
     """One connection: reads all the time, so that leaving is seen while a response is under way.
@@ -66,15 +81,16 @@ class Connection(asyncio.Protocol):
     Args:
         number: How many were accepted before.
         handler: The server.
-        on_end: Called when the connection is gone.
+        among: The open connections; it is one of them as long as it is open.
     """
 
-    def __init__(self, number: int, handler: Handler, on_end: Callable[[Connection], None]) -> None:
+    def __init__(self, number: int, handler: Handler, among: set[Connection]) -> None:
         self.number = number
         self.left = False
         self.task: asyncio.Task[None] | None = None
         self._handler = handler
-        self._on_end = on_end
+        self._among = among
+        self._closing = False  # no further request is answered
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -90,10 +106,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream socket's
-        self._transport = transport
+        # uvloop's is none of asyncio's classes.
+        transport = self._transport = cast("asyncio.Transport", transport)
         # Whatever the kernel does not take pauses us: what the journal calls written has left this process.
-        transport.set_write_buffer_limits(high=0)
+        # (A TLS transport has no such thing as nothing in its buffer.)
+        transport.set_write_buffer_limits(high=0 if transport.get_extra_info("ssl_object") is None else 1)
+        self._among.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The client has left, or we have."""
@@ -102,7 +120,7 @@ class Connection(asyncio.Protocol):
         if self._entry is not None:
             self._end("client left")
         self._wake()
-        self._on_end(self)
+        self._among.discard(self)
 
     def pause_writing(self) -> None:
         """The client does not read as fast as we write."""
@@ -112,18 +130,18 @@ class Connection(asyncio.Protocol):
         """It has caught up."""
         self._paused = False
         self._wake()
+        self._next()
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes of a request."""
         self._buffer += data
-        if self._entry is None:
-            self._next()
+        self._next()
 
     # -------------------------------------------------------------------------------------------------------- requests
 
     def _next(self) -> None:
         """Answers the requests that are complete in the buffer, as far as that needs no waiting."""
-        while not self.left and self._entry is None:
+        while self._entry is None and not (self.left or self._closing or self._paused):
             try:
                 incoming = _parse(self._buffer, self._write)
             except BadRequest as error:
@@ -143,7 +161,7 @@ class Connection(asyncio.Protocol):
 
     def _answer_at_once(self, entry: Entry, response: Response) -> None:
         self._write(_at_once(response))
-        entry.tokens_written = response.tokens
+        entry.count(response.tokens)
         self._end("refused" if response.status >= 300 else "complete")
 
     def _end(self, outcome: str) -> None:
@@ -160,20 +178,26 @@ class Connection(asyncio.Protocol):
             ended = await _Writer(self, entry, response).write()
             if self.left:
                 return
+            # Before the end is told: a request that comes now must find the connection stale.
+            self._closing = ended is not None or not response.keep_alive
             self._end("broken off" if ended else "refused" if response.status >= 300 else "complete")
-            if ended is None and not response.keep_alive:
-                await self.wait(response.close_after_s)
-            if ended is not None or not response.keep_alive:
+            if self._closing:
+                if ended is None:
+                    await self.wait(response.close_after_s)
                 self._close(ended)
         except asyncio.CancelledError:
             self._end("broken off")
             raise
+        except Exception as error:  # noqa: BLE001 - raised where the server is closed
+            self._handler.failed(error)
+            self.abort()
         finally:
             self.task = None
         self._next()
 
     def _close(self, end: End | None) -> None:
         transport = self._transport
+        self._closing = True
         if transport is None or self.left:
             return
         if end is End.RESET:
@@ -186,12 +210,11 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     def abort(self) -> None:
-        """Ends the connection and what is going on on it: the server stops."""
-        if self.task is not None:
+        """Ends the connection with a RST, and what is going on on it: the server stops, or pretends to crash."""
+        if self.task is not None and self.task is not asyncio.current_task(self._loop):
             self.task.cancel()
         self._end("broken off")
-        if self._transport is not None:
-            self._transport.abort()
+        self._close(End.RESET)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self.left:
@@ -199,7 +222,7 @@ class Connection(asyncio.Protocol):
             if entry is not None:
                 entry.bytes_written += len(data)
                 if entry.first_byte_at is None:
-                    entry.first_byte_at = self._loop.time()
+                    entry.first_byte_at = time.monotonic()
             self._transport.write(data)
 
     async def send(self, data: bytes) -> None:
@@ -251,9 +274,10 @@ class _Writer:
     async def write(self) -> End | None:
         """Writes all of it; returns how the connection has to be ended, None when the response is whole."""
         response = self._response
+        if response.think_s:
+            await self._piece(Piece(wait_s=response.think_s, raw=True))
         if response.replaced_by is not None:
-            await self._connection.send(response.replaced_by)
-            return End.CLOSE
+            return await self._replaced(response.replaced_by)
         for piece in response.pieces_of_head():
             if (end := await self._piece(attrs.evolve(piece, raw=True))) is not None:
                 return end
@@ -269,6 +293,13 @@ class _Writer:
             response.keep_alive = False
         return None
 
+    async def _replaced(self, data: bytes) -> End:
+        for _, piece in sorted(self._response.head_pieces, key=lambda pair: pair[0]):
+            if (end := await self._piece(attrs.evolve(piece, raw=True))) is not None:
+                return end
+        await self._connection.send(data)
+        return End.CLOSE
+
     async def _piece(self, piece: Piece) -> End | None:
         """Writes a piece. What can go out together does, or a fast response would be many small writes."""
         if self._connection.left:
@@ -282,36 +313,41 @@ class _Writer:
         await self._flush()
         connection, sent = self._connection, 0
         connection.stalled = piece.stall
+        until = asyncio.get_running_loop().time() + piece.for_s
         while sent < piece.times and not connection.left:
-            await self._pause(piece)
-            if connection.left or connection.stalled is not piece.stall:
+            in_time = await self._pause(piece, until)
+            if connection.left or connection.stalled is not piece.stall or not in_time:
                 break
             await self._write(piece)
             sent += 1
         connection.stalled = False
         return piece.end
 
-    async def _pause(self, piece: Piece) -> None:
+    async def _pause(self, piece: Piece, until: float) -> bool:
+        """Waits as long as a piece asks for, but not beyond `until`; returns whether that was in time."""
+        now = asyncio.get_running_loop().time()
         if piece.stall:
-            await self._connection.wait(piece.wait_s)
+            await self._connection.wait(min(piece.wait_s, until - now))
             self._due = 0.0
+            if now + piece.wait_s >= until:
+                return False
         elif piece.wait_s:
             # Due times are added up, so that a late timer does not slow the whole stream down.
-            now = asyncio.get_running_loop().time()
             self._due = (self._due or now) + piece.wait_s
             await self._connection.wait(self._due - now)
         if piece.flush or piece.times != 1:
             await asyncio.sleep(0)
+        return True
 
     async def _write(self, piece: Piece) -> None:
-        self._entry.tokens_written += piece.tokens
+        self._entry.count(piece.tokens)
         await self._connection.send(piece.data if piece.raw else self._framed(self._squeezed(piece.data)))
 
     async def _flush(self) -> None:
         if self._batch:
             batch, self._batch, self._batch_size = self._batch, [], 0
             data = b"".join(piece.data for piece in batch)
-            self._entry.tokens_written += sum(piece.tokens for piece in batch)
+            self._entry.count(sum(piece.tokens for piece in batch))
             await self._connection.send(self._framed(self._squeezed(data)))
 
     def _squeezed(self, data: bytes) -> bytes:
@@ -332,6 +368,7 @@ def _is_simple(response: Response) -> bool:
     return (
         response.replaced_by is None
         and not response.head_pieces
+        and not response.think_s
         and not response.gzip
         and response.keep_alive
         and response.framing != "close"
@@ -356,15 +393,19 @@ def _parse(buffer: bytearray, write: Callable[[bytes], None]) -> Incoming | None
     Raises:
         BadRequest: What came is none, or is above the caps.
     """
+    while buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: ignored before a request line
+        del buffer[:2]
+    if buffer.startswith(_TLS_HELLO):
+        raise BadRequest(400, "got a TLS handshake, expected plain HTTP/1.1; use http:// for this server")
     end = buffer.find(b"\r\n\r\n")
+    if end > MAX_HEAD or (end < 0 and len(buffer) > MAX_HEAD):
+        raise BadRequest(431, f"a head of more than {MAX_HEAD} bytes")
     if end < 0:
-        if len(buffer) > MAX_HEAD:
-            raise BadRequest(431, f"a head of more than {MAX_HEAD} bytes")
         return None
     line, *fields = bytes(buffer[:end]).decode("latin-1").split("\r\n")
     parts = line.split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-        raise BadRequest(400, "got no HTTP/1.1 request line; was https:// or HTTP/2 spoken to a plain HTTP/1.1 server?")
+        raise BadRequest(400, "got no HTTP/1.1 request line; was HTTP/2 spoken to a plain HTTP/1.1 server?")
     headers: dict[str, str] = {}
     for field in fields:
         name, _, value = field.partition(":")
@@ -375,7 +416,7 @@ def _parse(buffer: bytearray, write: Callable[[bytes], None]) -> Incoming | None
             write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
     del buffer[: end + 4 + size]
-    return Incoming(parts[0], parts[1], headers, body)
+    return Incoming(parts[0], parts[1], headers, body, parts[2])
 
 
 def _body(buffer: bytearray, start: int, headers: dict[str, str]) -> tuple[bytes | None, int]:
@@ -383,11 +424,11 @@ def _body(buffer: bytearray, start: int, headers: dict[str, str]) -> tuple[bytes
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return _chunked_body(buffer, start)
     told = headers.get("content-length", "0")
-    if not told.isascii() or not told.isdigit():
+    if not re.fullmatch(r"[0-9]+", told):
         raise BadRequest(400, "the content-length is no number")
+    if len(told) > _DIGITS or int(told) > MAX_BODY:
+        raise BadRequest(413, f"a body above {MAX_BODY} bytes")
     size = int(told)
-    if size > MAX_BODY:
-        raise BadRequest(413, f"a body of {size} bytes, expected at most {MAX_BODY}")
     return (bytes(buffer[start : start + size]), size) if len(buffer) >= start + size else (None, 0)
 
 
@@ -398,10 +439,10 @@ def _chunked_body(buffer: bytearray, start: int) -> tuple[bytes | None, int]:
         line_end = buffer.find(b"\r\n", at)
         if line_end < 0:
             return None, 0
-        try:
-            size = int(bytes(buffer[at:line_end]).partition(b";")[0], 16)
-        except ValueError:
-            raise BadRequest(400, "a chunk's size is no hexadecimal number") from None
+        told = bytes(buffer[at:line_end]).partition(b";")[0].strip(b" \t")
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", told):
+            raise BadRequest(400, "a chunk's size is no hexadecimal number")
+        size = int(told, 16)
         at = line_end + 2
         if at + size > start + MAX_BODY:
             raise BadRequest(413, f"a body above {MAX_BODY} bytes")

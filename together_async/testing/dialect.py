@@ -382,7 +382,8 @@ def error_body(
         param: The field which is wrong.
         id: The request's id, as the service repeats it.
     """
-    text, kind, code = _ERRORS.get(status, (f"HTTP status {status}.", "server_error", None))
+    general = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    text, kind, code = _ERRORS.get(status, (f"HTTP status {status}.", general, None))
     error = {"message": message or text, "type": type or kind, "param": param, "code": code}
     return {"id": id, "error": error} if id else {"error": error}
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -23,7 +23,7 @@ from together_async import codec
 from together_async.request import ChatCompletionRequest
 from together_async.sse import encode_event
 from together_async.testing.dialect import DONE, ErrorShape, error_body, error_event
-from together_async.testing.response import End, Framing, Piece, Place, Response
+from together_async.testing.response import FIRST_FIELD, End, Framing, Piece, Place, Response
 
 _BLOCK = 65_536
 PING = b": ping\n\n"
@@ -87,7 +87,8 @@ class _Placed(Fault):
     _default: ClassVar[Place] = Place()
 
     def __attrs_post_init__(self) -> None:
-        _ = self.place
+        if self.place.in_head is not None and self._default != Place():
+            raise ValueError(f"in_head: {type(self).__name__} goes into a body; use after_token or at_byte")
 
     @property
     def place(self) -> Place:
@@ -102,6 +103,53 @@ class _Placed(Fault):
 def _seconds(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise ValueError(f"{attribute.name}: got {value!r}, expected seconds, at least 0")
+
+
+def _data(_: Any, attribute: attrs.Attribute[bytes], value: bytes) -> None:
+    if not isinstance(value, bytes):
+        raise ValueError(f"{attribute.name}: got a {type(value).__name__}, expected bytes")
+
+
+def _whole(least: int | None) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """Checks an int, of at least so much; None is passed."""
+
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least)
+        ):
+            raise ValueError(
+                f"{attribute.name}: got {value!r}, expected an int{'' if least is None else f' of at least {least}'}"
+            )
+
+    return check
+
+
+def _one_of(*choices: Any) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            raise ValueError(f"{attribute.name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+    return check
+
+
+def _times(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
+        raise ValueError(f"{attribute.name}: got {value!r}, expected a number of at least 1")
+
+
+def _mapping(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{attribute.name}: got a {type(value).__name__}, expected a mapping")
+
+
+def _offsets(_: Any, attribute: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]) -> None:
+    for at in value:
+        _whole(0)(_, attribute, at)
+
+
+def _probability(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{attribute.name}: got {value!r}, expected a number, 0 to 1")
 
 
 def _status(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
@@ -131,12 +179,13 @@ class Status(Fault):
 
     code: int = attrs.field(validator=_status)
     body: Mapping[str, Any] | str | bytes | None = attrs.field(default=None, hash=False)
-    headers: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    headers: Mapping[str, str] = attrs.field(factory=dict, hash=False, validator=_mapping)
     message: str | None = None
 
     def apply(self, response: Response) -> bool:
         """Replaces the response."""
         response.status = self.code
+        response.think_s = 0.0
         match self.body:
             case str() as text:
                 data, kind = text.encode(), "text/html" if text.lstrip().startswith("<") else "text/plain"
@@ -155,7 +204,7 @@ class Status(Fault):
 class Headers(Fault):
     """Headers added to the response, or in place of its own; None removes one."""
 
-    headers: Mapping[str, str | None] = attrs.field(hash=False)
+    headers: Mapping[str, str | None] = attrs.field(hash=False, validator=_mapping)
 
     def apply(self, response: Response) -> bool:
         """Changes the headers."""
@@ -176,11 +225,12 @@ class Redirect(Fault):
     """
 
     location: str = "/redirected/v1/chat/completions"
-    code: int = 307
+    code: int = attrs.field(default=307, validator=_status)
 
     def apply(self, response: Response) -> bool:
         """Replaces the response."""
         response.status = self.code
+        response.think_s = 0.0
         response.replace_body(b"", "text/plain")
         response.headers["location"] = self.location
         return True
@@ -190,7 +240,7 @@ class Redirect(Fault):
 class Raw(Fault):
     """Any bytes in place of the response, head included; then the connection is closed."""
 
-    data: bytes
+    data: bytes = attrs.field(validator=_data)
 
     def apply(self, response: Response) -> bool:
         """Replaces the response."""
@@ -214,21 +264,23 @@ class Stall(_Placed):
 
     seconds: float = attrs.field(default=math.inf, validator=_seconds)
     ping_every: float | None = attrs.field(default=None, validator=_optional_seconds)
-    ping: bytes = PING
+    ping: bytes = attrs.field(default=PING, validator=_data)
+
+    def __attrs_post_init__(self) -> None:
+        place = self.place
+        if self.ping_every is not None and place in (Place(), Place(self.in_head)):
+            raise ValueError("ping_every: pings go into a body; say where, as after_token=0")
 
     def apply(self, response: Response) -> bool:
         """Inserts the wait."""
-        if math.isinf(self.seconds) and self.ping_every is not None and response.framing == "length":
-            response.framing = "chunked"  # what has no end has no length
+        if self.ping_every is not None and response.framing == "length":
+            response.framing = "chunked"  # how many pings there will be is not known
         if self.ping_every is None or not self.ping:
             return response.insert(self.place, Piece(wait_s=self.seconds, stall=True))
-        if self.ping_every == 0:
-            # As many as the client takes, so in blocks; the pings' sum is what counts.
-            block = self.ping * max(1, _BLOCK // len(self.ping))
-            return response.insert(self.place, Piece(block, times=math.inf, stall=True))
-        times = self.seconds / self.ping_every
-        whole = times if math.isinf(times) else max(1, math.floor(times))
-        return response.insert(self.place, Piece(self.ping, wait_s=self.ping_every, times=whole, stall=True))
+        # As many as the client takes go out in blocks; the pings' sum is what counts.
+        ping = self.ping if self.ping_every else self.ping * max(1, _BLOCK // len(self.ping))
+        pings = Piece(ping, wait_s=self.ping_every, times=math.inf, for_s=self.seconds, stall=True)
+        return response.insert(self.place, pings)
 
 
 @attrs.frozen(repr=False)
@@ -240,7 +292,7 @@ class Drip(Fault):
         every_s: Seconds between them.
     """
 
-    size: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    size: int = attrs.field(default=1, validator=_whole(1))
     every_s: float = attrs.field(default=0.01, validator=_seconds)
 
     def apply(self, response: Response) -> bool:
@@ -253,13 +305,14 @@ class Drip(Fault):
 class EndlessHeaders(Fault):
     """A head that does not end: one header after another, for as long as the client reads."""
 
-    size: int = attrs.field(default=1_000, validator=attrs.validators.ge(1))
+    size: int = attrs.field(default=1_000, validator=_whole(1))
 
     def apply(self, response: Response) -> bool:
         """Puts the headers before the empty line."""
         line = b"x-endless: " + b"a" * self.size + b"\r\n"
         block = line * max(1, _BLOCK // len(line))
-        return response.insert(Place(in_head=len(b"HTTP/1.1 200 OK\r\n")), Piece(block, times=math.inf))
+        response.head_pieces.append((FIRST_FIELD, Piece(block, times=math.inf)))
+        return True
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
@@ -275,9 +328,9 @@ class Split(Fault):
         inside: `utf-8` cuts every character of several bytes in two, `crlf` every CR LF.
     """
 
-    every: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    at: tuple[int, ...] = attrs.field(default=(), converter=tuple)
-    inside: Literal["utf-8", "crlf"] | None = None
+    every: int | None = attrs.field(default=None, validator=_whole(1))
+    at: tuple[int, ...] = attrs.field(default=(), converter=tuple, validator=_offsets)
+    inside: Literal["utf-8", "crlf"] | None = attrs.field(default=None, validator=_one_of(None, "utf-8", "crlf"))
 
     def apply(self, response: Response) -> bool:
         """Splits the body."""
@@ -304,7 +357,7 @@ def _size(response: Response) -> int:
 class LineEndings(Fault):
     """The event stream's lines end in CR LF, or CR, instead of LF. Comes before what counts bytes."""
 
-    ending: Literal["\r\n", "\r", "\n"] = "\r\n"
+    ending: Literal["\r\n", "\r", "\n"] = attrs.field(default="\r\n", validator=_one_of("\r\n", "\r", "\n"))
 
     def apply(self, response: Response) -> bool:
         """Replaces the line feeds of a stream."""
@@ -318,11 +371,12 @@ class LineEndings(Fault):
 class Frame(Fault):
     """How the body's end is told: `chunked`, `length` (a content-length), or `close` (the connection's end)."""
 
-    framing: Framing
+    framing: Framing = attrs.field(validator=_one_of("chunked", "length", "close"))
 
     def apply(self, response: Response) -> bool:
-        """Sets the framing."""
-        response.framing = self.framing
+        """Sets the framing; what is compressed has no length beforehand and stays chunked."""
+        if not (response.gzip and self.framing == "length"):
+            response.framing = self.framing
         return True
 
 
@@ -346,7 +400,7 @@ class WrongLength(Fault):
         by: How many bytes more (positive: the connection ends too early) or fewer than there are.
     """
 
-    by: int
+    by: int = attrs.field(validator=_whole(None))
 
     def apply(self, response: Response) -> bool:
         """Sets a content-length that is off."""
@@ -368,7 +422,9 @@ class Cut(_Placed):
             promised), or `end` (the HTTP body ends in good order, which only its content tells to be too short).
     """
 
-    how: Literal["reset", "close", "chunk", "end"] = "reset"
+    how: Literal["reset", "close", "chunk", "end"] = attrs.field(
+        default="reset", validator=_one_of("reset", "close", "chunk", "end")
+    )
 
     def apply(self, response: Response) -> bool:
         """Ends the plan there."""
@@ -458,7 +514,7 @@ class ErrorInStream(_Placed):
         done: Whether `[DONE]` comes after it, as some servers do.
     """
 
-    shape: ErrorShape = "object"
+    shape: ErrorShape = attrs.field(default="object", validator=_one_of(*get_args(ErrorShape)))
     message: str = "the model broke off"
     code: int | str | None = None
     done: bool = False
@@ -482,7 +538,7 @@ class Garbage(_Placed):
         data: Its data; by default JSON that breaks off.
     """
 
-    data: bytes = b'{"id":"x","choices":[{"ind'
+    data: bytes = attrs.field(default=b'{"id":"x","choices":[{"ind', validator=_data)
     _default = Place(after_token=0)
 
     def apply(self, response: Response) -> bool:
@@ -499,11 +555,13 @@ class Insert(_Placed):
         times: How often.
     """
 
-    data: bytes
-    times: float = 1
+    data: bytes = attrs.field(validator=_data)
+    times: float = attrs.field(default=1.0, validator=_times)
 
     def apply(self, response: Response) -> bool:
         """Inserts them."""
+        if math.isinf(self.times) and response.framing == "length":
+            response.framing = "chunked"  # what has no end has no length
         return response.insert(self.place, Piece(self.data, times=self.times))
 
 
@@ -515,7 +573,7 @@ class HugeLine(_Placed):
         size: Bytes of it.
     """
 
-    size: int = attrs.field(default=64 * 1024 * 1024, validator=attrs.validators.ge(1))
+    size: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(1))
     _default = Place(after_token=0)
 
     def apply(self, response: Response) -> bool:
@@ -578,7 +636,7 @@ class ByModel(Chooser):
         other: For all other models.
     """
 
-    rules: Mapping[str, Rule] = attrs.field(hash=False)
+    rules: Mapping[str, Rule] = attrs.field(hash=False, validator=_mapping)
     other: Rule = None
 
     def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:  # noqa: ARG002
@@ -595,7 +653,7 @@ class Chance(Chooser):
         rule: What happens.
     """
 
-    probability: float = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    probability: float = attrs.field(validator=_probability)
     rule: Rule
 
     def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:  # noqa: ARG002

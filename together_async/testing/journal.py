@@ -76,7 +76,7 @@ class Entry:
         tokens_written: How many tokens were given to the socket.
         tokens: How many the whole answer holds.
         bytes_written: Bytes given to the socket, the head included.
-        received_at, first_byte_at, ended_at: Times by `time.monotonic()`; None when it was not yet.
+        received_at, first_byte_at, first_token_at, ended_at: Times by `time.monotonic()`; None when it was not yet.
         outcome: How it ended (see `Outcome`).
     """
 
@@ -97,6 +97,7 @@ class Entry:
         self.bytes_written = 0
         self.received_at = time.monotonic()
         self.first_byte_at: float | None = None
+        self.first_token_at: float | None = None
         self.outcome: Outcome = "open"
         self._ended = Moment()
         self._left = Moment()
@@ -150,6 +151,12 @@ class Entry:
         """
         return await self._ended.wait(timeout, f"the end of request {self.number}")
 
+    def count(self, tokens: int) -> None:
+        """Says that so many tokens are being written; called by the server."""
+        if tokens and self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.tokens_written += tokens
+
     def end(self, outcome: Outcome) -> None:
         """Says how the exchange ended; called by the server."""
         if self.outcome != "open":
@@ -170,6 +177,7 @@ class Journal:
         self.total = 0
         self._entries: deque[Entry] = deque(maxlen=size)
         self._arrivals: list[tuple[int, Moment]] = []
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -197,25 +205,36 @@ class Journal:
 
         Raises:
             AssertionError: They did not within `timeout` seconds.
+            IndexError: The journal was too small to keep it.
+            ValueError: `number` is less than 1.
         """
+        if number < 1:
+            raise ValueError(f"number: got {number}, expected at least 1")
         moment = Moment()
-        self._arrivals.append((number, moment))
-        if self.total >= number:
-            moment.set()
+        with self._lock:
+            if self.total >= number:
+                moment.set()
+            else:
+                self._arrivals.append((number, moment))
         await moment.wait(timeout, f"request number {number} ({self.total} came)")
-        return self._entries[number - 1 - self.total]
+        with self._lock:
+            if self.total - number >= len(self._entries):
+                raise IndexError(f"request number {number}: the journal keeps the last {self._entries.maxlen} only")
+            return self._entries[number - 1 - self.total]
 
     def add(self, entry: Entry) -> None:
         """Takes an entry; called by the server."""
-        self._entries.append(entry)
-        self.total += 1
-        if self._arrivals:
-            due = [pair for pair in self._arrivals if pair[0] <= self.total]
-            self._arrivals = [pair for pair in self._arrivals if pair[0] > self.total]
-            for _, moment in due:
-                moment.set()
+        with self._lock:
+            self._entries.append(entry)
+            self.total += 1
+            due = [moment for number, moment in self._arrivals if number <= self.total]
+            if due:
+                self._arrivals = [pair for pair in self._arrivals if pair[0] > self.total]
+        for moment in due:
+            moment.set()
 
     def clear(self) -> None:
         """Forgets all entries and starts to count anew."""
-        self._entries.clear()
-        self.total = 0
+        with self._lock:
+            self._entries.clear()
+            self.total = 0

@@ -35,6 +35,7 @@ class Piece:
         tokens: How many tokens end in them.
         wait_s: Seconds before they are sent; infinite until the client leaves or the server is told to go on.
         times: How often they are sent, each after the wait; infinite until the client leaves.
+        for_s: Seconds after which that ends, however often it was.
         stall: The wait is a fault's: `EmulatorServer.release` ends it.
         flush: They go out by themselves, and the event loop has a turn before the next.
         end: What happens to the connection after them.
@@ -45,6 +46,7 @@ class Piece:
     tokens: int = 0
     wait_s: float = 0.0
     times: float = 1
+    for_s: float = math.inf
     stall: bool = False
     flush: bool = False
     end: End | None = None
@@ -80,6 +82,9 @@ class Place:
                 raise ValueError(f"{name}: got {value!r}, expected an int of at least 0")
 
 
+FIRST_FIELD = -1
+"""In `Response.head_pieces`: after the status line, however long that is."""
+
 Framing = Literal["chunked", "length", "close"]
 """How the end of the body is told: chunked transfer coding, a content-length, or the connection's end."""
 
@@ -98,8 +103,9 @@ class Response:
         keep_alive: Whether the connection is kept for another request.
         announce_close: Whether the head says so when it is not.
         close_after_s: Seconds for which a connection that is not kept stays open after the response.
-        tokens: How many tokens the whole body holds.
-        promised_more: The last chunk's size line promises this many bytes more than come.
+        think_s: Seconds of work before the first byte.
+        head_pieces: What was put into the head: after how many of its bytes, and what.
+        replaced_by: Bytes that are sent in place of it all.
     """
 
     status: int = 200
@@ -111,6 +117,7 @@ class Response:
     keep_alive: bool = True
     announce_close: bool = True
     close_after_s: float = 0.0
+    think_s: float = 0.0
     head_pieces: list[tuple[int, Piece]] = attrs.field(factory=list)
     replaced_by: bytes | None = None
 
@@ -199,13 +206,18 @@ class Response:
     def split_at(self, offsets: Iterable[int], *, pause_s: float = 0.0) -> None:
         """Sends the body in pieces that end at these bytes of it, each by itself, `pause_s` seconds apart."""
         cuts = sorted(set(offsets))
+        at = 0
         pieces: list[Piece] = []
         seen = 0
         for piece in self.body:
             if piece.raw or piece.times != 1:
                 pieces.append(piece)
                 continue
-            inside = [at - seen for at in cuts if seen < at < seen + len(piece.data)]
+            inside: list[int] = []
+            while at < len(cuts) and cuts[at] < seen + len(piece.data):
+                if cuts[at] > seen:
+                    inside.append(cuts[at] - seen)
+                at += 1
             pieces += _parts(piece, inside, pause_s)
             seen += len(piece.data)
         self.body = pieces
@@ -229,14 +241,15 @@ class Response:
     def _length(self) -> int:
         size = sum(len(piece.data) * piece.times for piece in self.body if not piece.raw)
         if not math.isfinite(size):
-            raise ValueError("a body without an end has no content-length; use Framing('chunked')")
+            raise ValueError("a body without an end has no content-length; use Frame('chunked')")
         return int(size)
 
     def pieces_of_head(self) -> Iterator[Piece]:
         """Yields the head with what was put into it."""
         head = self.head()
         sent = 0
-        for at, piece in sorted(self.head_pieces, key=lambda pair: pair[0]):
+        pieces = [(head.index(b"\r\n") + 2 if at == FIRST_FIELD else at, piece) for at, piece in self.head_pieces]
+        for at, piece in sorted(pieces, key=lambda pair: pair[0]):
             yield Piece(head[sent:at], flush=True)
             yield piece
             sent = min(at, len(head))

@@ -98,25 +98,27 @@ class Spoken:
         return len(self.content or ()) + len(self.reasoning) + sum(len(call.pieces) for call in self.calls)
 
 
-def speak(script: Script, request: ChatCompletionRequest, *, seed: int | str) -> tuple[Spoken, ...]:
+class UnsatisfiableError(ValueError):
+    """The generator can't make what the request asks for: a schema or a pattern without a solution."""
+
+
+def speak(said: Said | None, request: ChatCompletionRequest, *, seed: int | str) -> tuple[Spoken, ...]:
     """Returns what the model says to a request, a choice each.
 
     Args:
-        script: A text or reply for every choice, several for the choices in turn, a function of the request that
-            returns such, or None for generated text.
+        said: A text or reply for every choice, several for the choices in turn, or None for generated text.
         request: Its `n`, `stop`, `max_tokens`, `tools`, `tool_choice` and `response_format` are honoured.
         seed: Of all that is chance.
 
     Raises:
         TypeError: The script returned something else.
-        ValueError: The generator cannot satisfy `response_format` or a tool's parameters.
+        UnsatisfiableError: `response_format` or a tool's parameters have no solution.
     """
-    said = script(request) if callable(script) else script
     count = request.n or 1
     spoken = []
     for index in range(count):
         rng = random.Random(f"{seed}/{index}")  # noqa: S311 - no secret
-        reply = _generated(request, rng) if said is None else _reply(said, index)
+        reply = _solved(request, rng) if said is None else _reply(said, index)
         spoken.append(_within_limits(reply, request, index, rng))
     return tuple(spoken)
 
@@ -131,6 +133,13 @@ def _reply(said: Said, index: int) -> Reply:
     if not isinstance(said, Reply):
         raise TypeError(f"the script returned {type(said).__name__}, expected a str, a Reply, or a list of them")
     return said
+
+
+def _solved(request: ChatCompletionRequest, rng: random.Random) -> Reply:
+    try:
+        return _generated(request, rng)
+    except ValueError as error:
+        raise UnsatisfiableError(str(error)) from error
 
 
 def _generated(request: ChatCompletionRequest, rng: random.Random) -> Reply:
@@ -157,11 +166,17 @@ def _tool_wanted(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
     if not functions or choice == "none":
         return None
     if isinstance(choice, Mapping):
-        name = (choice.get("function") or {}).get("name")
+        name = _member(choice, "function").get("name")
         return next((function for function in functions if function.get("name") == name), functions[0])
     if choice != "required" and request.messages and request.messages[-1].get("role") == "tool":
         return None
     return functions[0]
+
+
+def _member(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A member that ought to be an object, the empty one if it is none."""
+    member = value.get(name)
+    return member if isinstance(member, Mapping) else {}
 
 
 def _format(request: ChatCompletionRequest) -> tuple[str, Any]:
@@ -169,7 +184,7 @@ def _format(request: ChatCompletionRequest) -> tuple[str, Any]:
     wanted = request.response_format or {}
     match wanted.get("type"):
         case "json_schema":
-            return "json", (wanted.get("json_schema") or {}).get("schema") or {}
+            return "json", _member(wanted, "json_schema").get("schema") or {}
         case "json" | "json_object":
             return "json", wanted.get("schema") or {}
         case "regex":

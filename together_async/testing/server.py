@@ -24,10 +24,23 @@ from together_async.testing.dialect import DEEPSEEK, GPT_OSS, TOGETHER, Answer, 
 from together_async.testing.faults import Chooser, Fault, Rule, choose
 from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recording, replay
-from together_async.testing.response import Piece, Place, Response
-from together_async.testing.script import Script, prompt_tokens, speak, text_of
+from together_async.testing.response import Piece, Response
+from together_async.testing.script import Script, UnsatisfiableError, prompt_tokens, speak, text_of
 
 START_SECONDS = 10.0
+HANDSHAKE_SECONDS = 3.0
+
+
+def _at_least_0(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"{name}: got {value!r}, expected a number of at least 0")
+    return value
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name}: got {value!r}, expected more than 0, or None for no limit")
+    return value
 
 
 @attrs.frozen
@@ -51,6 +64,10 @@ class Model:
     output_price: float = 0.88
     tokens_per_second: float | None = None
     first_token_s: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _positive("tokens_per_second", self.tokens_per_second)
+        _at_least_0("first_token_s", self.first_token_s or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `GET /models` says of it."""
@@ -107,6 +124,7 @@ class EmulatorServer:
         seed: Of all chance: what is generated, and which requests `Chance` picks.
         models: The models that it has, as `Model`s or names; others are answered with 404. None for `MODELS` and any
             other name.
+        dialect: The shapes in which every name answers that is none of these models.
         api_key: The key that it accepts; None accepts any, and none.
         replay_speed: How many times as fast as it was a `Recording` is replayed; infinite for at once.
         host: The address to listen on.
@@ -134,6 +152,7 @@ class EmulatorServer:
         jitter: float = 0.0,
         seed: int = 0,
         models: Iterable[Model | str] | None = None,
+        dialect: Dialect = TOGETHER,
         api_key: str | None = None,
         replay_speed: float = math.inf,
         host: str = "127.0.0.1",
@@ -147,11 +166,20 @@ class EmulatorServer:
         self._replayed = 0
         self.account = account
         self.tokens_per_second = _positive("tokens_per_second", tokens_per_second)
-        self.first_token_s = first_token_s
-        self.jitter = jitter
+        self.first_token_s = _at_least_0("first_token_s", first_token_s)
+        self.jitter = _at_least_0("jitter", jitter)
+        if jitter > 1:
+            raise ValueError(f"jitter: got {jitter!r}, expected a fraction, 0 to 1")
+        self.dialect = dialect
         self.seed = seed
         self.api_key = api_key
+        if not replay_speed > 0:
+            raise ValueError(f"replay_speed: got {replay_speed!r}, expected more than 0; math.inf is at once")
         self.replay_speed = replay_speed
+        if not 0 <= port <= 65_535:
+            raise ValueError(f"port: got {port!r}, expected 0 to 65535")
+        if journal_size < 1:
+            raise ValueError(f"journal_size: got {journal_size!r}, expected at least 1")
         self.journal = Journal(journal_size)
         self._on_end = on_end
         self.connections = 0
@@ -227,7 +255,10 @@ class EmulatorServer:
         loop = self._loop = asyncio.get_running_loop()
         if self._server is not None:
             raise RuntimeError("the emulator runs already; make another one")
-        self._server = await loop.create_server(self._connected, self._host, self._port, ssl=self._ssl, backlog=1024)
+        handshake = None if self._ssl is None else HANDSHAKE_SECONDS  # who never ends it must not hold up the close
+        self._server = await loop.create_server(
+            self._connected, self._host, self._port, ssl=self._ssl, backlog=1024, ssl_handshake_timeout=handshake
+        )
         self._port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -289,9 +320,8 @@ class EmulatorServer:
             raise self._errors[0]
 
     def _connected(self) -> Connection:
-        connection = Connection(self.connections, self, self._open.discard)
+        connection = Connection(self.connections, self, self._open)
         self.connections += 1
-        self._open.add(connection)
         return connection
 
     # ------------------------------------------------------------------------------------------------ while it runs
@@ -311,7 +341,11 @@ class EmulatorServer:
 
         if self._loop is None or self._server is None:
             raise RuntimeError("the emulator does not run")
-        if threading.current_thread() is self._thread or self._thread is None:
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # a thread without a loop
+            here = False
+        if here:
             act()
         else:
             self._loop.call_soon_threadsafe(act)
@@ -340,6 +374,10 @@ class EmulatorServer:
         except Exception as error:  # noqa: BLE001 - the author's script or rule; raised at the end
             self._errors.append(error)
             self._refuse(response, _Refusal(500, f"the emulator's script or rule raised {error!r}"), request_id)
+        if incoming.wants_close:
+            response.keep_alive, response.announce_close = False, True
+        if incoming.version == "HTTP/1.0" and response.framing == "chunked":
+            response.framing = "close"
         entry.status = response.status
         return entry, response
 
@@ -348,6 +386,10 @@ class EmulatorServer:
         response = Response(keep_alive=False)
         self._refuse(response, _Refusal(error.status, str(error)), "")
         return response
+
+    def failed(self, error: Exception) -> None:
+        """Hears of a plan that could not be carried out; called by a connection. Raised at the end."""
+        self._errors.append(error)
 
     def ended(self, entry: Entry) -> None:
         """Gives back what a client that left did not get; called by a connection."""
@@ -358,8 +400,8 @@ class EmulatorServer:
 
     def _refuse(self, response: Response, refusal: _Refusal, request_id: str) -> None:
         response.status = refusal.status
-        response.head_pieces.clear()  # a refusal takes no time
-        body = refusal.body or shapes.error_body(refusal.status, str(refusal), param=refusal.param, id=request_id)
+        response.think_s = 0.0  # a refusal takes no time
+        body = refusal.body or shapes.error_body(refusal.status, refusal.message, param=refusal.param, id=request_id)
         response.replace_body(codec.encode(body), "application/json")
         response.headers.update(refusal.headers)
 
@@ -388,17 +430,18 @@ class EmulatorServer:
         self._check_key(entry)
         request = entry.request = _request(entry.body)
         model = self._model(request)
-        faults = self._chosen_faults(request, entry)
+        # Where Redirect leads, nothing goes wrong, and nobody's turn is used up.
+        faults = [] if "/redirected/" in entry.path else self._chosen_faults(request, entry)
         script = self._chosen_script(request)
         if isinstance(script, Recording):
-            replay(script.choose(request, self._replayed), response, speed=self.replay_speed)
+            recorded = script.choose(request, self._replayed, streamed=entry.streamed)
+            replay(recorded, response, speed=self.replay_speed)
             self._replayed += 1
         else:
             self._say(script, request, model, response, request_id, streamed=entry.streamed)
         self._charge(request, response)
         entry.tokens = response.tokens
-        if "/redirected/" not in entry.path:  # where Redirect leads
-            entry.faults = tuple(fault for fault in faults if fault.apply(response))
+        entry.faults = tuple(fault for fault in faults if fault.apply(response))
 
     def _say(
         self,
@@ -419,9 +462,10 @@ class EmulatorServer:
                 param="max_tokens",
             )
         seed = f"{self.seed}/{_fingerprint(request)}"
+        said = script(request) if callable(script) else script
         try:
-            choices = speak(script, request, seed=seed)
-        except ValueError as error:  # a schema or pattern of the request which has no solution
+            choices = speak(said, request, seed=seed)
+        except UnsatisfiableError as error:
             raise _Refusal(400, str(error)) from error
         answer = Answer(
             id=request_id,
@@ -438,9 +482,7 @@ class EmulatorServer:
         else:
             response.body = [Piece(codec.encode(shapes.completion(model.dialect, answer)), tokens=answer.tokens)]
             first, gap = self._pace(model)
-            longest = max(choice.tokens for choice in choices)
-            if first + gap * longest > 0:
-                response.insert(Place(), Piece(wait_s=first + gap * longest))
+            response.think_s = first + gap * max(choice.tokens for choice in choices)
 
     def _stream(self, model: Model, answer: Answer, response: Response, rng: random.Random) -> None:
         response.headers["content-type"] = "text/event-stream;charset=utf-8"
@@ -450,11 +492,12 @@ class EmulatorServer:
         response.body = [Piece(event.data, event.tokens) for event in events]
         first, gap = self._pace(model)
         gap /= len(answer.choices)  # the choices are generated side by side
-        waits = first
-        for piece in response.body if first or gap else ():
-            if piece.tokens:
-                spread = 1 + self.jitter * rng.uniform(-1, 1) if self.jitter else 1
-                piece.wait_s, waits = waits or gap * piece.tokens * spread, 0.0
+        timed = [piece for piece in response.body if piece.tokens] or response.body[:1]
+        for piece in timed if gap else timed[:1]:
+            spread = 1 + self.jitter * rng.uniform(-1, 1) if self.jitter else 1
+            piece.wait_s = gap * piece.tokens * spread
+        if timed:
+            timed[0].wait_s = first
 
     def _pace(self, model: Model) -> tuple[float, float]:
         """Seconds to the first token, and from one to the next."""
@@ -474,7 +517,7 @@ class EmulatorServer:
         model = self._models.get(request.model)
         if model is None and not self._any_model:
             raise _Refusal(404, f"the model {request.model!r} does not exist here", param="model")
-        return model or Model(request.model)
+        return model or Model(request.model, self.dialect)
 
     def _chosen_faults(self, request: ChatCompletionRequest, entry: Entry) -> list[Fault]:
         rng = random.Random(f"{self.seed}/{entry.number}")  # noqa: S311 - no secret
@@ -536,9 +579,3 @@ def _fingerprint(request: ChatCompletionRequest) -> str:
 
 def _model(model: Model | str) -> Model:
     return Model(model) if isinstance(model, str) else model
-
-
-def _positive(name: str, value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise ValueError(f"{name}: got {value!r}, expected more than 0, or None for no limit")
-    return value
