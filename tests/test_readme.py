@@ -13,6 +13,7 @@ from servers import KEY, MODEL, Call, ScriptedServer, response, say, sse, thread
 
 from together_async import AsyncTogether, ChatCompletion
 
+pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -47,6 +48,7 @@ def test_no_block_is_left_out() -> None:
         "def careful",
         "def sdk_code",
         "def on_this_machine",
+        "def test_a_broken_answer",
     )
     assert all(any(name in source for name in covered) for source in BLOCKS)
     assert len(BLOCKS) == len(covered)
@@ -128,6 +130,33 @@ async def test_a_real_model_on_this_machine() -> None:
     """The server starts, answers and is gone."""
     completion = await block("def on_this_machine")["on_this_machine"]()
     assert completion.usage.completion_tokens == 8
+
+
+def test_a_test_of_an_app(pytester: pytest.Pytester) -> None:
+    """As a file that pytest runs: both faults, and five lines for the test itself."""
+    (source,) = [source for source in BLOCKS if "def test_a_broken_answer" in source]
+    assert len(source[source.index("@pytest") :].splitlines()) == 5
+    pytester.makepyfile(source)
+    options = ("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function", "-W", "error")
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", *options).assert_outcomes(passed=2)
+
+
+def test_the_names_in_the_section_on_tests_exist() -> None:
+    """Its list names faults, fixtures and classes, and the expressions in it can be evaluated."""
+    from together_async import pytest_plugin, testing
+
+    section = README[README.index("## Test your app") : README.index("## What it does not do")]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", section.partition("\n```\n")[2])]
+    fixtures = {span for span in spans if span.startswith("together_")}
+    assert fixtures >= {"together_env", "together_timeouts", "together_aioresponses", "together_aioresponses_patch"}
+    assert all(hasattr(pytest_plugin, name) for name in fixtures)
+    assert {"Reply", "Recorder", "Recording"} <= {span for span in spans if hasattr(testing, span)}
+    assert {"script", "faults", "account", "journal"} <= {*dir(testing.EmulatorServer())} & {
+        span.partition(" =")[0] for span in spans
+    }
+    for span in spans:
+        if re.match(r"(account = )?[A-Z]\w+\(.*[^.]\)$", span):
+            eval(span.removeprefix("account = "), {**vars(testing)})  # noqa: S307 - our own README
 
 
 def test_the_two_commands_name_extras_that_exist() -> None:
