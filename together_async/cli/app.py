@@ -11,6 +11,7 @@ from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED
 
 SUBCOMMANDS = {
     "chat": "together_async.cli.chat:chat",
+    "serve": "together_async.cli.serve:serve",
 }
 
 
