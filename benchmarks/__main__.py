@@ -1,4 +1,9 @@
-"""`python -m benchmarks stream`: measure, print the table, write JSON and the picture."""
+"""What can be run here.
+
+`python -m benchmarks stream`: measure, print the table, write JSON and the picture.
+`python -m benchmarks faults`: what this client and others make of what servers do wrong.
+`python -m benchmarks soak`: thousands of streams, some of them broken, every outcome checked.
+"""
 
 import argparse
 import contextlib
@@ -7,6 +12,7 @@ import importlib.util
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks import picture, report
@@ -25,17 +31,59 @@ GROUPS = {
     "memory": "memory per idle stream, plain and TLS",
     "capacity": "streams of 50 tokens/s that one core carries",
 }
+FAULT_CLIENTS = ("ours", "openai", "openai+aiohttp", "together", "together+aiohttp", "litellm")
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 
 
 def arguments() -> argparse.Namespace:
     groups = "\n".join(f"  {name:12}{what}" for name, what in GROUPS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak")
+    commands.add_parser(
+        "stream",
+        parents=[stream_arguments()],
+        help="cost per token, stream and call",
         description=f"Groups:\n{groups}\n\nEverything takes about 45 minutes, --quick about 10.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["stream"])
+    commands.add_parser("faults", parents=[fault_arguments()], help="what clients make of what servers do wrong")
+    commands.add_parser("soak", parents=[soak_arguments()], help="thousands of streams, some of them broken")
+    args = parser.parse_args()
+    if args.what == "stream":
+        check(parser, (args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS))
+    elif args.what == "faults":
+        check(parser, (args.clients, FAULT_CLIENTS))
+    return args
+
+
+def check(parser: argparse.ArgumentParser, *lists: tuple[str, Collection[str]]) -> None:
+    """Refuses names in a list with commas that nobody knows."""
+    for chosen, known in lists:
+        for name in filter(None, chosen.split(",")):
+            if name not in known:
+                parser.error(f"unknown: {name!r}; known: {', '.join(known)}")
+
+
+def fault_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--clients", default="", help=f"separated by commas, of: {', '.join(FAULT_CLIENTS)}")
+    parser.add_argument("--only", default="", help="cases whose name holds this; default: all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for faults.json, which lists what each client got wrong")
+    return parser
+
+
+def soak_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--faults", type=float, default=0.1, help="share of the streams that is broken (default 0.1)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=64)
+    return parser
+
+
+def stream_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", help="groups, separated by commas; default: all", default=",".join(GROUPS))
     parser.add_argument("--clients", help=f"clients, separated by commas, of: {', '.join(PEERS)}", default="")
     parser.add_argument("--loops", help="event loops, separated by commas", default=",".join(LOOPS))
@@ -43,16 +91,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: to see whether it works, not to quote")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for JSON and pictures")
-    args = parser.parse_args()
-    for chosen, known in ((args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS)):
-        for name in filter(None, chosen.split(",")):
-            if name not in known:
-                parser.error(f"unknown: {name!r}; known: {', '.join(known)}")
-    return args
+    return parser
 
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if args.what == "soak":
+        soak = importlib.import_module("benchmarks.soak")
+        return int(soak.run(args.streams, args.faults, args.seed, at_once=args.at_once))
+    if args.what == "faults":
+        faults = importlib.import_module("benchmarks.faults")
+        return int(faults.run(tuple(filter(None, args.clients.split(","))), args.only, args.seed, args.out))
+    return stream(args)
+
+
+def stream(args: argparse.Namespace) -> int:
     bench = Bench(
         rounds=2 if args.quick else args.rounds,
         quick=args.quick,
@@ -61,7 +115,6 @@ def main() -> int:
         seed=args.seed,
     )
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):  # what has been measured by then is worth having
         for name in args.only.split(","):
             attempt_group(bench, name)

@@ -83,6 +83,21 @@ class ServerProcess(Process):
         self.base_url = f"{'https' if cert else 'http'}://127.0.0.1:{self.hello['port']}/v1"
 
 
+class EmulatorProcess(Process):
+    """`emulator.py` on the servers' core."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__([sys.executable, "-m", "benchmarks.emulator", "--seed", str(seed)], cores()[0])
+        self.base_url = f"http://127.0.0.1:{self.hello['port']}/v1"
+
+    def state(self) -> dict[str, int]:
+        """How many connections it has accepted, how many are open, how many requests it saw, and its tasks."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+        return self.read(START_TIMEOUT_S)
+
+
 class ClientProcess(Process):
     """`child.py` for one client on the clients' core."""
 

@@ -2,14 +2,19 @@
 
 import json
 import re
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of what is installed
 
-from benchmarks import report, wire
+from benchmarks import faults, report, soak, wire
+from benchmarks.cases import CASES, COMPLETE, ERROR, TEXT, Case, Truth, plan
+from benchmarks.faults import Verdict, judge
 from benchmarks.processes import ChildError, ClientProcess, ServerProcess
 from benchmarks.server import MODEL, SCENARIOS
 from benchmarks.stats import Figure, Target, paired_ratio, percentile
@@ -88,3 +93,126 @@ def test_a_tiny_run_of_server_and_client() -> None:
         assert endurance["tasks"] == 0
         with pytest.raises(ChildError, match="ended with"):
             client.run("blast", "http://127.0.0.1:9/v1", streams=1, tokens=10, timeout_s=10)
+
+
+def seen(**facts: Any) -> dict[str, Any]:
+    """What is observed of a client that gives the whole answer, with other facts in place of some."""
+    whole = {"text": TEXT, "reasoning": "", "reason": "stop", "calls": []}
+    usual = {"error": None, "own": True, "hang": False, "status": None, "partial": None, "took_s": 0.1}
+    return {**usual, "choices": {"0": {**whole, **facts.pop("choice", {})}}, **facts}
+
+
+WHOLE = Case("whole")
+BROKEN = Case("broken", right=ERROR, ours="StreamAPIError")
+REFUSED = Case("refused", right=ERROR, ours="RateLimitError", status=429)
+OPEN = Case("open", right="either")
+
+
+@pytest.mark.parametrize(
+    ("case", "facts", "verdict"),
+    [
+        (WHOLE, {}, "right"),
+        (WHOLE, {"choice": {"text": TEXT[:-1]}}, "silent"),
+        (WHOLE, {"choice": {"text": TEXT + "."}}, "silent"),
+        (WHOLE, {"choice": {"text": None}}, "silent"),
+        (WHOLE, {"choice": {"reason": None}}, "silent"),
+        (WHOLE, {"choice": {"reason": "length"}}, "silent"),
+        (WHOLE, {"choice": {"calls": [["f", "{}"]]}}, "silent"),
+        (WHOLE, {"choices": {}}, "silent"),
+        (WHOLE, {"error": "APIError"}, "false alarm"),
+        (WHOLE, {"error": "ReadError", "own": False}, "foreign"),
+        (WHOLE, {"error": "TimeoutError", "own": False, "hang": True}, "hang"),
+        (Case("new", truth=(Truth(reason="tired"),)), {}, "right"),
+        (BROKEN, {}, "silent"),
+        (BROKEN, {"error": "APIError", "choice": {"text": TEXT[:9]}}, "right"),
+        (BROKEN, {"error": "APIError", "choice": {"text": "Something else"}}, "silent"),
+        (REFUSED, {"error": "APIError", "status": 429, "choices": {}}, "right"),
+        (REFUSED, {"error": "APIError", "status": 500, "choices": {}}, "wrong error"),
+        (OPEN, {}, "right"),
+        (OPEN, {"error": "APIError", "choice": {"text": TEXT[:9]}}, "right"),
+        (OPEN, {"choice": {"text": TEXT[:9]}}, "silent"),
+    ],
+)
+def test_one_rule_judges_every_client(case: Case, facts: dict[str, Any], verdict: str) -> None:
+    assert judge(case, seen(**facts)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("facts", "verdict"),
+    [
+        ({"error": "StreamAPIError", "partial": {"0": TEXT}}, "right"),
+        ({"error": "StreamAPIError", "partial": {"0": TEXT[:-1]}}, "wrong error"),
+        ({"error": "StreamTimeoutError", "partial": {"0": TEXT}}, "wrong error"),
+    ],
+)
+def test_this_library_is_held_to_the_class_and_the_partial_that_it_promises(
+    facts: dict[str, Any], verdict: str
+) -> None:
+    assert judge(BROKEN, seen(**facts), exact=True).verdict == verdict
+
+
+def test_a_silent_loss_that_the_finish_reason_tells_of_is_no_deceit() -> None:
+    assert judge(BROKEN, seen()).deceived
+    assert not judge(BROKEN, seen(choice={"reason": None})).deceived
+
+
+def test_the_cases_say_what_is_right_without_contradiction() -> None:
+    """Every case which has to fail names this library's class, and none which has to complete does."""
+    assert len(CASES) > 205
+    for case in CASES.values():
+        assert bool(case.ours) is (case.right == ERROR) or case.right == "either", case.name
+    assert Counter(case.right for case in CASES.values())[COMPLETE] > 60
+
+
+def test_the_share_is_never_rounded_up_to_all() -> None:
+    verdicts = {"ours": {str(number): Verdict("right") for number in range(9999)} | {"bad": Verdict("hang")}}
+    assert faults.table(verdicts)[1][:3] == ("ours", "10000", "99.9")
+
+
+def test_a_planned_stream_is_the_same_on_both_sides() -> None:
+    plans = [plan(f"cut {number}") for number in range(50)]
+    assert plans == [plan(f"cut {number}") for number in range(50)]
+    assert len({made.tokens for made in plans}) == 50
+    assert all(0 <= made.whole <= len(made.tokens) for made in plans)
+    with pytest.raises(ValueError, match="no stream is called"):
+        plan("Why is the sky blue?")
+
+
+def test_a_soak_has_the_share_of_broken_streams_and_repeats() -> None:
+    streams = [(kind, case.name) for kind, case in soak.chosen(4000, 0.1, seed=7)]
+    assert streams == [(kind, case.name) for kind, case in soak.chosen(4000, 0.1, seed=7)]
+    assert 300 < sum(kind != "plain" for kind, _ in streams) < 500
+
+
+def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parent.parent
+    )
+
+
+def test_a_tiny_run_of_fault_cases(tmp_path: Path) -> None:
+    """Emulator and client are processes of their own; what is wrong is listed in the file."""
+    only = "error in the stream: object"
+    run = run_benchmarks("-m", "benchmarks", "faults", "--clients", "ours", "--only", only, "--out", str(tmp_path))
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = json.loads((tmp_path / "faults.json").read_text())
+    assert result["summary"][1][:3] == ["ours", "3", "100.0"]
+    assert result["wrong"] == {"ours": {}}
+
+
+def test_a_tiny_soak_in_dev_mode_with_warnings_as_errors() -> None:
+    run = run_benchmarks("-X", "dev", "-W", "error", "-m", "benchmarks", "soak", "--streams", "100", "--at-once", "16",
+                         "--faults", "0.2")  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "everything is right" in run.stdout
+    assert run.stderr == ""
+
+
+def test_a_soak_tells_what_is_left() -> None:
+    found = soak.Soak(samples=[soak.Sample(0, 10, 40.0, 1, 0.0)] * 3 + [soak.Sample(99, 12, 60.0, 1, 1.0)])
+    assert soak.judged(found, {"open": 2}) == [
+        "2 connections left at the server",
+        "12 file descriptors at the end, 10 at the start",
+        "20.0 MiB more than after 0 streams",
+    ]

@@ -5,6 +5,11 @@ Each module has
     connect(settings)                  async context manager of a client object, made as the documentation says
     consume(client, model, note)       one stream; `note(text)` for every token, and the loop ends when it returns true
 
+for the fault cases, in those that are judged by them,
+
+    ERRORS                             the base of the client's own tree of errors
+    chunks(client, model, messages, options)   async iterator of the chunks of one stream
+
 and, where the slow-consumer group needs it, `slowly(client, model, pause_s)`: one token, a pause, then the end.
 All the same work is done per token everywhere: the delta's text is fetched and `note` is called with it.
 """
@@ -21,13 +26,18 @@ Note = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a client is made. `streams`: so many at once, so pools are sized for it. `read_bytes`: see `raw`."""
+    """How a client is made. `streams`: so many at once, so pools are sized for it. `read_bytes`: see `raw`.
+
+    With `timeout_s` a client gives up after so many seconds without news, in whatever way its documentation says that,
+    and does not try again.
+    """
 
     base_url: str
     streams: int = 1
     read_bytes: int | None = None
     ca: str | None = None
     variant: str = ""
+    timeout_s: float | None = None
 
     def tls(self) -> ssl.SSLContext | None:
         """A context that trusts the certificate of the benchmark's server, or None without TLS."""

@@ -3,23 +3,57 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise the import fetches a price list
 
 import litellm
+import openai
 
 from benchmarks.clients import MESSAGES, Note, Settings
 
+ERRORS = openai.OpenAIError  # documented: "all exceptions inherit from OpenAI's exception types"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What litellm's calls share: the base URL, and how long they wait."""
+
+    base_url: str
+    patience: dict[str, Any]
+
 
 @contextlib.asynccontextmanager
-async def connect(settings: Settings) -> AsyncIterator[str]:
-    yield settings.base_url
+async def connect(settings: Settings) -> AsyncIterator[Client]:
+    patience: dict[str, Any] = {}
+    if settings.timeout_s is not None:
+        # Documented: timeout in seconds, stream_timeout for streams, num_retries (its own), max_retries (openai's).
+        patience |= {"timeout": settings.timeout_s, "stream_timeout": settings.timeout_s}
+        patience |= {"num_retries": 0, "max_retries": 0}
+        litellm.suppress_debug_info = True
+    yield Client(settings.base_url, patience)
 
 
-async def consume(client: str, model: str, note: Note) -> None:
+async def consume(client: Client, model: str, note: Note) -> None:
     stream = await litellm.acompletion(
-        model=f"together_ai/{model}", messages=MESSAGES, stream=True, api_base=client, api_key="x"
+        model=f"together_ai/{model}", messages=MESSAGES, stream=True, api_base=client.base_url, api_key="x"
     )
     async for chunk in stream:
         if note(chunk.choices[0].delta.content):
             break
+
+
+async def chunks(client: Client, model: str, messages: list[Any], options: dict[str, Any]) -> AsyncIterator[Any]:
+    stream = await litellm.acompletion(
+        model=f"together_ai/{model}",
+        messages=messages,
+        stream=True,
+        api_base=client.base_url,
+        api_key="x",
+        allowed_openai_params=list(options),  # documented, for models that its list does not know
+        **client.patience,
+        **options,
+    )
+    async for chunk in stream:
+        yield chunk

@@ -8,6 +8,8 @@ import openai
 
 from benchmarks.clients import MESSAGES, Note, Settings
 
+ERRORS = openai.OpenAIError
+
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[openai.AsyncOpenAI]:
@@ -24,7 +26,11 @@ async def connect(settings: Settings) -> AsyncIterator[openai.AsyncOpenAI]:
         http_client = openai.DefaultAioHttpClient(**options)
     elif options:
         http_client = openai.DefaultAsyncHttpxClient(**options)
-    async with openai.AsyncOpenAI(api_key="x", base_url=settings.base_url, http_client=http_client) as client:
+    # Documented: "timeout, which accepts a float or an httpx.Timeout", and max_retries=0 to switch retries off.
+    patience: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    async with openai.AsyncOpenAI(
+        api_key="x", base_url=settings.base_url, http_client=http_client, **patience
+    ) as client:
         yield client
 
 
@@ -34,6 +40,14 @@ async def consume(client: openai.AsyncOpenAI, model: str, note: Note) -> None:
         async for chunk in stream:
             if note(chunk.choices[0].delta.content):
                 break
+
+
+async def chunks(
+    client: openai.AsyncOpenAI, model: str, messages: list[Any], options: dict[str, Any]
+) -> AsyncIterator[Any]:
+    stream = await client.chat.completions.create(model=model, messages=messages, stream=True, **options)
+    async for chunk in stream:
+        yield chunk
 
 
 async def slowly(client: openai.AsyncOpenAI, model: str, pause: Callable[[], Awaitable[None]]) -> None:

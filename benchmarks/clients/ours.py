@@ -6,7 +6,9 @@ from typing import Any
 
 import together_async
 from benchmarks.clients import MESSAGES, Note, Settings
-from together_async import AsyncTogether
+from together_async import AsyncTogether, TogetherError
+
+ERRORS = TogetherError
 
 
 class Client:
@@ -20,7 +22,12 @@ async def connect(settings: Settings) -> AsyncIterator[Client]:
     options: dict[str, Any] = {"ssl": settings.tls()} if settings.ca else {}
     if hasattr(together_async, "Limits"):
         options["limits"] = together_async.Limits(concurrency=max(64, settings.streams))
-    async with AsyncTogether(api_key="x", base_url=settings.base_url, **options) as client:
+    if settings.timeout_s is not None:
+        seconds = settings.timeout_s
+        options["timeouts"] = together_async.Timeouts(connect=seconds, first_token=seconds, idle=seconds)
+        if hasattr(together_async, "Retry"):
+            options["retry"] = together_async.Retry(attempts=1)
+    async with AsyncTogether(api_key="key-of-the-benchmarks", base_url=settings.base_url, **options) as client:
         yield Client(client, settings)
 
 
@@ -33,6 +40,11 @@ async def consume(client: Client, model: str, note: Note) -> None:
     async for chunk in client.client.stream(MESSAGES, model=model):
         if note(chunk.choices[0].delta.content):
             break
+
+
+async def chunks(client: Client, model: str, messages: list[Any], options: dict[str, Any]) -> AsyncIterator[Any]:
+    async for chunk in client.client.stream(messages, model=model, **options):
+        yield chunk
 
 
 async def slowly(client: Client, model: str, pause: Callable[[], Awaitable[None]]) -> None:

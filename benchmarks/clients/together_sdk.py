@@ -8,6 +8,8 @@ import together
 
 from benchmarks.clients import MESSAGES, Note, Settings
 
+ERRORS = together.TogetherError
+
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[together.AsyncTogether]:
@@ -24,7 +26,11 @@ async def connect(settings: Settings) -> AsyncIterator[together.AsyncTogether]:
         http_client = together.DefaultAioHttpClient(**options)
     elif options:
         http_client = together.DefaultAsyncHttpxClient(**options)
-    async with together.AsyncTogether(api_key="x", base_url=settings.base_url, http_client=http_client) as client:
+    # Documented: "timeout, which accepts a float or an httpx.Timeout", and max_retries=0 to switch retries off.
+    patience: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    async with together.AsyncTogether(
+        api_key="x", base_url=settings.base_url, http_client=http_client, **patience
+    ) as client:
         yield client
 
 
@@ -33,3 +39,17 @@ async def consume(client: together.AsyncTogether, model: str, note: Note) -> Non
     async for chunk in stream:
         if note(chunk.choices[0].delta.content):
             break
+
+
+async def chunks(
+    client: together.AsyncTogether, model: str, messages: list[Any], options: dict[str, Any]
+) -> AsyncIterator[Any]:
+    known = {name: value for name, value in options.items() if name != "stream_options"}
+    extra = {
+        name: value for name, value in options.items() if name not in known
+    }  # documented for what it has no word for
+    stream = await client.chat.completions.create(
+        model=model, messages=messages, stream=True, extra_body=extra or None, **known
+    )
+    async for chunk in stream:
+        yield chunk
