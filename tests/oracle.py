@@ -287,8 +287,8 @@ def expect_whole(response: Response) -> Expected:
     for arrival in arrivals:
         if arrival.at >= silent_since + SILENCE[phase]:
             break
-        if arrival.data:
-            body += arrival.data
+        body += arrival.data
+        if arrival.data.strip():
             silent_since, phase = arrival.at, "idle"
     late = silent_since + SILENCE[phase]
     if end == "silence" or ended_at >= late:

@@ -164,7 +164,7 @@ class Exchange:
             APIConnectionError: Lost, or the client was closed.
             RuntimeError: Somebody else is reading; nothing happens to them.
         """
-        reading = self.reading(progressed)
+        reading = self.reading(progressed, given=False)
         try:
             data = await reading
         except BaseException as error:  # noqa: BLE001 - cancellation is raised again
@@ -252,10 +252,12 @@ class Exchange:
         """
         pieces: list[bytes] = []
         size = 0
+        progressed = False
         try:
-            while data := await self.read(progressed=size > 0):
+            while data := await self.read(progressed=progressed):
                 pieces.append(data)
                 size += len(data)
+                progressed = not data.isspace()  # gateways keep a long wait alive with blanks
                 if size > limit:
                     self.close()
                     raise APIResponseValidationError(

@@ -25,7 +25,7 @@ class Timeouts:
     Args:
         connect: To open a connection (name lookup, TCP, TLS, proxy), per attempt.
         first_token: From sending the request to the first generated token of a stream, or to the first byte of a
-            whole response, which comes when all of it has been generated.
+            whole response that is no blank, which comes when all of it has been generated.
         idle: Silence between content while a stream is being read. Comments, pings, role-only chunks and dripping
             bytes are not content; the time the consumer takes does not count.
         total: One deadline over everything, all attempts and the whole stream.
