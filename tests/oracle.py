@@ -293,9 +293,13 @@ def expect_whole(response: Response) -> Expected:
     late = silent_since + SILENCE[phase]
     if end == "silence" or ended_at >= late:
         return Expected(errors.APITimeoutError, phase=phase, at=late)
-    if end != "body":
-        return Expected(errors.APIConnectionError)
     try:
-        return Expected(None, view(json.loads(body)))
+        seen = view(json.loads(body))
     except ValueError:
-        return Expected(errors.APIResponseValidationError)
+        seen = None
+    if end != "body":
+        # All of it and a broken end: the error is right, and so is the completion, which lacks nothing.
+        return Expected(errors.APIConnectionError, seen)
+    if seen is not None:
+        return Expected(None, seen)
+    return Expected(errors.APIResponseValidationError)

@@ -518,7 +518,8 @@ class TestBreaks:
             for entry in server.journal:
                 await entry.wait_left()
         assert all(not isinstance(answer, Got) or answer.broken for answer in answers)
-        assert not any(exchange.complete for exchange in Recording.load(path).exchanges)
+        if path.stat().st_size:  # else the recorder was left before the first answer's head had come to it
+            assert not any(exchange.complete for exchange in Recording.load(path).exchanges)
 
 
 class TestReplay:
