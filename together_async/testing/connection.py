@@ -19,7 +19,7 @@ from typing import Protocol, cast
 
 import attrs
 
-from together_async.testing.journal import Entry
+from together_async.testing.journal import Entry, Outcome
 from together_async.testing.response import End, Piece, Response
 
 MAX_HEAD = 65_536
@@ -160,14 +160,23 @@ class Connection(asyncio.Protocol):
                 self.task = self._loop.create_task(self._carry_out(entry, response))
 
     def _answer_at_once(self, entry: Entry, response: Response) -> None:
-        self._write(_at_once(response))
         entry.count(response.tokens)
-        self._end("refused" if response.status >= 300 else "complete")
+        self.ends_with_the_next(response)
+        self._write(_at_once(response))
+        self._end(_outcome(response))
 
-    def _end(self, outcome: str) -> None:
+    def ends_with_the_next(self, response: Response) -> None:
+        """Says the end before the last bytes go out, so that who has the whole answer finds it in the journal."""
+        self._closing = not response.keep_alive
+        entry = self._entry
+        if entry is not None:
+            entry.first_byte_at = entry.first_byte_at or time.monotonic()
+            entry.end(_outcome(response))
+
+    def _end(self, outcome: Outcome) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
-            entry.end(outcome)  # type: ignore[arg-type]  # one of the literals
+            entry.end(outcome)
             self._handler.ended(entry)
 
     # -------------------------------------------------------------------------------------------------------- response
@@ -180,7 +189,7 @@ class Connection(asyncio.Protocol):
                 return
             # Before the end is told: a request that comes now must find the connection stale.
             self._closing = ended is not None or not response.keep_alive
-            self._end("broken off" if ended else "refused" if response.status >= 300 else "complete")
+            self._end("broken off" if ended else _outcome(response))
             if self._closing:
                 if ended is None:
                     await self.wait(response.close_after_s)
@@ -288,6 +297,7 @@ class _Writer:
         if self._squeeze is not None:
             await self._connection.send(self._framed(self._squeeze.flush()))
         if self._chunked:
+            self._connection.ends_with_the_next(response)
             await self._connection.send(b"0\r\n\r\n")
         if response.framing == "close":
             response.keep_alive = False
@@ -375,6 +385,10 @@ def _is_simple(response: Response) -> bool:
         and all(piece.plain for piece in response.body)
         and sum(len(piece.data) for piece in response.body) <= _BATCH
     )
+
+
+def _outcome(response: Response) -> Outcome:
+    return "refused" if response.status >= 300 else "complete"
 
 
 def _at_once(response: Response) -> bytes:
