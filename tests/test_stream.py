@@ -1002,7 +1002,7 @@ async def test_a_loop_over_a_blast_lets_others_run() -> None:
 
     async with served(script) as (_, client), heartbeat() as gaps:
         assert len(await read_all(client)) == 50_000
-    assert max(gaps) < 0.15
+    assert max(gaps) < 0.25
 
 
 async def test_an_idle_reader_pauses_the_server() -> None:

@@ -134,7 +134,7 @@ async def test_a_flood(name: str) -> None:
                 assert (await ask(client, kind)).text == TEXT  # everything is imported and warm
                 server.faults = fault
                 async with measured() as cost:
-                    outcome = await ask(client, kind, within=0.8, timeouts=Timeouts(first_token=0.15, idle=0.15))
+                    outcome = await ask(client, kind, within=3.0, timeouts=Timeouts(first_token=0.15, idle=0.15))
                 assert isinstance(outcome.error, error)
                 if tokens is not None:
                     assert outcome.partial == "".join(TOKENS[:tokens])
