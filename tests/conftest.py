@@ -11,9 +11,22 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 
+from together_async import Retry, client
+
 # A generated case that takes 200 ms says something about the machine, not about the code.
 settings.register_profile("together_async", deadline=None)
 settings.load_profile("together_async")
+
+
+@pytest.fixture(autouse=True)
+def one_attempt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of these tests don't retry by default: what most look at is what becomes of one attempt.
+
+    Tests of retries pass a `Retry`; those of the default are marked `default_retry`. (A budget of nothing, and not one
+    attempt, which would forbid to replace a stale connection too.)
+    """
+    if request.node.get_closest_marker("default_retry") is None:
+        monkeypatch.setattr(client, "DEFAULT_RETRY", Retry(budget=0))
 
 
 def open_sockets() -> set[str]:

@@ -17,6 +17,7 @@ from together_async import (
     ChatCompletionStream,
     Choice,
     IncompleteStreamError,
+    RateLimiter,
     StreamAPIError,
     StreamConnectionError,
     StreamError,
@@ -112,12 +113,16 @@ async def _block(client: AsyncTogether, got: list[str], **options: Any) -> ChatC
 _ASK = {"create": _create, "chunks": _chunks, "text": _text, "completion": _completion, "block": _block}
 
 
-async def ask(client: AsyncTogether, kind: str, *, within: float = SOON, **options: Any) -> Outcome:
+async def ask(client: AsyncTogether, kind: str, *, within: float = SOON, alone: bool = True, **options: Any) -> Outcome:
     """Asks in one of the `KINDS` and judges what is true of every outcome.
 
     An error is one of the tree, shows neither key nor prompt, and has for its partial what was delivered.
-    Whatever else is raised, and what takes longer than `within` seconds, is a failure.
+    Whatever else is raised, and what takes longer than `within` seconds, is a failure. Afterwards no place is taken.
+
+    Each call that is `alone` is the first of its account: after a 429 or a 402 the next one would wait, or be refused.
     """
+    limiter = RateLimiter() if alone else client._limiter
+    client._limiter = limiter
     got: list[str] = []
     completion: ChatCompletion | None = None
     error: TogetherError | None = None
@@ -130,6 +135,7 @@ async def ask(client: AsyncTogether, kind: str, *, within: float = SOON, **optio
         assert not scope.expired(), "it hung"
         error = caught
         check_discreet(caught)
+    assert not alone or (limiter.state.in_flight, limiter.state.queued) == (0, 0), "a place is still taken"
     outcome = Outcome(tuple(got), completion, error, time.monotonic() - began)
     if kind not in ("create", "completion"):
         whole = outcome.text if completion is not None else outcome.partial

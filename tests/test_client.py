@@ -51,6 +51,7 @@ from together_async import (
     ChatCompletionRequest,
     ContextLengthError,
     InternalServerError,
+    Limits,
     Message,
     NotFoundError,
     PaymentRequiredError,
@@ -301,7 +302,8 @@ async def test_a_response_cut_at_every_byte(framing: str, reset: bool) -> None:
 
 async def test_create_cancelled_at_every_turn() -> None:
     """Cancelled at any turn of the loop: CancelledError or the answer, and nothing left open."""
-    async with served(answers(response(whole()))) as (_, client):
+    # (Limits that say how much at once: a model that never answered is asked with gaps of time.)
+    async with served(answers(response(whole())), limits=Limits(concurrency=8)) as (_, client):
         outcomes = []
         for turns in range(40):
             task = asyncio.create_task(client.create(PROMPT, model=MODEL))

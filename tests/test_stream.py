@@ -39,6 +39,7 @@ from together_async import (
     AsyncTogether,
     ChatCompletionStream,
     IncompleteStreamError,
+    Limits,
     StreamAPIError,
     StreamError,
     StreamProtocolError,
@@ -596,7 +597,8 @@ async def test_cancelled_at_every_turn(in_block: bool) -> None:
         await call.chunk(DONE)
         await call.send(LAST_CHUNK)
 
-    async with served(script) as (server, client):  # noqa: RUF059
+    # (Limits that say how much at once: a model that never answered is asked with gaps of time.)
+    async with served(script, limits=Limits(concurrency=8)) as (_, client):
         outcomes = []
         for turns in range(40):
             task = asyncio.create_task(use(client))

@@ -217,7 +217,7 @@ async def test_forty_mixed_streams_at_once() -> None:
         if model.startswith("left"):
             return await leave(client, model)
         kind = STREAMED[number % len(STREAMED)]
-        return await ask(client, kind, model=model, timeouts=Timeouts(first_token=0.6, idle=0.6))
+        return await ask(client, kind, alone=False, model=model, timeouts=Timeouts(first_token=0.6, idle=0.6))
 
     async with (
         EmulatorServer(

@@ -17,6 +17,7 @@ from together_async.errors import (
     PermissionDeniedError,
     QueueFullError,
     RateLimitError,
+    Retried,
     StreamAPIError,
     StreamConnectionError,
     StreamError,
@@ -38,7 +39,9 @@ from together_async.models import (
     ToolCallDelta,
     Usage,
 )
+from together_async.ratelimit import Limits, LimitsState, ModelState, RateLimiter
 from together_async.request import ChatCompletionRequest, Message
+from together_async.retry import Retry
 from together_async.stream import ChatCompletionStream, StreamStats
 from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
@@ -63,14 +66,20 @@ __all__ = [
     "Function",
     "IncompleteStreamError",
     "InternalServerError",
+    "Limits",
+    "LimitsState",
     "Logprobs",
     "Message",
+    "ModelState",
     "NotFoundError",
     "ParsedCompletion",
     "PaymentRequiredError",
     "PermissionDeniedError",
     "QueueFullError",
     "RateLimitError",
+    "RateLimiter",
+    "Retried",
+    "Retry",
     "StreamAPIError",
     "StreamConnectionError",
     "StreamError",

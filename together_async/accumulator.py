@@ -251,6 +251,13 @@ class ChatCompletionAccumulator:
         self._counted = 0
         self._settled = 0  # what `settle` has heard of
 
+    def clear(self) -> None:
+        """Forgets everything: another response begins."""
+        self._document = {}
+        self._missing = _DOCUMENT_FIELDS
+        self._choices = {}
+        self._counted = self._settled = 0
+
     def __repr__(self) -> str:
         return f"<ChatCompletionAccumulator {len(self._choices)} choices, {self.generated} chunks with content>"
 

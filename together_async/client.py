@@ -7,17 +7,22 @@ import os
 import sys
 import urllib.parse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 import attrs
 
 from together_async import protocol, structured
+from together_async.call import Call
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
-from together_async.models import ChatCompletion
+from together_async.models import ChatCompletion, note_attempts
+from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
+from together_async.ratelimit.estimate import size_of
+from together_async.ratelimit.limits import PRIORITIES
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
+from together_async.retry import Retry, RetryBudget
 from together_async.secret import Secret
 from together_async.sse import DEFAULT_MAX_EVENT_SIZE
 from together_async.stream import ChatCompletionStream
@@ -30,9 +35,10 @@ if TYPE_CHECKING:
     import aiohttp
 
     from together_async.exchange import Exchange
-    from together_async.transport import Opening, Transport
+    from together_async.transport import Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
+DEFAULT_RETRY: Final = Retry()
 E = TypeVar("E", bound=TogetherError)
 T = TypeVar("T")
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
@@ -51,6 +57,9 @@ class AsyncTogether:
         api_key: The key; None takes TOGETHER_API_KEY from the environment. Blanks around it are dropped. Servers
             other than Together's may need none.
         base_url: The API's root; None takes TOGETHER_BASE_URL, else https://api.together.xyz/v1.
+        limits: How much may be under way and how fast, or a `RateLimiter` that several clients share. None takes
+            `Limits()`, which learns from the service.
+        retry: How often a failed call is tried again; a call can bring its own. None takes `Retry()`.
         timeouts: Limits of every call; a call can bring its own.
         headers: Sent with every request, in addition to or in place of the usual ones.
         session: Your own `aiohttp.ClientSession`, for a proxy, TLS settings, a resolver of your own. It is used as
@@ -70,6 +79,8 @@ class AsyncTogether:
         api_key: str | None = None,
         *,
         base_url: str | None = None,
+        limits: Limits | RateLimiter | None = None,
+        retry: Retry | None = None,
         timeouts: Timeouts | None = None,
         headers: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
@@ -89,6 +100,9 @@ class AsyncTogether:
         if session is not None and (ssl is not None or proxy is not None):
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
         self._timeouts = timeouts if timeouts is not None else Timeouts()
+        self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
+        self._retry = retry if retry is not None else DEFAULT_RETRY
+        self._budget = RetryBudget(self._retry.budget)
         self._headers = _checked_headers(headers or {})
         self._session = session
         self._ssl = ssl
@@ -112,6 +126,8 @@ class AsyncTogether:
         *,
         model: str | None = None,
         timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        priority: Priority = "interactive",
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatCompletionStream:
@@ -122,6 +138,8 @@ class AsyncTogether:
                 whose fields the other arguments then replace.
             model: The model's name; required unless a request is given.
             timeouts: In place of the client's.
+            retry: In place of the client's.
+            priority: "interactive" goes first, "batch" waits for it, but gets a turn in five.
             headers: In addition to, or in place of, the client's.
             **options: The fields of `ChatCompletionRequest`.
 
@@ -130,18 +148,9 @@ class AsyncTogether:
             TypeError: An option that is none; things the server knows and this package does not go to `extra_body`.
         """
         request = _request(messages, model, options)
-        http = protocol.build_request(request, stream=True)
-        extra = _checked_headers(headers) if headers else None
-        limits = timeouts if timeouts is not None else self._timeouts
-
-        async def open(on_opening: Callable[[Opening], None]) -> Exchange:  # noqa: A001 - what it does
-            return await self._open(http, request, extra, limits, on_opening)
-
-        def secrets() -> list[str]:
-            return self._secrets(request)
-
+        call = self._call(request, headers, timeouts, retry, priority, streamed=True)
         return ChatCompletionStream(
-            open, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, secrets=secrets
+            call, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, secrets=call.secrets
         )
 
     async def create(
@@ -150,6 +159,8 @@ class AsyncTogether:
         *,
         model: str | None = None,
         timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        priority: Priority = "interactive",
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatCompletion:
@@ -162,21 +173,34 @@ class AsyncTogether:
             APIResponseValidationError: What came is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
-        http = protocol.build_request(request, stream=False)
-        extra = _checked_headers(headers) if headers else None
-        exchange = await self._open(http, request, extra, timeouts if timeouts is not None else self._timeouts)
+        call = self._call(request, headers, timeouts, retry, priority, streamed=False)
+        exchange = await call.open()
+        while True:
+            try:
+                return await self._completion(call, exchange)
+            except APIConnectionError as error:
+                # The body broke off. Nothing of it was handed out, so it may be asked for again.
+                exchange = await call.again(error)
+
+    async def _completion(self, call: Call, exchange: Exchange) -> ChatCompletion:
+        """Reads a whole response."""
+        completion: ChatCompletion | None = None
         try:
             body = await exchange.read_all()
-            return protocol.completion_of(
-                body, status=exchange.status, headers=exchange.headers, secrets=self._secrets(request)
+            completion = protocol.completion_of(
+                body, status=exchange.status, headers=exchange.headers, secrets=call.secrets()
             )
+            note_attempts(completion, call.attempts, call.retries)
         except TogetherError as error:
-            protocol.scrub(error, self._secrets(request))
-            error.attempts = exchange.attempts
+            protocol.scrub(error, call.secrets())
+            error.attempts, error.retries = call.attempts, call.retries
             error.request_id = error.request_id or protocol.request_id(exchange.headers)
             raise
         finally:
+            exchange.on_close = None  # the usage is known here
             exchange.close()
+            call.ended(None if completion is None else completion.usage)
+        return completion
 
     async def parse(
         self,
@@ -185,6 +209,8 @@ class AsyncTogether:
         response_type: type[T],
         model: str | None = None,
         timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        priority: Priority = "interactive",
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ParsedCompletion[T]:
@@ -200,6 +226,8 @@ class AsyncTogether:
                 `response_format`, unless you pass one.
             model: As for `stream`.
             timeouts: As for `stream`.
+            retry: As for `stream`.
+            priority: As for `stream`.
             headers: As for `stream`.
             **options: As for `stream`.
 
@@ -210,7 +238,9 @@ class AsyncTogether:
         """
         if options.get("response_format") is None:
             options["response_format"] = structured.response_format(response_type)
-        completion = await self.create(messages, model=model, timeouts=timeouts, headers=headers, **options)
+        completion = await self.create(
+            messages, model=model, timeouts=timeouts, retry=retry, priority=priority, headers=headers, **options
+        )
         return structured.ParsedCompletion(structured.parse(completion, response_type), completion)
 
     @property
@@ -218,40 +248,47 @@ class AsyncTogether:
         """The SDKs' own words: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
         return Chat(self)
 
-    async def _open(
+    @property
+    def limits(self) -> LimitsState:
+        """What is going on under the limits now: in flight, queued, learned limits, pauses, 429s and 503s seen."""
+        return self._limiter.state
+
+    def _call(
         self,
-        http: protocol.HTTPRequest,
         request: ChatCompletionRequest,
         headers: Mapping[str, str] | None,
-        timeouts: Timeouts,
-        on_opening: Callable[[Opening], None] | None = None,
-    ) -> Exchange:
-        """Sends a request; returns its response if the status is a success."""
-        self._check_has_key(headers)
-        transport = self._transport_here()
-        try:
-            exchange = await transport.open(
-                http, headers=headers, timeouts=timeouts, started=transport.loop.time(), on_opening=on_opening
-            )
-        except TogetherError as unopened:
-            protocol.scrub(unopened, self._secrets(request))
-            raise
-        if 200 <= exchange.status < 300:
-            return exchange
-        try:
-            body = await exchange.read_error_body()
-        finally:
-            exchange.close()
-        note = (
-            f" (the redirect to {_origin(exchange.headers['location'])} was not followed)"
-            if 300 <= exchange.status < 400 and "location" in exchange.headers
-            else ""
+        timeouts: Timeouts | None,
+        retry: Retry | None,
+        priority: Priority,
+        *,
+        streamed: bool,
+    ) -> Call:
+        """Returns a call that has yet to be opened."""
+        if priority not in PRIORITIES:
+            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, PRIORITIES))}")
+        extra = _checked_headers(headers) if headers else None
+
+        def secrets() -> list[str]:
+            return self._secrets(request)
+
+        def transport() -> Transport:
+            self._check_has_key(extra)
+            return self._transport_here()
+
+        return Call(
+            transport=transport,
+            limiter=self._limiter,
+            budget=self._budget,
+            http=protocol.build_request(request, stream=streamed),
+            headers=extra,
+            timeouts=timeouts if timeouts is not None else self._timeouts,
+            rules=retry if retry is not None else self._retry,
+            priority=priority,
+            model=request.model,
+            size=size_of(request.messages, request.max_tokens, request.n),
+            streamed=streamed,
+            secrets=secrets,
         )
-        error = protocol.status_error(
-            exchange.status, exchange.headers, body, secrets=self._secrets(request), note=note
-        )
-        error.attempts = exchange.attempts
-        raise error
 
     def _check_has_key(self, headers: Mapping[str, str] | None) -> None:
         """Together's own API needs a key; other servers may not, and a caller's headers or session may bring one."""
@@ -417,11 +454,3 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if any((ord(c) < 0x20 and c != "\t") or c == "\x7f" for c in name + value):
             raise ValueError(f"headers[{name!r}]: has control characters")
     return {name.lower(): Secret(value) for name, value in headers.items()}
-
-
-def _origin(url: str) -> str:
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:  # "http://[::1"
-        return "what is no URL"
-    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

@@ -21,7 +21,7 @@ TogetherError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from together_async.models import ChatCompletion
 
@@ -37,15 +37,29 @@ _REMEDY: Mapping[str, str] = {
 }
 
 
+class Retried(NamedTuple):
+    """One attempt that failed and was followed by another.
+
+    Attributes:
+        reason: Why: a status, or what became of the connection.
+        waited_s: Seconds until the next attempt was sent, the wait for its turn included.
+    """
+
+    reason: str
+    waited_s: float
+
+
 class TogetherError(Exception):
     """Base of every error this package raises, programming errors (`ValueError`, `TypeError`) excepted.
 
     Attributes:
         attempts: How many HTTP requests were made for the call, 0 when none was.
+        retries: Why there was more than one, in order; empty when there was not.
         request_id: The server's `x-request-id` (or `cf-ray`), for a question to its operator; None when unknown.
     """
 
     attempts: int = 1
+    retries: tuple[Retried, ...] = ()
     request_id: str | None = None
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
@@ -65,7 +79,13 @@ def _restore(cls: type[TogetherError], args: tuple[Any, ...], state: dict[str, A
 
 
 class APIConnectionError(TogetherError):
-    """No response came back: refused, unresolvable, reset, TLS failure, or the client was closed meanwhile."""
+    """No response came back: refused, unresolvable, reset, TLS failure, or the client was closed meanwhile.
+
+    Attributes:
+        transient: Whether asking again might help. It can't when the client is closed, or the redirects lead nowhere.
+    """
+
+    transient: bool = True
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):

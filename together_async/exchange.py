@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -67,10 +67,17 @@ class Exchange:
         "_waiting",
         "arrived",
         "attempts",
+        "on_close",
     )
 
     def __init__(
-        self, response: aiohttp.ClientResponse, *, timeouts: Timeouts, started: float, live: set[Exchange]
+        self,
+        response: aiohttp.ClientResponse,
+        *,
+        timeouts: Timeouts,
+        started: float,
+        sent: float | None = None,
+        live: set[Exchange],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
@@ -79,7 +86,8 @@ class Exchange:
         self._compressed = "Content-Encoding" in response.headers
         self._timeouts = timeouts
         self._total = due("total", timeouts.total, started)
-        self._since = started  # when the silence began, had the reader been waiting ever since
+        # When the silence began, had the reader been waiting ever since.
+        self._since = started if sent is None else sent
         self.arrived = self._time()  # when bytes last came, or whatever else ended a read
         self._generating = False  # the first token has come
         self._inflated = 0  # bytes since the event loop's last turn; aiohttp inflates on without one
@@ -90,6 +98,7 @@ class Exchange:
         self._timer: asyncio.TimerHandle | None = None
         self._live = live
         self.attempts = 1
+        self.on_close: Callable[[], None] | None = None  # hears of it once the connection is closed, by whomever
         live.add(self)
         self._watch()
 
@@ -110,6 +119,11 @@ class Exchange:
             key = name.lower()
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         return headers
+
+    @property
+    def raw_headers(self) -> Mapping[str, str]:
+        """The response's headers as they came; names are asked for in any case, of a repeated one the first counts."""
+        return self._response.headers
 
     @property
     def media_type(self) -> str:
@@ -322,6 +336,9 @@ class Exchange:
         elif connection is not None and connection.transport is not None:
             connection.transport.abort()  # closing alone waits for the farewell of a TLS peer
         self._response.close()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def _forget(self) -> None:
         self._drop_timer()

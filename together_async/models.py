@@ -259,9 +259,46 @@ class Choice(Value):
     text: str | None = attrs.field(default=None, eq=False, repr=False)
 
 
+class Answer(Document):
+    """A value that knows how often it had to be asked for."""
+
+    __slots__ = ("_asked",)
+
+    @property
+    def attempts(self) -> int:
+        """How many HTTP requests were made for it, from 1."""
+        asked: tuple[int, Any] = getattr(self, "_asked", (1, ()))
+        return asked[0]
+
+    @property
+    def retries(self) -> tuple[Any, ...]:
+        """Why there was more than one: for each attempt that failed its `reason`, and `waited_s` until the next."""
+        asked: tuple[int, tuple[Any, ...]] = getattr(self, "_asked", (1, ()))
+        return asked[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore_answer, (super().__reduce__(), self.attempts, self.retries)
+
+
+def _restore_answer(document: tuple[Any, ...], attempts: int, retries: tuple[Any, ...]) -> Any:
+    restore, arguments = document
+    answer = restore(*arguments)
+    note_attempts(answer, attempts, retries)
+    return answer
+
+
+_set_asked: Callable[[Answer, tuple[int, tuple[Any, ...]]], None] = Answer._asked.__set__  # type: ignore[attr-defined]  # a slot's descriptor
+
+
+def note_attempts(answer: Answer, attempts: int, retries: tuple[Any, ...]) -> None:
+    """Gives a frozen completion its history."""
+    if attempts != 1 or retries:
+        _set_asked(answer, (attempts, retries))
+
+
 @defaults_on_class
 @attrs.frozen(slots=False, repr=False)
-class ChatCompletion(Document):
+class ChatCompletion(Answer):
     """A whole response, or what a stream's chunks add up to."""
 
     id: str | None = None

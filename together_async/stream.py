@@ -11,7 +11,7 @@ asked for, and the network is asked when no payload is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +24,7 @@ from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
     IncompleteStreamError,
+    Retried,
     StreamAPIError,
     StreamConnectionError,
     StreamError,
@@ -31,18 +32,17 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, set_raw
+from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, note_attempts, set_raw
 from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
 
 if TYPE_CHECKING:
+    from together_async.call import Call
     from together_async.exchange import Exchange
-    from together_async.transport import Opening
 
 
 _SKIPS_PER_TURN = 256
 _MAX_TEXT = 500
 """Characters of an error's text, which may repeat a server's."""
-_NOT_YET = object()
 _CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
 
 
@@ -56,6 +56,8 @@ class StreamStats:
         largest_gap_s: The longest silence between two of them.
         tokens_per_s: Between the first and the last; by the server's count where `usage` has come, else by chunks.
         elapsed_s: From the call to the last of them.
+        total_tokens: What the stream cost, prompt and completion, as the limits were told when it ended; None before.
+        estimated: Whether that is what was seen, with an estimate of the prompt: the server's own count did not come.
     """
 
     chunks: int
@@ -63,6 +65,8 @@ class StreamStats:
     largest_gap_s: float | None
     tokens_per_s: float | None
     elapsed_s: float | None
+    total_tokens: int | None = None
+    estimated: bool = False
 
 
 class ChatCompletionStream:
@@ -80,6 +84,7 @@ class ChatCompletionStream:
     __slots__ = (
         "__weakref__",
         "_accumulator",
+        "_call",
         "_careful",
         "_choices",
         "_decoder",
@@ -89,10 +94,10 @@ class ChatCompletionStream:
         "_first",
         "_gap",
         "_given",
+        "_handed",
         "_head",
         "_last",
         "_max_event_size",
-        "_open",
         "_opening",
         "_over",
         "_payloads",
@@ -104,14 +109,14 @@ class ChatCompletionStream:
 
     def __init__(
         self,
-        open: Callable[[Callable[[Opening], None]], Awaitable[Exchange]],
+        call: Call,
         *,
         choices: int = 1,
         time: Callable[[], float],
         max_event_size: int,
         secrets: Callable[[], list[str]] = list,
     ) -> None:
-        self._open = open
+        self._call = call
         self._choices = choices
         self._time = time
         self._secrets = secrets
@@ -123,7 +128,8 @@ class ChatCompletionStream:
         self._accumulator = ChatCompletionAccumulator()
         self._payloads: list[bytes] = []  # the last is the next
         self._entered = False
-        self._opening: Opening | object | None = None  # the request being sent, to give it up
+        self._opening = False  # the call is on its way to a response
+        self._handed = False  # something has been handed to the caller, so nothing is asked again
         self._over = False
         self._skipped = 0  # payloads without a chunk
         self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
@@ -165,7 +171,9 @@ class ChatCompletionStream:
         chunks = _Chunks(self, 0, owner=not self._entered)
         async for _ in chunks:
             pass
-        return self._accumulator.completion()
+        completion = self._accumulator.completion()
+        note_attempts(completion, self._call.attempts, self._call.retries)
+        return completion
 
     # ------------------------------------------------------------------------------------------------- public: leaving
 
@@ -215,8 +223,9 @@ class ChatCompletionStream:
         if self._exchange is not None and self._accumulator.settle():
             self._note_arrival(self._exchange.arrived)
         chunks = self._accumulator.generated
+        call = self._call
         if self._first is None:
-            return StreamStats(chunks, None, None, None, None)
+            return StreamStats(chunks, None, None, None, None, call.tokens, call.estimated)
         usage = self._accumulator.usage
         tokens = (usage.completion_tokens if usage else None) or chunks
         elapsed = self._last - self._first
@@ -226,18 +235,37 @@ class ChatCompletionStream:
             largest_gap_s=self._gap,
             tokens_per_s=(tokens - 1) / elapsed if elapsed > 0 and tokens > 1 else None,
             elapsed_s=self._last - self._started,
+            total_tokens=call.tokens,
+            estimated=call.estimated,
         )
+
+    @property
+    def attempts(self) -> int:
+        """How many HTTP requests were made so far."""
+        return self._call.attempts
+
+    @property
+    def retries(self) -> tuple[Retried, ...]:
+        """Why there was more than one: for each attempt that failed its `reason`, and `waited_s` until the next."""
+        return self._call.retries
 
     # --------------------------------------------------------------------------------------------------------- opening
 
-    async def _begin(self) -> None:
-        """Sends the request and looks at the response's head."""
-        if self._opening is not None:
+    async def _begin(self, broken: TogetherError | None = None) -> None:
+        """Sends the request and looks at the response's head.
+
+        Args:
+            broken: What became of an earlier response; the caller has seen nothing of it.
+        """
+        if self._opening:
             raise RuntimeError("two tasks read one stream at the same time; let one of them read")
-        self._opening = _NOT_YET
-        self._started = self._time()
+        self._opening = True
+        call = self._call
+        if broken is None:
+            self._started = self._time()
+        self._over, self._error = False, None
         try:
-            exchange = await self._open(self._note_opening)
+            exchange = await (call.open() if broken is None else call.again(broken))
         except TogetherError as error:
             if self._over:
                 closed = "the stream was closed while its request was being sent"
@@ -250,7 +278,9 @@ class ChatCompletionStream:
             self._broken(IncompleteStreamError, "the stream was given up while its request was being sent")
             raise
         finally:
-            self._opening = None
+            self._opening = False
+        if broken is not None:
+            self._start_anew()
         if self._over:
             exchange.close()
             raise self._broken(IncompleteStreamError, "the stream was closed while its request was being sent")
@@ -261,8 +291,21 @@ class ChatCompletionStream:
             protocol.scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
 
-    def _note_opening(self, opening: Opening) -> None:
-        self._opening = opening
+    def _start_anew(self) -> None:
+        """Forgets an earlier response."""
+        self._accumulator.clear()
+        self._decoder = None
+        self._head = None
+        self._payloads = []
+        self._careful = None
+        self._given = True
+        self._first = self._gap = None
+
+    async def _again(self, error: TogetherError) -> None:
+        """Asks again after a response that broke; raises `error` when something of it was handed out, or may not be."""
+        if self._handed or self._error is not error:
+            raise error
+        await self._begin(broken=error)
 
     def _decoder_for(self, exchange: Exchange) -> ChunkDecoder:
         if exchange.status in (204, 205):
@@ -271,7 +314,7 @@ class ChatCompletionStream:
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    async def _more(self, *, owner: bool) -> bool:  # noqa: C901 - the one place where a stream waits
+    async def _more(self, *, owner: bool) -> bool:  # noqa: C901, PLR0912 - the one place where a stream waits
         """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else."""
         while not self._payloads:
             exchange, decoder = self._exchange, self._decoder
@@ -281,34 +324,39 @@ class ChatCompletionStream:
                 await self._begin()
                 continue
             try:
-                progressed = self._accumulator.settle()
-                if progressed:
-                    self._note_arrival(exchange.arrived)
-                given, self._given = self._given, False
-                reading = exchange.reading(progressed, given=given)
                 try:
-                    data = await reading
-                except BaseException as error:  # noqa: BLE001 - rescue raises what it means
-                    data = exchange.rescue(error)
-                else:
-                    exchange.took(data)
-                if data:
-                    payloads = decoder.feed(data)
-                    payloads.reverse()
-                    self._payloads = payloads
-                else:
-                    self._body_ended(decoder)
-            except APIConnectionError as error:
-                self._connection_failed(error)
-            except NotTheProtocol as error:
-                protocol.scrub(error, self._secrets())
-                raise self._broken(StreamProtocolError, str(error)) from error
-            except BaseException:
-                # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
-                # lost, and the block's end will close it. A second reader is sent away without harm to the first.
-                if owner and not exchange.busy:
-                    self._leave()
-                raise
+                    progressed = self._accumulator.settle()
+                    if progressed:
+                        self._note_arrival(exchange.arrived)
+                    given, self._given = self._given, False
+                    reading = exchange.reading(progressed, given=given)
+                    try:
+                        data = await reading
+                    except BaseException as error:  # noqa: BLE001 - rescue raises what it means
+                        data = exchange.rescue(error)
+                    else:
+                        exchange.took(data)
+                    if data:
+                        payloads = decoder.feed(data)
+                        payloads.reverse()
+                        self._payloads = payloads
+                    else:
+                        self._body_ended(decoder)
+                except APIConnectionError as error:
+                    self._connection_failed(error)
+                except NotTheProtocol as error:
+                    protocol.scrub(error, self._secrets())
+                    raise self._broken(StreamProtocolError, str(error)) from error
+                except BaseException:
+                    # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
+                    # lost, and the block's end will close it. A second reader is sent away without harm to the first.
+                    if owner and not exchange.busy:
+                        self._leave()
+                    raise
+            except TogetherError as error:
+                if self._handed:
+                    raise
+                await self._again(error)
         return True
 
     def _ended(self) -> bool:
@@ -332,6 +380,7 @@ class ChatCompletionStream:
             chunk = decoder.decode(payload) if chunk is None else decoder.accept(chunk, payload)
         except ErrorInStream as error:
             facts = error.facts
+            self._call.heard(facts.status, facts.body)
             raise self._broken(
                 StreamAPIError,
                 f"the server sent an error in the stream: {facts.message}",
@@ -380,7 +429,9 @@ class ChatCompletionStream:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._settle(exchange)
+            exchange.on_close = None
             exchange.release_soon()
+            self._settle_limits()
 
     def _settle(self, exchange: Exchange) -> None:
         """Keeps what will be asked for when the response is gone."""
@@ -392,13 +443,18 @@ class ChatCompletionStream:
         """Closes the connection, whatever was under way."""
         self._over = True
         self._payloads = []
-        abort = getattr(self._opening, "abort", None)
-        if abort is not None:
-            abort(APIConnectionError("the stream was closed"))
+        if self._opening:
+            self._call.abort(APIConnectionError("the stream was closed"))
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._settle(exchange)
+            exchange.on_close = None
             exchange.close()
+            self._settle_limits()
+
+    def _settle_limits(self) -> None:
+        """Says what the stream cost, and frees its place."""
+        self._call.ended(self._accumulator.usage, self._accumulator.generated)
 
     def _body_ended(self, decoder: ChunkDecoder) -> None:
         self._payloads = decoder.end()
@@ -437,9 +493,8 @@ class ChatCompletionStream:
     def _broken(self, cls: type[StreamError], message: str | None, **facts: Any) -> StreamError:
         """Closes everything and returns the error to raise; it is raised again by every later read."""
         args = () if message is None else (protocol.redact(message, self._secrets())[:_MAX_TEXT],)
-        attempts = 1 if self._exchange is None else self._exchange.attempts
         error = cls(*args, partial=self._accumulator.completion(), request_id=self.request_id, **facts)
-        error.attempts = attempts
+        error.attempts, error.retries = self._call.attempts, self._call.retries
         self._error = error
         self._leave()
         return error
@@ -472,11 +527,15 @@ class _Reader:
             self._stream._leave()
 
     def _begin(self) -> None:
-        """Takes the short way from now on, if the choice has begun."""
-        texts = self._accumulator.texts(self._index)
+        """Takes the short way from now on, if the choice has begun; not before a response is the one that stays."""
+        texts = self._accumulator.texts(self._index) if self._stream._handed else None
         if texts is not None:
             self._append = texts.append
             self._careful = bool(self._stream._careful)
+
+    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - of a text reader it depends
+        """Whether the caller sees something of a chunk."""
+        return True
 
     def _hand_over(self) -> bool:
         """Gives the connection to the iterator of a loop, which dies with the loop even if this one is kept."""
@@ -487,6 +546,8 @@ class _Reader:
         """The full way, for any payload."""
         stream = self._stream
         chunk = stream._take(payload, chunk)
+        if chunk is not None and self._hands_out(chunk):
+            stream._handed = True
         if chunk is not None and not stream._careful:
             # What costs a tenth of a chunk each, to ask every delta for fields it does not have and to keep the bytes
             # for `to_dict`, is done where a server shows in the first chunk that it is needed: OpenAI's has
@@ -544,7 +605,11 @@ class _Chunks(_Reader):
                         if self._careful:
                             set_raw(chunk, payload)
                         return chunk
-                chunk = self._take(payload, chunk)
+                try:
+                    chunk = self._take(payload, chunk)
+                except StreamError as error:
+                    await stream._again(error)
+                    chunk = None
                 if chunk is not None:
                     stream._given = True
                     return chunk
@@ -594,13 +659,20 @@ class _Text(_Reader):
                     ):
                         append(content)
                         return content
-                text = self._text_of(self._take(payload, None))
+                try:
+                    text = self._text_of(self._take(payload, None))
+                except StreamError as error:
+                    await stream._again(error)
+                    text = ""
                 if text:
                     return text
                 await stream._skip()
                 payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
+
+    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:
+        return bool(self._text_of(chunk))
 
     def _text_of(self, chunk: ChatCompletionChunk | None) -> str:
         return "".join(

@@ -16,7 +16,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import aiohttp
 from multidict import CIMultiDict
@@ -47,6 +47,8 @@ _dialled: ContextVar[list[bool] | None] = ContextVar("_dialled", default=None)
 class ClientClosedError(APIConnectionError):
     """The client was closed; make a new one, or close it later."""
 
+    transient = False
+
 
 class _Connector(aiohttp.TCPConnector):
     """Gives no pooled connection on which bytes have come that nobody asked for.
@@ -63,6 +65,13 @@ class _Connector(aiohttp.TCPConnector):
             if _dialled.get() or protocol is None or not protocol.should_close:
                 return connection
             connection.close()
+
+
+class Abortable(Protocol):
+    """What is under way, and can be ended."""
+
+    def abort(self, failure: APIConnectionError) -> None:
+        """Makes whoever waits for it raise `failure`."""
 
 
 class Opening:
@@ -116,7 +125,7 @@ class Transport:
         self._urls: dict[str, URL] = {}
         self._client_timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self.exchanges: set[Exchange] = set()
-        self.openings: set[Opening] = set()
+        self.openings: set[Abortable] = set()
         self.closed = False
 
     def __repr__(self) -> str:
@@ -132,6 +141,8 @@ class Transport:
         headers: Mapping[str, str] | None,
         timeouts: Timeouts,
         started: float,
+        sent: float | None = None,
+        may_replace: bool = True,
         on_opening: Callable[[Opening], None] | None = None,
     ) -> Exchange:
         """Sends a request and returns its response as soon as the head is there, whatever its status.
@@ -141,6 +152,8 @@ class Transport:
             headers: Added to, or in place of, the client's.
             timeouts: The call's limits.
             started: When the call began, on the event loop's clock.
+            sent: When this attempt began; None for the same.
+            may_replace: Whether a pooled connection that turns out to be stale is replaced, which sends again.
             on_opening: Called with what can end the wait for the response, once there is such a wait.
 
         Raises:
@@ -151,7 +164,8 @@ class Transport:
             closed = ClientClosedError("the client is closed; make a new one")
             closed.attempts = 0
             raise closed
-        late = earliest(due("first_token", timeouts.first_token, started), due("total", timeouts.total, started))
+        sent = started if sent is None else sent
+        late = earliest(due("first_token", timeouts.first_token, sent), due("total", timeouts.total, started))
         attempts = [0]
         scope = asyncio.timeout_at(None if late is None else late.at)
         opening = Opening(scope)
@@ -160,14 +174,14 @@ class Transport:
             on_opening(opening)
         try:
             async with scope:
-                response = await self._send(request, headers, timeouts, attempts)
+                response = await self._send(request, headers, timeouts, attempts, may_replace=may_replace)
             self._check_still_open(response)
         except Exception as error:  # noqa: BLE001 - every foreign exception becomes one of ours
             failure = self._open_error(error, opening, late if scope.expired() else None, timeouts, attempts[0])
             raise failure from (None if failure is error else error)
         finally:
             self.openings.discard(opening)
-        exchange = Exchange(response, timeouts=timeouts, started=started, live=self.exchanges)
+        exchange = Exchange(response, timeouts=timeouts, started=started, sent=sent, live=self.exchanges)
         exchange.attempts = attempts[0]
         set_read_size(response, READ_SIZE)
         return exchange
@@ -194,17 +208,25 @@ class Transport:
             failure = APIConnectionError(
                 redact(f"no response from {self._base.origin()}: {said(error)}", (self._secret,))
             )
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            failure.transient = False
         failure.attempts = attempts
         return failure
 
     async def _send(
-        self, request: HTTPRequest, headers: Mapping[str, str] | None, timeouts: Timeouts, attempts: list[int]
+        self,
+        request: HTTPRequest,
+        headers: Mapping[str, str] | None,
+        timeouts: Timeouts,
+        attempts: list[int],
+        *,
+        may_replace: bool,
     ) -> aiohttp.ClientResponse:
         """Follows redirects. The key, and whatever else the caller's headers hold, stays at the origin it is for."""
         url = self._url(request.path)
         sent = self._headers if not headers else _merged(self._headers, headers)
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._post(url, request.body, sent, timeouts, attempts)
+            response = await self._post(url, request.body, sent, timeouts, attempts, may_replace=may_replace)
             location = response.headers.get("Location")
             # 303 asks for a GET, which is no answer to a chat request: it is left to the caller as a status.
             if response.status not in (301, 302, 307, 308) or not location:
@@ -213,17 +235,17 @@ class Transport:
                 target = url.join(URL(location))
             except ValueError:
                 response.close()
-                raise APIConnectionError("redirected to something that is no URL; check base_url") from None
+                raise _permanent("redirected to something that is no URL; check base_url") from None
             if target.scheme not in ("http", "https") or not target.host:
                 response.close()
-                raise APIConnectionError(f"redirected to {target.scheme or 'no'} scheme, expected http or https")
+                raise _permanent(f"redirected to {target.scheme or 'no'} scheme, expected http or https")
             if target.origin() != url.origin():
                 if not self._may_leave_for(target, url):
                     return response
                 sent = CIMultiDict((k, v) for k, v in sent.items() if k.lower() in _KEEP_AFTER_REDIRECT)
             response.close()
             url = target.with_user(None)
-        raise APIConnectionError(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
+        raise _permanent(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
 
     def _may_leave_for(self, target: URL, url: URL) -> bool:
         """Whether a redirect to another origin is followed; if not, its status is the answer.
@@ -237,7 +259,14 @@ class Transport:
         return self._owned or session is None or not (session.headers or session.auth)
 
     async def _post(
-        self, url: URL, body: bytes, headers: CIMultiDict[str], timeouts: Timeouts, attempts: list[int]
+        self,
+        url: URL,
+        body: bytes,
+        headers: CIMultiDict[str],
+        timeouts: Timeouts,
+        attempts: list[int],
+        *,
+        may_replace: bool,
     ) -> aiohttp.ClientResponse:
         """Sends, and sends again at once when a pooled connection turns out to have been closed by the server."""
         session = self._open_session()
@@ -257,7 +286,8 @@ class Transport:
             # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
             # (A reset in the middle of a head can't be told from a stale connection's: aiohttp drops what had come.)
             if (
-                isinstance(error, aiohttp.ClientConnectorError)
+                not may_replace
+                or isinstance(error, aiohttp.ClientConnectorError)
                 or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
                 or (self._owned and dialled)
                 # A stale connection fails with the first packet that goes there and back. Later than that the server
@@ -336,7 +366,7 @@ class Transport:
     def abort_all(self) -> None:
         """Ends everything under way with a typed error."""
         self.closed = True
-        under_way: tuple[Exchange | Opening, ...] = (*self.exchanges, *self.openings)
+        under_way: tuple[Abortable, ...] = (*self.openings, *self.exchanges)
         for one in under_way:
             one.abort(ClientClosedError("the client was closed while this was under way"))
 
@@ -374,6 +404,13 @@ class Transport:
     def holds_resources(self) -> bool:
         """Whether a session of ours is open, which somebody has to close."""
         return not self.closed and any(not session.closed for session in self._own_sessions())
+
+
+def _permanent(message: str) -> APIConnectionError:
+    """Returns an error that asking again can't mend."""
+    error = APIConnectionError(message)
+    error.transient = False
+    return error
 
 
 def _sendable(body: bytes) -> bytes | io.BytesIO:

@@ -1,0 +1,419 @@
+"""One call from its turn under the limits to a response: every attempt of it, and what the limits hear of them.
+
+This is the one place that retries. A call waits for its turn, sends, and hands on a response whose status is a
+success; the stream, or `create`, reads it and says how it ended. What fails before anything was handed to the caller
+may be asked again here; what `retry` decides holds for all ways to ask.
+
+The order at the end of an attempt is: the connection is closed, the tokens that were not used are given back, the
+place is freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from together_async import protocol, retry
+from together_async.errors import (
+    APIConnectionError,
+    APIStatusError,
+    PaymentRequiredError,
+    RateLimitError,
+    Retried,
+    TogetherError,
+)
+from together_async.models import Usage
+from together_async.ratelimit.estimate import Size
+from together_async.ratelimit.told import limited_kind, read_limits
+from together_async.retry import Retry, RetryBudget
+from together_async.timeouts import Timeouts, due, earliest
+
+if TYPE_CHECKING:
+    from together_async.exchange import Exchange
+    from together_async.protocol import HTTPRequest
+    from together_async.ratelimit.admission import Reservation
+    from together_async.ratelimit.limiter import RateLimiter
+    from together_async.ratelimit.limits import Priority
+    from together_async.transport import Abortable, Transport
+
+
+class Call:
+    """One call and its attempts.
+
+    Args:
+        transport: Returns the connections of the running loop.
+        limiter: Whose turn it is.
+        budget: The client's.
+        http: What to send.
+        headers: Added to, or in place of, the client's.
+        timeouts: The call's.
+        rules: When to ask again.
+        priority: Who goes first.
+        model: The model's name.
+        size: The request's size.
+        streamed: Whether the response comes token by token.
+        secrets: Returns what no error's text may repeat.
+        chance: A number from 0 to 1.
+
+    Attributes:
+        attempts: HTTP requests made so far.
+        retries: Why there was more than one.
+    """
+
+    __slots__ = (
+        "_abort",
+        "_budget",
+        "_estimated",
+        "_headers",
+        "_http",
+        "_limiter",
+        "_loop",
+        "_model",
+        "_number",
+        "_priority",
+        "_reservation",
+        "_rules",
+        "_sent_at",
+        "_since",
+        "_size",
+        "_started",
+        "_streamed",
+        "_timeouts",
+        "_transport",
+        "_tries",
+        "_waiter",
+        "attempts",
+        "chance",
+        "retries",
+        "secrets",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        *,
+        transport: Callable[[], Transport],
+        limiter: RateLimiter,
+        budget: RetryBudget,
+        http: HTTPRequest,
+        headers: Mapping[str, str] | None,
+        timeouts: Timeouts,
+        rules: Retry,
+        priority: Priority,
+        model: str,
+        size: Size,
+        streamed: bool,
+        secrets: Callable[[], list[str]],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._budget = budget
+        self._http = http
+        self._headers = headers
+        self._timeouts = timeouts
+        self._rules = rules
+        self._priority = priority
+        self._model = model
+        self._size = size
+        self._streamed = streamed
+        self.secrets = secrets
+        self.chance = chance
+        self.attempts = self._tries = 0
+        self.retries: tuple[Retried, ...] = ()
+        self.tokens: int | None = None  # what the limits were told in the end
+        self._estimated = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: float | None = None
+        self._sent_at = 0.0
+        self._since = 0.0  # when the last attempt failed
+        self._number: int | None = None
+        self._reservation: Reservation | None = None
+        self._waiter: asyncio.Future[None] | Abortable | None = None
+        self._abort: APIConnectionError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Call to {self._model}, {self._tries} of {self._rules.attempts} attempts>"
+
+    @property
+    def estimated(self) -> bool:
+        """Whether `tokens` is what was seen, because the server's own count did not come."""
+        return self._estimated
+
+    # ----------------------------------------------------------------------------------------------------------- asking
+
+    async def open(self) -> Exchange:
+        """Returns the response of the first attempt whose status is a success.
+
+        Raises:
+            TogetherError: What the last attempt came to, or why there was none; with attempts and retries.
+        """
+        transport = self._transport()
+        self._loop = transport.loop
+        if self._started is None:
+            self._started = self._loop.time()
+            self._budget.call()
+        transport.openings.add(self)  # so that closing the client reaches a call that waits
+        last: TogetherError | None = None
+        try:
+            while True:
+                one = self._reservation = await self._turn(last)
+                try:
+                    return await self._attempt(transport, one)
+                except TogetherError as error:
+                    await self._sleep(self._decide(error))
+                    last = error
+        finally:
+            transport.openings.discard(self)
+
+    async def again(self, error: TogetherError) -> Exchange:
+        """Returns another response after one that began and broke before anything of it was handed to the caller.
+
+        Raises:
+            TogetherError: `error` itself, if there is no other attempt; else as `open`.
+        """
+        delay_s = self._decide(error)
+        transport = self._transport()
+        transport.openings.add(self)
+        try:
+            await self._sleep(delay_s)
+        finally:
+            transport.openings.discard(self)
+        return await self.open()
+
+    async def _attempt(self, transport: Transport, one: Reservation) -> Exchange:
+        self._tries += 1
+        now = self._sent_at = transport.loop.time()
+        if self.retries:
+            self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=now - self._since))
+        try:
+            self._raise_if_aborted()
+            exchange = await transport.open(
+                self._http,
+                headers=self._headers,
+                timeouts=self._timeouts,
+                started=self._started or now,
+                sent=now,
+                may_replace=self._tries < self._rules.attempts,
+                on_opening=self._note_opening,
+            )
+        except TogetherError as error:
+            protocol.scrub(error, self.secrets())
+            self.attempts += error.attempts
+            self._fail(one, sent=error.attempts > 0)
+            raise
+        except BaseException:  # cancelled: the server may be at work by now
+            self.ended(None)
+            raise
+        finally:
+            self._waiter = None
+        self.attempts += exchange.attempts
+        exchange.attempts = self.attempts
+        told = read_limits(exchange.raw_headers)
+        if 200 <= exchange.status < 300:
+            latency_s = exchange.arrived - now if self._streamed else None
+            self._limiter.answered(one, told, good=True, latency_s=latency_s)
+            exchange.on_close = self._closed
+            return exchange
+        raise await self._refusal(one, exchange, told)
+
+    async def _turn(self, last: TogetherError | None) -> Reservation:
+        """Waits for the call's turn. What goes wrong here ends the call; `last` is what sent it here again."""
+        timeouts = self._timeouts
+        assert self._loop is not None and self._started is not None  # noqa: S101, PT018 - opened
+        now = self._loop.time()
+        late = earliest(due("queue", timeouts.queue, now), due("total", timeouts.total, self._started))
+        limiter = self._limiter
+        try:
+            one = await limiter.acquire(
+                self._model,
+                limiter.estimator(self._model).total(self._size),
+                priority=self._priority,
+                number=self._number,
+                patience_s=self._rules.max_told,
+                late=late,
+                on_waiting=self._note_waiting,
+            )
+        except TogetherError as error:
+            error.attempts, error.retries = self.attempts, self.retries
+            raise error from last
+        self._number = one.number
+        return one
+
+    async def _refusal(self, one: Reservation, exchange: Exchange, told: Any) -> TogetherError:
+        """Returns the error for a response that is none of success, when the limits have heard of it."""
+        status = exchange.status
+        try:
+            try:
+                body = await exchange.read_error_body()
+            finally:
+                exchange.close()
+            error = self._status_error(exchange, body)
+            if isinstance(error, RateLimitError):
+                wait_s = retry.told_s(error)
+                if wait_s is None:
+                    wait_s = retry.backoff(self._rules, self._tries, self.chance)
+                self._limiter.limited(one, told, wait_s=wait_s, kind=limited_kind(error.body))
+            else:
+                if status == 503:
+                    self._limiter.overloaded(one)
+                self._limiter.answered(one, told, good=False)
+                if isinstance(error, PaymentRequiredError):
+                    self._limiter.stop(error)
+        finally:
+            self._fail(one, sent=True)
+        return error
+
+    def _status_error(self, exchange: Exchange, body: bytes) -> APIStatusError:
+        headers = exchange.headers
+        note = (
+            f" (the redirect to {_origin(headers['location'])} was not followed)"
+            if 300 <= exchange.status < 400 and "location" in headers
+            else ""
+        )
+        return protocol.status_error(exchange.status, headers, body, secrets=self.secrets(), note=note)
+
+    def _fail(self, one: Reservation, *, sent: bool) -> None:
+        """Gives everything back."""
+        self._reservation = None
+        if sent:
+            self._limiter.release(one, 0)
+        else:
+            self._limiter.withdraw(one)
+
+    # --------------------------------------------------------------------------------------------------------- retrying
+
+    def _decide(self, error: TogetherError) -> float:
+        """Returns the delay before the next attempt; raises `error` when there is none."""
+        error.attempts, error.retries = self.attempts, self.retries
+        told_s = retry.told_s(error)
+        delay_s = told_s or 0.0
+        limited = isinstance(error, RateLimitError)
+        if not limited:
+            delay_s += retry.backoff(self._rules, self._tries, self.chance)
+        ending = self._ending(error, told_s, delay_s)
+        if ending is not None:
+            if self.retries:
+                error.add_note(retry.note(self.retries, ending))
+            raise error
+        self._since = self._now()
+        self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
+        # After a 429 the limiter pauses the model, for everybody; the call waits there, in its old place.
+        return 0.0 if limited else delay_s
+
+    def _ending(self, error: TogetherError, told_s: float | None, delay_s: float) -> str | None:
+        """Returns why there is no other attempt, None when there is one."""
+        rules, total, started = self._rules, self._timeouts.total, self._started or 0.0
+        for forbidden, why in (
+            (self._abort is not None, "the call was given up"),
+            (not retry.is_retryable(error), "such a failure is not asked again"),
+            (self._tries >= rules.attempts, "Retry.attempts allows no more"),
+            (told_s is not None and told_s > rules.max_told, "the server's wait is longer than Retry.max_told"),
+            (total is not None and self._now() + delay_s >= started + total, "Timeouts.total leaves no time for it"),
+        ):
+            if forbidden:
+                return why
+        return None if self._budget.spend() else "the client's retry budget is used up"
+
+    def _now(self) -> float:
+        assert self._loop is not None  # noqa: S101 - opened
+        return self._loop.time()
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        assert self._loop is not None  # noqa: S101 - opened
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _end, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+    # ---------------------------------------------------------------------------------------------------------- ending
+
+    def abort(self, failure: APIConnectionError) -> None:
+        """Ends whatever the call waits for with `failure`: its turn, the next attempt, or a response's head."""
+        self._abort = failure
+        waiter = self._waiter
+        if isinstance(waiter, asyncio.Future):
+            if not waiter.done():
+                failure.attempts = self.attempts
+                waiter.set_exception(failure)
+        elif waiter is not None:
+            waiter.abort(failure)  # an Opening
+
+    def _note_waiting(self, waiter: asyncio.Future[None] | None) -> None:
+        self._waiter = waiter
+
+    def _note_opening(self, opening: Any) -> None:
+        self._waiter = opening
+
+    def _raise_if_aborted(self) -> None:
+        if self._abort is not None:
+            failure = self._abort
+            failure.attempts = 0
+            raise failure
+
+    def ended(self, usage: Usage | None, seen: int = 0) -> None:
+        """Says that the response has ended, or was left. The first word counts.
+
+        Args:
+            usage: The server's own count, None when it did not come.
+            seen: Tokens that were seen of the answer; what counts then, with the estimate of the prompt.
+        """
+        one, self._reservation = self._reservation, None
+        if one is None:
+            return
+        limiter = self._limiter
+        prompt, completion, total = _counts(usage)
+        estimator = limiter.estimator(self._model)
+        if total is None:
+            self._estimated = True
+            total = estimator.prompt(self._size) + seen
+        else:
+            estimator.learn(self._size, prompt, completion)
+            if not self._streamed and completion and self._loop is not None and not self._loop.is_closed():
+                limiter.took(one, self._loop.time() - self._sent_at, tokens=completion)
+        self.tokens = total
+        limiter.release(one, total)
+
+    def heard(self, status: int | None, body: Any) -> None:
+        """Says that the response, whose status was a success, holds an error with a status of its own."""
+        one = self._reservation
+        if one is not None and status == 429:
+            wait_s = retry.backoff(self._rules, self._tries, self.chance)
+            self._limiter.limited(one, None, wait_s=wait_s, kind=limited_kind(body))
+        elif one is not None and status == 503:
+            self._limiter.overloaded(one)
+
+    def _closed(self) -> None:
+        """The connection was closed before anybody said how the response ended, as when the client is closed."""
+        self.ended(None)
+
+
+def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
+    """Returns what the server counted: prompt, completion, both together; None for what it did not."""
+    if usage is None:
+        return None, None, None
+    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+    if total is None and prompt is not None and completion is not None:
+        total = prompt + completion
+    return prompt, completion, total
+
+
+def _end(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _origin(url: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # "http://[::1"
+        return "what is no URL"
+    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

@@ -1,0 +1,606 @@
+"""Who may send next, for all clients of one account in one event loop. Pure: no asyncio, no clock, no chance.
+
+Theory of operation. A call asks for a `Reservation`; it waits in the queue of its model (a `Lane`), first come first
+served within its priority. The first in line is *booked*: its request and its tokens are taken from the model's
+buckets, whether they are there or not, and it goes as soon as they are. Only one is booked at a time, so a
+cancellation, a refund or a changed limit moves everybody behind it at once. It also needs a place: one of those for
+all models together, and one of its model's.
+
+Whoever drives this (`RateLimiter`, or a test with a clock of its own) says what happens, with the time as an argument:
+`ask`, `withdraw`, `answered`, `limited`, `settle`, `release`. After each, `advance` returns those that may go now, and
+`next_at` is when to come again if nothing else happens before.
+
+Of two priorities the interactive one goes first, but while both wait every `TURNS`-th turn is the batch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from together_async.errors import APIStatusError, PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
+from together_async.ratelimit.bucket import Bucket
+from together_async.ratelimit.estimate import Estimator
+from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, ModelState, Priority
+from together_async.ratelimit.told import Kind, Told
+from together_async.ratelimit.window import Window
+
+TURNS: Final = 5
+"""While both priorities wait, one turn of so many is the batch's."""
+FIRST_GAP_S: Final = 0.25
+"""A model that was never asked may allow a request per second, or a thousand. Until its first answer tells, the gaps
+between requests are this, then a half of it, a quarter and so on: half a second in all, usually an answer's time."""
+LEAST_GAP_S: Final = 0.001
+STOP_S: Final = 60.0
+"""After a 402 one request in so many seconds is let through, to see whether somebody has paid."""
+_MOST_LANES: Final = 1_000
+_WAITING, _BOOKED, _GRANTED, _ENDED = range(4)
+
+
+class Reservation:
+    """A call's place: waiting, then under way, until it is released.
+
+    Attributes:
+        model: The model's name.
+        tokens: Tokens it is expected to use; booked when it is first in line.
+        number: Its place in the order of arrival. A call that asks again brings its number, and keeps its place.
+        granted_at: When it was let go; None while it waits.
+        waiter: Whatever the driver has to wake.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_epoch",
+        "_lane",
+        "_marks",
+        "_settled",
+        "_state",
+        "granted_at",
+        "number",
+        "patience_s",
+        "priority",
+        "tokens",
+        "waiter",
+    )
+
+    def __init__(
+        self, lane: Lane, tokens: float, *, priority: Priority, number: int, patience_s: float, epoch: int
+    ) -> None:
+        self._lane = lane
+        self._epoch = epoch
+        self._state = _WAITING
+        self._answered = self._settled = False
+        self._marks = (0.0, 0.0)
+        self.tokens = tokens
+        self.priority = priority
+        self.number = number
+        self.patience_s = patience_s
+        self.granted_at: float | None = None
+        self.waiter: Any = None
+
+    def __repr__(self) -> str:
+        state = ("waiting", "first in line", "under way", "ended")[self._state]
+        return f"<Reservation {self.number} of {self.model}, {self.tokens:g} tokens, {state}>"
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._lane.model
+
+    @property
+    def granted(self) -> bool:
+        """Whether it is under way."""
+        return self._state == _GRANTED
+
+
+class Lane:
+    """One model: its queue, its buckets, its window."""
+
+    __slots__ = (
+        "_ended",
+        "estimator",
+        "first",
+        "gap_at",
+        "gap_s",
+        "in_flight",
+        "known",
+        "limits",
+        "model",
+        "overloaded",
+        "paused_until",
+        "places",
+        "queued",
+        "queues",
+        "rate_limited",
+        "requests",
+        "sent",
+        "tokens",
+        "turns",
+        "unanswered",
+        "used_at",
+        "window",
+    )
+
+    def __init__(self, model: str, limits: Limits, now: float, *, shares_places: bool) -> None:
+        concurrency = limits.concurrency
+        self.model = model
+        self.limits = limits
+        self.requests = Bucket(1.0, _per_second(limits.requests_per_minute), now)
+        self.tokens = Bucket(0.0, _per_second(limits.tokens_per_minute), now)
+        self.window = Window(now) if concurrency == "auto" else None
+        self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
+        self.estimator = Estimator()
+        self.queues: dict[Priority, deque[Reservation]] = {name: deque() for name in PRIORITIES}
+        self.first: Reservation | None = None  # the one that is booked
+        self.turns = 0  # of the interactive ones since the batch had one, while it waited
+        self.queued = self.in_flight = self.unanswered = 0
+        self._ended = 0  # withdrawn ones that are still in a queue
+        self.paused_until = -math.inf
+        # Whoever says how much he wants at once, or how fast, is not kept from it.
+        self.known = isinstance(concurrency, int) or limits.requests_per_minute is not None
+        self.gap_at, self.gap_s = -math.inf, FIRST_GAP_S
+        self.sent = self.rate_limited = self.overloaded = 0
+        self.used_at = now
+
+    # ---------------------------------------------------------------------------------------------------------- queue
+
+    def enter(self, one: Reservation) -> None:
+        """Puts a call into its queue; one that comes again with its old number, before those that came later."""
+        self.queued += 1
+        queue = self.queues[one.priority]
+        if not queue or queue[-1].number < one.number:
+            queue.append(one)
+        else:
+            queue.insert(next(place for place, other in enumerate(queue) if other.number >= one.number), one)
+        first = self.first
+        if first is not None and (
+            one.number < first.number
+            if one.priority == first.priority
+            else one.priority == "interactive" and self.turns < TURNS - 1
+        ):
+            self._step_back(first)
+
+    def _step_back(self, first: Reservation) -> None:
+        """The one that is booked lets another go first."""
+        self._take_back(first)
+        first._state = _WAITING
+        self.queues[first.priority].appendleft(first)
+        self.first = None
+
+    def book(self, now: float) -> Reservation | None:
+        """Returns the one that is first in line, booked; None when nobody waits."""
+        if self.first is None:
+            interactive, batch = (self._live(name) for name in PRIORITIES)
+            queue = batch if batch and (not interactive or self.turns >= TURNS - 1) else interactive
+            if not queue:
+                return None
+            self.first = one = queue.popleft()
+            one._state = _BOOKED
+            self.requests.take(1.0, now)
+            self.tokens.take(one.tokens, now)
+        return self.first
+
+    def _live(self, priority: Priority) -> deque[Reservation]:
+        queue = self.queues[priority]
+        while queue and queue[0]._state == _ENDED:
+            queue.popleft()
+            self._ended -= 1
+        return queue
+
+    def _take_back(self, one: Reservation) -> None:
+        self.requests.take_back(1.0)
+        self.tokens.take_back(one.tokens)
+
+    def leave(self, one: Reservation) -> None:
+        """Takes a call out that has not been let go; what it had booked is others' now."""
+        self.queued -= 1
+        if one._state == _BOOKED:
+            self._take_back(one)
+            self.first = None
+        else:
+            self._ended += 1
+            if self._ended > 64 and self._ended > self.queued:
+                for queue in self.queues.values():
+                    live = [other for other in queue if other._state != _ENDED and other is not one]
+                    queue.clear()
+                    queue.extend(live)
+                self._ended = 0
+        one._state = _ENDED
+
+    def waiting(self) -> Iterator[Reservation]:
+        """Those that wait, in the order of their numbers within each priority."""
+        if self.first is not None:
+            yield self.first
+        for queue in self.queues.values():
+            yield from (one for one in tuple(queue) if one._state == _WAITING)
+
+    # ------------------------------------------------------------------------------------------------------- decisions
+
+    def wait_s(self, one: Reservation, now: float) -> float:
+        """Returns the seconds until the booked one may go, infinite when that depends on others."""
+        if self.places is not None and self.in_flight >= self.places:
+            return math.inf
+        wait_s = max(self.paused_until - now, self.requests.wait_s(1.0), self.tokens.wait_s(one.tokens))
+        if self.window is not None:
+            wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
+        if not self.known and self.unanswered:
+            wait_s = max(wait_s, self.gap_at - now)
+        return max(wait_s, 0.0)
+
+    def go(self, one: Reservation, now: float) -> None:
+        """Lets the booked one go."""
+        self.first = None
+        self.queued -= 1
+        if one.priority == "batch":
+            self.turns = 0
+        elif self.queues["batch"]:
+            self.turns += 1
+        if self.window is not None:
+            self.window.sent(self.in_flight, now)
+        if not self.known:
+            self.gap_at = now + self.gap_s
+            self.gap_s = max(LEAST_GAP_S, self.gap_s / 2)
+        self.in_flight += 1
+        self.unanswered += 1
+        self.sent += 1
+        one._state = _GRANTED
+        one.granted_at = now
+        one._marks = (self.requests.booked, self.tokens.booked)
+
+    def refill(self, now: float) -> None:
+        """Brings the buckets up to date."""
+        self.used_at = now
+        self.requests.refill(now)
+        self.tokens.refill(now)
+
+    def state(self, now: float, wall: datetime) -> ModelState:
+        """Returns what there is to show."""
+        paused_for_s = max(0.0, self.paused_until - now)
+        window = self.window.places if self.window is not None else None
+        told = (self.requests.told, self.tokens.told)
+        return ModelState(
+            model=self.model,
+            in_flight=self.in_flight,
+            queued=self.queued,
+            concurrency=self.places if self.places is not None else window,
+            requests_per_minute=self.requests.per_minute,
+            tokens_per_minute=self.tokens.per_minute,
+            told_requests_per_minute=None if told[0] is None else told[0] * 60,
+            told_tokens_per_minute=None if told[1] is None else told[1] * 60,
+            paused_for_s=paused_for_s,
+            paused_until=wall + timedelta(seconds=paused_for_s) if paused_for_s else None,
+            sent=self.sent,
+            rate_limited=self.rate_limited,
+            overloaded=self.overloaded,
+        )
+
+
+def _per_second(per_minute: float | None) -> float | None:
+    return None if per_minute is None else per_minute / 60
+
+
+class Admission:
+    """All lanes of one account, and the places they share.
+
+    Args:
+        limits: What the caller wants.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.places = limits.concurrency if isinstance(limits.concurrency, int) else None
+        self.in_flight = self.queued = 0
+        self.next_at = math.inf
+        self.refused: list[tuple[Reservation, TogetherError]] = []
+        """Calls that wait for nothing any more, with the error for each; the driver takes them after every event."""
+        self._lanes: dict[str, Lane] = {}
+        self._busy: dict[str, Lane] = {}  # those in which somebody waits
+        self._numbers = 0
+        self._epoch = 0  # one for each event loop
+        self._stop: PaymentRequiredError | None = None
+        self._probe_at = -math.inf
+
+    def lane(self, model: str, now: float) -> Lane:
+        """Returns a model's lane, made when it is asked for the first time."""
+        lane = self._lanes.get(model)
+        if lane is None:
+            if len(self._lanes) >= _MOST_LANES:
+                self._forget_idle()
+            limits = self.limits.of(model)
+            # The number for all models is kept here, so just a model's own is its lane's.
+            lane = self._lanes[model] = Lane(model, limits, now, shares_places=limits is self.limits)
+        return lane
+
+    def _forget_idle(self) -> None:
+        idle = [lane for lane in self._lanes.values() if not lane.in_flight and not lane.queued]
+        for lane in sorted(idle, key=lambda lane: lane.used_at)[: _MOST_LANES // 2]:
+            del self._lanes[lane.model]
+
+    # ---------------------------------------------------------------------------------------------------------- asking
+
+    def ask(
+        self,
+        model: str,
+        tokens: float,
+        now: float,
+        *,
+        priority: Priority = "interactive",
+        number: int | None = None,
+        patience_s: float = math.inf,
+    ) -> Reservation:
+        """Puts a call into the queue; `advance` says when it may go.
+
+        Args:
+            model: The model's name.
+            tokens: What it is expected to use.
+            now: The time.
+            priority: Who goes first.
+            number: Of the call's earlier reservation, if it asks again.
+            patience_s: A pause that is longer than this is not waited for.
+
+        Raises:
+            QueueFullError: As many wait as may.
+            RateLimitError: The model is paused for longer than `patience_s`.
+            PaymentRequiredError: The account's spending limit was reached a moment ago.
+        """
+        if self._stop is not None:
+            if now < self._probe_at:
+                raise _again(self._stop)
+            self._probe_at = now + STOP_S
+        lane = self.lane(model, now)
+        if lane.paused_until - now > patience_s:
+            raise _paused(lane, now)
+        if number is None:
+            number = self._numbers = self._numbers + 1
+        one = Reservation(lane, tokens, priority=priority, number=number, patience_s=patience_s, epoch=self._epoch)
+        lane.refill(now)
+        lane.enter(one)
+        self.queued += 1
+        self._busy[model] = lane
+        return one
+
+    def check_room(self, model: str, now: float) -> None:
+        """Raises when a call that has to wait finds as many waiting as may.
+
+        Raises:
+            QueueFullError: It does; nothing has changed but that the call is not in the queue.
+        """
+        lane = self.lane(model, now)
+        counts = [(self.limits.max_queued, self.queued)]
+        if lane.limits is not self.limits:
+            counts.append((lane.limits.max_queued, lane.queued))
+        for most, waiting in counts:
+            if most is not None and waiting > most:
+                raise QueueFullError(
+                    f"the queue is full: {waiting - 1} calls wait and Limits.max_queued is {most}; "
+                    "ask later, or raise it"
+                )
+
+    def withdraw(self, one: Reservation, now: float) -> None:
+        """A call that waits gives up, or one that was let go has not been sent: what it held is others' now."""
+        lane = one._lane
+        lane.refill(now)
+        if one._state in (_WAITING, _BOOKED) and one._epoch == self._epoch:
+            self._leave(one)
+        elif self._under_way(one):
+            lane.requests.give_back(1.0)
+            lane.sent -= 1
+            self.settle(one, 0, now)
+            self.release(one, now)
+
+    def _leave(self, one: Reservation) -> None:
+        lane = one._lane
+        lane.leave(one)
+        self.queued -= 1
+        if not lane.queued:
+            self._busy.pop(lane.model, None)
+
+    # --------------------------------------------------------------------------------------------------------- granting
+
+    def advance(self, now: float) -> list[Reservation]:
+        """Returns those that may go now, in order, and sets `next_at`."""
+        granted: list[Reservation] = []
+        self.next_at = math.inf
+        blocked: set[str] = set()
+        while len(blocked) < len(self._busy):
+            if self.places is not None and self.in_flight >= self.places:
+                break  # a release will come
+            lane = self._next_lane(blocked, now)
+            one = lane.first
+            assert one is not None  # noqa: S101 - a busy lane has somebody waiting, who was booked
+            wait_s = lane.wait_s(one, now)
+            if wait_s > 0:
+                blocked.add(lane.model)
+                self.next_at = min(self.next_at, now + wait_s)
+                continue
+            lane.go(one, now)
+            self.queued -= 1
+            self.in_flight += 1
+            granted.append(one)
+            if not lane.queued:
+                del self._busy[lane.model]
+        return granted
+
+    def _next_lane(self, blocked: set[str], now: float) -> Lane:
+        """The lane whose first in line came first: where places are short, no model's calls overtake another's."""
+        lanes = [lane for model, lane in self._busy.items() if model not in blocked]
+        for lane in lanes:
+            lane.refill(now)
+            lane.book(now)
+        return min(lanes, key=lambda lane: lane.first.number if lane.first is not None else 0)
+
+    # ---------------------------------------------------------------------------------------------------------- hearing
+
+    def answered(self, one: Reservation, now: float, told: Told | None, *, good: bool) -> None:
+        """Hears that the head of a response is there.
+
+        Args:
+            one: Whose.
+            now: The time.
+            told: What its headers tell about the limits.
+            good: Whether the answer is a success (an error other than 429 is none, but no sign of a limit either).
+        """
+        lane = one._lane
+        if one._answered or not self._under_way(one):
+            return
+        lane.refill(now)
+        self._learn(one, now, told)
+        lane.known = True
+        if good:
+            self._stop = None
+            if lane.window is not None:
+                lane.window.answered(lane.in_flight, now)
+        self._count_answer(one)
+
+    def _under_way(self, one: Reservation) -> bool:
+        return one._state == _GRANTED and one._epoch == self._epoch
+
+    def _count_answer(self, one: Reservation) -> None:
+        if not one._answered:
+            one._answered = True
+            one._lane.unanswered -= 1
+
+    def _learn(self, one: Reservation, now: float, told: Told | None) -> None:
+        lane, sent_at = one._lane, one.granted_at
+        if told is None or sent_at is None:
+            return
+        requests, tokens = one._marks
+        elapsed_s = now - sent_at
+        booked = lane.requests.booked - requests
+        lane.requests.learn(told.requests, told.requests_left, since=booked, elapsed_s=elapsed_s)
+        booked = lane.tokens.booked - tokens
+        lane.tokens.learn(told.tokens, told.tokens_left, since=booked, elapsed_s=elapsed_s)
+
+    def limited(self, one: Reservation, now: float, told: Told | None, *, wait_s: float, kind: Kind | None) -> None:
+        """Hears of a 429: nothing more is sent to this model before `wait_s` have passed, then less.
+
+        Args:
+            one: Whose.
+            now: The time.
+            told: What the headers tell about the limits.
+            wait_s: How long the service asked to wait, else what the caller thinks right.
+            kind: Which limit it was; None when it is not known, and requests are taken to be it.
+        """
+        lane = one._lane
+        lane.rate_limited += 1
+        if not self._under_way(one):
+            return
+        lane.refill(now)
+        sent_at = one.granted_at or now
+        # Before the rate falls, so that it falls from what is true.
+        self._learn(one, now, told)
+        lane.known = True
+        lane.requests.give_back(1.0)
+        (lane.tokens if kind == "tokens" else lane.requests).fall(sent_at, now)
+        if lane.window is not None:
+            lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
+        lane.paused_until = max(lane.paused_until, now + wait_s)
+        for other in tuple(lane.waiting()):
+            if lane.paused_until - now > other.patience_s:
+                self._leave(other)
+                self.refused.append((other, _paused(lane, now)))
+        self._count_answer(one)
+
+    def overloaded(self, one: Reservation) -> None:
+        """Hears of a 503: the platform's trouble, which says nothing about the account. It is counted."""
+        one._lane.overloaded += 1
+
+    def stop(self, error: PaymentRequiredError, now: float) -> None:
+        """Hears of a 402: whatever waits is refused, and so is what comes, until a request after a while succeeds."""
+        self._stop = error
+        self._probe_at = now + STOP_S
+        for lane in tuple(self._busy.values()):
+            for one in tuple(lane.waiting()):
+                self._leave(one)
+                self.refused.append((one, _again(error)))
+
+    def took(self, one: Reservation, seconds: float, *, tokens: int | None) -> None:
+        """Hears how long an answer took: the head of a stream, or with `tokens` the whole of a response."""
+        window = one._lane.window
+        if window is not None:
+            window.latencies[0 if tokens is None else 1].add(seconds / max(tokens or 1, 1))
+
+    def settle(self, one: Reservation, tokens: float, now: float) -> None:
+        """Puts what was really used in the place of what was expected. Once; later ones change nothing."""
+        if one._settled or not self._under_way(one):
+            return
+        one._settled = True
+        lane = one._lane
+        lane.refill(now)
+        lane.tokens.give_back(one.tokens - tokens)
+
+    def release(self, one: Reservation, now: float) -> None:
+        """The request has ended, its place is free. Once; later ones change nothing."""
+        if not self._under_way(one):
+            return
+        self._count_answer(one)
+        one._state = _ENDED
+        lane = one._lane
+        lane.used_at = now
+        lane.in_flight -= 1
+        self.in_flight -= 1
+
+    def forget_calls(self) -> None:
+        """The event loop of all calls is gone, and they with it. What was learned stays."""
+        for lane in self._lanes.values():
+            for one in tuple(lane.waiting()):
+                lane.leave(one)
+            for queue in lane.queues.values():
+                queue.clear()
+            lane.queued = lane.in_flight = lane.unanswered = lane._ended = 0
+        self._epoch += 1
+        self.in_flight = self.queued = 0
+        self._busy.clear()
+        self.next_at = math.inf
+
+    def state(self, now: float, wall: datetime) -> LimitsState:
+        """Returns what there is to show."""
+        for lane in self._lanes.values():
+            used_at = lane.used_at
+            lane.refill(now)
+            lane.used_at = used_at
+        return LimitsState(
+            in_flight=self.in_flight,
+            queued=self.queued,
+            concurrency=self.places,
+            models={model: lane.state(now, wall) for model, lane in self._lanes.items()},
+            stopped=None if self._stop is None else str(self._stop),
+        )
+
+
+def _again(error: PaymentRequiredError) -> PaymentRequiredError:
+    """The same for a call of which nothing was sent."""
+    return _copy(
+        error,
+        PaymentRequiredError,
+        "402: the account's spending limit is reached, as another call was told a moment ago; nothing was sent. Raise "
+        "the limit at the service; a call that comes a minute later tries again",
+    )
+
+
+def _paused(lane: Lane, now: float) -> RateLimitError:
+    wait_s = lane.paused_until - now
+    error = RateLimitError(
+        f"429: the service asked for a pause of {wait_s:.1f} s for {lane.model}, which is longer than Retry.max_told; "
+        "nothing was sent. Ask later, or raise it",
+        status_code=429,
+        retry_after=wait_s,
+    )
+    error.attempts = 0
+    return error
+
+
+def _copy(error: APIStatusError, cls: type[PaymentRequiredError], message: str) -> PaymentRequiredError:
+    copy = cls(
+        message,
+        status_code=error.status_code,
+        headers=error.headers,
+        body=error.body,
+        request_id=error.request_id,
+        retry_after=error.retry_after,
+    )
+    copy.attempts = 0
+    return copy

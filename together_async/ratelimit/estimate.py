@@ -1,0 +1,97 @@
+"""How many tokens a request will use, before anybody knows. Pure.
+
+The rule: a prompt has a token for every four characters of its messages, and four more for each message; a picture or
+another part that is no text counts 1,000. The output is `max_tokens`, for each of `n` choices. Both are multiplied by
+what was learned from the `usage` of earlier responses of the same model: how many tokens a prompt really had for the
+estimate, and what fraction of `max_tokens` was really generated. Where a request does not say `max_tokens`, the mean
+of what was generated is taken, and before there is one, 256.
+
+The first responses count fully, later ones a twentieth each, so the factors follow what the work of the hour is like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+CHARACTERS_PER_TOKEN: Final = 4
+TOKENS_PER_MESSAGE: Final = 4
+TOKENS_PER_PART: Final = 1_000
+OUTPUT_TOKENS: Final = 256
+_LEAST_WEIGHT: Final = 0.05
+
+
+class Size(NamedTuple):
+    """A request's size as far as it can be seen; made by `size_of`.
+
+    Attributes:
+        prompt: Tokens of the prompt, by the rule alone.
+        max_tokens: Most tokens of each choice, None when the request does not say.
+        n: Choices.
+    """
+
+    prompt: int
+    max_tokens: int | None
+    n: int
+
+
+def size_of(messages: Sequence[Mapping[str, Any]], max_tokens: int | None, n: int | None) -> Size:
+    """Returns what can be seen of a request."""
+    characters = parts = 0
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            characters += len(content)
+        elif isinstance(content, (list, tuple)):
+            for part in content:
+                text = part.get("text") if isinstance(part, Mapping) else None
+                if isinstance(text, str):
+                    characters += len(text)
+                else:
+                    parts += 1
+    prompt = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_PART * parts
+    return Size(prompt, max_tokens, n or 1)
+
+
+class _Mean:
+    """A mean of which the first samples count fully, later ones a twentieth each."""
+
+    __slots__ = ("samples", "value")
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.samples = 0
+
+    def add(self, sample: float) -> None:
+        self.samples += 1
+        self.value += max(1 / self.samples, _LEAST_WEIGHT) * (sample - self.value)
+
+
+class Estimator:
+    """What was learned of one model."""
+
+    __slots__ = ("_fraction", "_output", "_prompt")
+
+    def __init__(self) -> None:
+        self._prompt = _Mean(1.0)
+        self._fraction = _Mean(1.0)
+        self._output = _Mean(OUTPUT_TOKENS)
+
+    def prompt(self, size: Size) -> int:
+        """Returns the tokens that the prompt is expected to have."""
+        return round(size.prompt * self._prompt.value)
+
+    def total(self, size: Size) -> int:
+        """Returns the tokens that request and answer are expected to use together."""
+        most = size.max_tokens
+        output = self._output.value if most is None else most * self._fraction.value
+        return self.prompt(size) + round(output * size.n)
+
+    def learn(self, size: Size, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Takes the server's count for a request whose answer came to its end."""
+        if prompt_tokens and size.prompt:
+            self._prompt.add(prompt_tokens / size.prompt)
+        if completion_tokens is not None:
+            self._output.add(completion_tokens / size.n)
+            if size.max_tokens:
+                self._fraction.add(min(1.0, completion_tokens / (size.max_tokens * size.n)))

@@ -1,0 +1,202 @@
+"""What people ask for (`Limits`), and what they are shown (`LimitsState`): values, nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+
+Priority: TypeAlias = Literal["interactive", "batch"]
+"""Who goes first: a person who waits, or work that may take all night."""
+PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "batch")
+
+_MOST: Final = 1e12
+
+
+def _shown(value: Any) -> str:
+    return "an int too large" if isinstance(value, int) and abs(value) > sys.float_info.max else repr(value)
+
+
+def _per_minute(instance: object, field: Any, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST):
+        raise ValueError(
+            f"{type(instance).__name__}.{field.name}: got {_shown(value)}, expected a number above 0 and at most "
+            f"{_MOST:g}, or None for what the service tells"
+        )
+
+
+def _whole(least: int, none: str, *words: str) -> Any:
+    def validate(instance: object, field: Any, value: Any) -> None:
+        if value is None or value in words:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+            wanted = "".join(f", {word!r}" for word in words)
+            raise ValueError(
+                f"{type(instance).__name__}.{field.name}: got {_shown(value)}, expected a whole number from {least}"
+                f"{wanted}, or None {none}"
+            )
+
+    return validate
+
+
+def _not_yet(_: object, field: Any, value: Any) -> None:
+    if value is not None:
+        raise ValueError(
+            f"Limits.{field.name}: got a {type(value).__name__}, expected None: limits shared between processes are "
+            "not there yet; several clients of one process share a RateLimiter"
+        )
+
+
+@attrs.frozen
+class Limits:
+    """How much may be under way, and how fast. Everything is optional: what is not given is learned from the service.
+
+    The service counts for each model by itself, so the rates hold for each model by itself. What the response headers
+    tell (`x-ratelimit-limit`, `x-tokenlimit-limit` and their `-dynamic` forms) is obeyed where it is lower.
+
+    Args:
+        concurrency: How many requests may be under way at once, all models together, each until its stream has ended;
+            from 1. "auto" finds a number for each model: it grows while answers come quickly and well, and shrinks on
+            429s (`ratelimit.window` has the rule). None does not limit, so that only the rates do.
+        requests_per_minute: Above 0.
+        tokens_per_minute: Tokens of prompt and completion together, above 0.
+        max_queued: How many calls may wait for their turn, all models together, from 0; one more raises
+            `QueueFullError` at once. None lets any number wait.
+        shared: Where processes share their limits. None is this process alone; nothing else exists yet.
+
+    Raises:
+        ValueError: A value out of its range; the text names field, value and range.
+    """
+
+    concurrency: int | Literal["auto"] | None = attrs.field(default=None, validator=_whole(1, "for no limit", "auto"))
+    requests_per_minute: float | None = attrs.field(default=None, validator=_per_minute)
+    tokens_per_minute: float | None = attrs.field(default=None, validator=_per_minute)
+    max_queued: int | None = attrs.field(default=None, validator=_whole(0, "for no limit"))
+    shared: None = attrs.field(default=None, validator=_not_yet)
+    models: Mapping[str, Limits] = attrs.field(factory=dict, kw_only=True, hash=False)
+    """Limits of single models; made by `per_model`."""
+
+    @classmethod
+    def per_model(cls, models: Mapping[str, Limits], **others: Any) -> Limits:
+        """Returns limits that differ by model.
+
+        ```python
+        Limits.per_model({"Qwen/Qwen3-235B-A22B": Limits(requests_per_minute=60)}, requests_per_minute=600)
+        ```
+
+        Args:
+            models: Limits by the model's name. Their `concurrency` holds for the model alone, in addition to the
+                number for all; `max_queued` counts those that wait for this model.
+            **others: What `Limits` takes: the rates of every model that is not named, and the numbers for all.
+
+        Raises:
+            ValueError: A value out of its range, a name that is none, limits within limits.
+        """
+        for model, limits in models.items():
+            if not isinstance(model, str) or not isinstance(limits, Limits):
+                raise ValueError(
+                    f"Limits.per_model: got {type(limits).__name__} for {model!r}, expected Limits by the model's name"
+                )
+            if limits.models:
+                raise ValueError(f"Limits.per_model: the limits of {model!r} have models of their own; name all in one")
+        return cls(**others, models=dict(models))
+
+    def of(self, model: str) -> Limits:
+        """Returns what holds for one model."""
+        return self.models.get(model, self)
+
+
+def _per(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+@attrs.frozen(repr=False)
+class ModelState:
+    """One model's limits, and what is going on under them, at one moment.
+
+    Attributes:
+        model: Its name.
+        in_flight: Requests under way: sent, or about to be, and not ended.
+        queued: Calls that wait for their turn.
+        concurrency: How many may be under way at once; None when there is no limit.
+        requests_per_minute: The rate that is kept now; None when there is no limit.
+        tokens_per_minute: The same for tokens.
+        told_requests_per_minute: What the service said last; None when it has said nothing.
+        told_tokens_per_minute: The same for tokens.
+        paused_for_s: Seconds from that moment on in which nothing is sent, because a 429 asked for it; 0 when it is
+            not so.
+        paused_until: When that ends, by the wall clock, in UTC; None when it is not so.
+        sent: Requests sent so far.
+        rate_limited: 429s seen.
+        overloaded: 503s seen.
+    """
+
+    model: str
+    in_flight: int = 0
+    queued: int = 0
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    told_requests_per_minute: float | None = None
+    told_tokens_per_minute: float | None = None
+    paused_for_s: float = 0.0
+    paused_until: datetime | None = None
+    sent: int = 0
+    rate_limited: int = 0
+    overloaded: int = 0
+
+    def __repr__(self) -> str:
+        paused = f", paused for {self.paused_for_s:.1f} s" if self.paused_for_s else ""
+        return (
+            f"<{self.model}: {self.in_flight} of {_per(self.concurrency)} in flight, {self.queued} queued{paused}, "
+            f"{_per(self.requests_per_minute)} requests/min, {_per(self.tokens_per_minute)} tokens/min, "
+            f"{self.sent} sent, {self.rate_limited} x 429, {self.overloaded} x 503>"
+        )
+
+
+@attrs.frozen(repr=False)
+class LimitsState:
+    """What is going on under a client's limits at one moment: `client.limits`.
+
+    Attributes:
+        in_flight: Requests under way, all models together.
+        queued: Calls that wait for their turn.
+        concurrency: How many may be under way at once, all models together; None when there is no such limit.
+        models: The same for each model that was used lately, by its name.
+        stopped: Why nothing is sent at all (a 402); None when it is not so.
+    """
+
+    in_flight: int = 0
+    queued: int = 0
+    concurrency: int | None = None
+    models: Mapping[str, ModelState] = attrs.field(factory=dict, hash=False)
+    stopped: str | None = None
+
+    @property
+    def sent(self) -> int:
+        """Requests sent so far."""
+        return sum(model.sent for model in self.models.values())
+
+    @property
+    def rate_limited(self) -> int:
+        """429s seen."""
+        return sum(model.rate_limited for model in self.models.values())
+
+    @property
+    def overloaded(self) -> int:
+        """503s seen."""
+        return sum(model.overloaded for model in self.models.values())
+
+    @property
+    def paused_until(self) -> datetime | None:
+        """When the longest pause ends, in UTC; None when no model is paused."""
+        return max((model.paused_until for model in self.models.values() if model.paused_until), default=None)
+
+    def __repr__(self) -> str:
+        stopped = f", stopped: {self.stopped}" if self.stopped else ""
+        models = "".join(f"\n  {model!r}" for model in self.models.values())
+        places = _per(self.concurrency)
+        return f"<LimitsState {self.in_flight} of {places} in flight, {self.queued} queued{stopped}{models}>"

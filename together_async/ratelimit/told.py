@@ -1,0 +1,77 @@
+"""What a response's headers tell about the account's limits. Pure.
+
+Together: https://docs.together.ai/docs/serverless/rate-limits. The limits are per second; those with `-dynamic` are
+what holds now, the bare ones what it may rise to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+Kind: TypeAlias = Literal["requests", "tokens"]
+
+_LARGEST: Final = 1e12
+_LIMITS: Final = ("x-ratelimit-limit", "x-ratelimit-limit-dynamic", "x-tokenlimit-limit", "x-tokenlimit-limit-dynamic")
+
+
+class Told(NamedTuple):
+    """Limits per second and what was left of them; None where the response does not say."""
+
+    requests: float | None = None
+    requests_left: float | None = None
+    tokens: float | None = None
+    tokens_left: float | None = None
+
+
+def read_limits(headers: Mapping[str, str]) -> Told | None:
+    """Returns what the headers tell, None when that is nothing.
+
+    Args:
+        headers: Of a response, to be asked for names in lower case.
+    """
+    if not any(name in headers for name in _LIMITS):
+        return None
+    return Told(
+        _limit(headers, "x-ratelimit-limit"),
+        _amount(headers, "x-ratelimit-remaining"),
+        _limit(headers, "x-tokenlimit-limit"),
+        _amount(headers, "x-tokenlimit-remaining"),
+    )
+
+
+def _limit(headers: Mapping[str, str], name: str) -> float | None:
+    """A limit of 0 would stop everything for ever on one bad header, so it tells nothing."""
+    return _amount(headers, name) or None
+
+
+def _amount(headers: Mapping[str, str], name: str) -> float | None:
+    value = headers.get(f"{name}-dynamic")
+    if value is None:
+        value = headers.get(name)
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if 0 <= number <= _LARGEST and not math.isnan(number) else None
+
+
+def limited_kind(body: Any) -> Kind | None:
+    """Returns which of the limits a 429's body says was passed, None when it does not say.
+
+    Together's types are `dynamic_request_limited` and `dynamic_token_limited`, under `type` or `error_type`.
+    """
+    for place in (body, body.get("error") if isinstance(body, Mapping) else None):
+        if not isinstance(place, Mapping):
+            continue
+        for key in ("error_type", "type"):
+            said = place.get(key)
+            if isinstance(said, str) and "limit" in said:
+                if "token" in said:
+                    return "tokens"
+                if "request" in said:
+                    return "requests"
+    return None
