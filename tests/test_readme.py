@@ -48,6 +48,7 @@ def test_no_block_is_left_out() -> None:
         "def careful",
         "def sdk_code",
         "def on_this_machine",
+        "def answer_all",
         "def test_a_broken_answer",
     )
     assert all(any(name in source for name in covered) for source in BLOCKS)
@@ -123,6 +124,17 @@ async def test_code_for_the_sdks(capsys: pytest.CaptureFixture[str]) -> None:
     async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
         await block("def sdk_code")["sdk_code"](client, MODEL)
     assert capsys.readouterr().out == "6 7 8 "
+
+
+async def test_limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Many prompts under limits that are told, and two clients of one account."""
+    names = block("def answer_all")
+    async with ScriptedServer(answer) as server:
+        monkeypatch.setenv("TOGETHER_API_KEY", KEY)
+        monkeypatch.setenv("TOGETHER_BASE_URL", server.base_url)
+        assert [one.text for one in await names["answer_all"](["Why?"] * 3, MODEL)] == ["Blue"] * 3
+        assert [one.text for one in await names["one_account"]("Why?", MODEL)] == ["Blue"] * 2
+    assert "0 of 200 in flight, 0 queued" in capsys.readouterr().out
 
 
 @pytest.mark.real_model

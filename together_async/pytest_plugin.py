@@ -19,7 +19,7 @@ import pytest
 
 # pytest imports this module in every run of everybody who has the package installed: the rest waits for a fixture.
 if TYPE_CHECKING:
-    from together_async import AsyncTogether, Timeouts
+    from together_async import AsyncTogether, Retry, Timeouts
     from together_async.testing import EmulatorServer
 
 _KEY = "together-test-key"
@@ -54,12 +54,27 @@ def together_timeouts() -> Timeouts:
 
 
 @pytest.fixture
-def together_client(together_server: EmulatorServer, together_timeouts: Timeouts) -> Iterator[AsyncTogether]:
+def together_retry() -> Retry:
+    """How `together_client` retries: as often as any client, but without the long waits in between.
+
+    Override it: `Retry(attempts=1)` never retries.
+    """
+    from together_async import Retry  # noqa: PLC0415 - see above
+
+    return Retry(base_delay=0.01, max_delay=0.1)
+
+
+@pytest.fixture
+def together_client(
+    together_server: EmulatorServer, together_timeouts: Timeouts, together_retry: Retry
+) -> Iterator[AsyncTogether]:
     """A client of `together_server`, closed after the test in whatever event loop it was used."""
     from together_async import AsyncTogether  # noqa: PLC0415 - see above
 
     # An empty proxy is none: a proxy of the environment could not reach this machine's loopback.
-    client = AsyncTogether(_KEY, base_url=together_server.base_url, timeouts=together_timeouts, proxy="")
+    client = AsyncTogether(
+        _KEY, base_url=together_server.base_url, timeouts=together_timeouts, retry=together_retry, proxy=""
+    )
     yield client
     _close(client)
 

@@ -24,12 +24,13 @@ class Timeouts:
 
     Args:
         connect: To open a connection (name lookup, TCP, TLS, proxy), per attempt.
-        first_token: From sending the request to the first generated token of a stream, or to the first byte of a
-            whole response that is no blank, which comes when all of it has been generated.
+        first_token: From sending the request, anew for each attempt, to the first generated token of a stream, or to
+            the first byte of a whole response that is no blank, which comes when all of it has been generated.
         idle: Silence between content while a stream is being read. Comments, pings, role-only chunks and dripping
             bytes are not content; the time the consumer takes does not count.
         total: One deadline over everything, all attempts and the whole stream.
-        queue: To wait for a turn under the client's limits. There are no limits yet, so nothing waits.
+        queue: To wait for a turn under the client's limits, for each attempt anew. Nothing has been sent when it runs
+            out.
 
     Raises:
         ValueError: A limit that is not a finite number above 0.
