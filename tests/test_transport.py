@@ -46,6 +46,7 @@ from together_async import (
     AsyncTogether,
     BadRequestError,
     InternalServerError,
+    Limits,
     StreamConnectionError,
     StreamProtocolError,
     TogetherError,
@@ -259,7 +260,8 @@ async def test_two_hundred_streams_at_once() -> None:
         await everybody.wait()
         await streams("a", "b")(call)
 
-    async with ScriptedServer(script) as server, client_of(server) as client, asyncio.timeout(10):
+    limits = Limits(concurrency=200)  # a model that never answered is asked with gaps of time
+    async with ScriptedServer(script) as server, client_of(server, limits=limits) as client, asyncio.timeout(10):
         assert await asyncio.gather(*(text_of(client) for _ in range(200))) == ["ab"] * 200
 
 

@@ -27,7 +27,7 @@ from together_async.errors import (
 )
 from together_async.models import Usage
 from together_async.ratelimit.estimate import Size
-from together_async.ratelimit.told import limited_kind, read_limits
+from together_async.ratelimit.told import Told, limited_kind, read_limits
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts, due, earliest
 
@@ -73,6 +73,7 @@ class Call:
         "_loop",
         "_model",
         "_number",
+        "_pause_s",
         "_priority",
         "_reservation",
         "_rules",
@@ -129,7 +130,8 @@ class Call:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
-        self._since = 0.0  # when the last attempt failed
+        self._pause_s = 0.0  # that the last 429 was taken for
+        self._since: float | None = None  # when the last attempt failed
         self._number: int | None = None
         self._reservation: Reservation | None = None
         self._waiter: asyncio.Future[None] | Abortable | None = None
@@ -155,7 +157,7 @@ class Call:
         self._loop = transport.loop
         if self._started is None:
             self._started = self._loop.time()
-            self._budget.call()
+            self._budget.call(self._started)
         transport.openings.add(self)  # so that closing the client reaches a call that waits
         last: TogetherError | None = None
         try:
@@ -187,8 +189,9 @@ class Call:
     async def _attempt(self, transport: Transport, one: Reservation) -> Exchange:
         self._tries += 1
         now = self._sent_at = transport.loop.time()
-        if self.retries:
+        if self._since is not None:
             self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=now - self._since))
+            self._since = None
         try:
             self._raise_if_aborted()
             exchange = await transport.open(
@@ -197,7 +200,7 @@ class Call:
                 timeouts=self._timeouts,
                 started=self._started or now,
                 sent=now,
-                may_replace=self._tries < self._rules.attempts,
+                may_replace=self._may_replace,
                 on_opening=self._note_opening,
             )
         except TogetherError as error:
@@ -216,7 +219,6 @@ class Call:
         if 200 <= exchange.status < 300:
             latency_s = exchange.arrived - now if self._streamed else None
             self._limiter.answered(one, told, good=True, latency_s=latency_s)
-            exchange.on_close = self._closed
             return exchange
         raise await self._refusal(one, exchange, told)
 
@@ -230,7 +232,7 @@ class Call:
         try:
             one = await limiter.acquire(
                 self._model,
-                limiter.estimator(self._model).total(self._size),
+                self._size,
                 priority=self._priority,
                 number=self._number,
                 patience_s=self._rules.max_told,
@@ -243,20 +245,20 @@ class Call:
         self._number = one.number
         return one
 
-    async def _refusal(self, one: Reservation, exchange: Exchange, told: Any) -> TogetherError:
+    async def _refusal(self, one: Reservation, exchange: Exchange, told: Told | None) -> TogetherError:
         """Returns the error for a response that is none of success, when the limits have heard of it."""
         status = exchange.status
         try:
+            self._waiter = exchange  # so that it can be given up
             try:
                 body = await exchange.read_error_body()
             finally:
+                self._waiter = None
                 exchange.close()
+            self._raise_if_aborted()
             error = self._status_error(exchange, body)
             if isinstance(error, RateLimitError):
-                wait_s = retry.told_s(error)
-                if wait_s is None:
-                    wait_s = retry.backoff(self._rules, self._tries, self.chance)
-                self._limiter.limited(one, told, wait_s=wait_s, kind=limited_kind(error.body))
+                self._limited(one, told, retry.told_s(error), error.body)
             else:
                 if status == 503:
                     self._limiter.overloaded(one)
@@ -266,6 +268,10 @@ class Call:
         finally:
             self._fail(one, sent=True)
         return error
+
+    def _limited(self, one: Reservation, told: Told | None, told_s: float | None, body: Any) -> None:
+        self._pause_s = retry.backoff(self._rules, self._tries, self.chance) if told_s is None else told_s
+        self._limiter.limited(one, told, wait_s=self._pause_s, kind=limited_kind(body))
 
     def _status_error(self, exchange: Exchange, body: bytes) -> APIStatusError:
         headers = exchange.headers
@@ -290,13 +296,12 @@ class Call:
         """Returns the delay before the next attempt; raises `error` when there is none."""
         error.attempts, error.retries = self.attempts, self.retries
         told_s = retry.told_s(error)
-        delay_s = told_s or 0.0
         limited = isinstance(error, RateLimitError)
-        if not limited:
-            delay_s += retry.backoff(self._rules, self._tries, self.chance)
+        backoff_s = retry.backoff(self._rules, self._tries, self.chance)
+        delay_s = self._pause_s if limited else (told_s or 0.0) + backoff_s
         ending = self._ending(error, told_s, delay_s)
         if ending is not None:
-            if self.retries:
+            if self._rules.attempts > 1 and (self.retries or retry.is_retryable(error)):
                 error.add_note(retry.note(self.retries, ending))
             raise error
         self._since = self._now()
@@ -342,10 +347,10 @@ class Call:
         waiter = self._waiter
         if isinstance(waiter, asyncio.Future):
             if not waiter.done():
-                failure.attempts = self.attempts
+                failure.attempts, failure.retries = self.attempts, self.retries
                 waiter.set_exception(failure)
         elif waiter is not None:
-            waiter.abort(failure)  # an Opening
+            waiter.abort(failure)  # a head, or an error's body, that is awaited
 
     def _note_waiting(self, waiter: asyncio.Future[None] | None) -> None:
         self._waiter = waiter
@@ -356,8 +361,20 @@ class Call:
     def _raise_if_aborted(self) -> None:
         if self._abort is not None:
             failure = self._abort
-            failure.attempts = 0
+            failure.attempts = 0  # of this attempt
             raise failure
+
+    def _may_replace(self) -> bool:
+        """A pooled connection was stale; the server had closed it before it could have read the request.
+
+        That counts as an attempt, but not as a retry of the budget: a server that closes each connection a moment
+        after its answer would use it up although every call succeeds.
+        """
+        if self._tries >= self._rules.attempts:
+            return False
+        self._tries += 1
+        self.retries = (*self.retries, Retried("stale connection", 0.0))
+        return True
 
     def ended(self, usage: Usage | None, seen: int = 0) -> None:
         """Says that the response has ended, or was left. The first word counts.
@@ -385,15 +402,15 @@ class Call:
     def heard(self, status: int | None, body: Any) -> None:
         """Says that the response, whose status was a success, holds an error with a status of its own."""
         one = self._reservation
-        if one is not None and status == 429:
-            wait_s = retry.backoff(self._rules, self._tries, self.chance)
-            self._limiter.limited(one, None, wait_s=wait_s, kind=limited_kind(body))
-        elif one is not None and status == 503:
+        if one is None:
+            return
+        if status == 429:
+            self._limited(one, None, None, body)
+        elif status == 503:
             self._limiter.overloaded(one)
-
-    def _closed(self) -> None:
-        """The connection was closed before anybody said how the response ended, as when the client is closed."""
-        self.ended(None)
+        elif status == 402:
+            text = "402: the account's spending limit is reached (said within a response)"
+            self._limiter.stop(PaymentRequiredError(text, status_code=402, body=body))
 
 
 def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:

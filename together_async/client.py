@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import urllib.parse
@@ -16,8 +17,8 @@ import attrs
 from together_async import protocol, structured
 from together_async.call import Call
 from together_async.compat import Chat
-from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
-from together_async.models import ChatCompletion, note_attempts
+from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
+from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimate import size_of
 from together_async.ratelimit.limits import PRIORITIES
@@ -70,8 +71,8 @@ class AsyncTogether:
         max_event_size: Most bytes of one event of a stream; a longer one is an error instead of memory.
 
     Raises:
-        ValueError: A key with control characters or not ASCII, a base URL that is none or carries credentials,
-            `ssl` or `proxy` together with a session.
+        ValueError: Limits or retries of another type, a key with control characters or not ASCII, a base URL that is
+            none or carries credentials, `ssl` or `proxy` together with a session.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class AsyncTogether:
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
-        self._retry = retry if retry is not None else DEFAULT_RETRY
+        self._retry = _checked_retry(retry) or DEFAULT_RETRY
         self._budget = RetryBudget(self._retry.budget)
         self._headers = _checked_headers(headers or {})
         self._session = session
@@ -178,20 +179,24 @@ class AsyncTogether:
         while True:
             try:
                 return await self._completion(call, exchange)
-            except APIConnectionError as error:
-                # The body broke off. Nothing of it was handed out, so it may be asked for again.
+            except (APIConnectionError, APIStatusError) as error:
+                # The body broke off, or was an error. Nothing was handed out, so it may be asked for again.
                 exchange = await call.again(error)
 
     async def _completion(self, call: Call, exchange: Exchange) -> ChatCompletion:
         """Reads a whole response."""
-        completion: ChatCompletion | None = None
+        usage: Usage | None = None
+        exchange.on_close = functools.partial(call.ended, None)
         try:
             body = await exchange.read_all()
             completion = protocol.completion_of(
                 body, status=exchange.status, headers=exchange.headers, secrets=call.secrets()
             )
+            usage = completion.usage
             note_attempts(completion, call.attempts, call.retries)
         except TogetherError as error:
+            if isinstance(error, APIStatusError):
+                call.heard(error.status_code, error.body)
             protocol.scrub(error, call.secrets())
             error.attempts, error.retries = call.attempts, call.retries
             error.request_id = error.request_id or protocol.request_id(exchange.headers)
@@ -199,7 +204,7 @@ class AsyncTogether:
         finally:
             exchange.on_close = None  # the usage is known here
             exchange.close()
-            call.ended(None if completion is None else completion.usage)
+            call.ended(usage)
         return completion
 
     async def parse(
@@ -282,7 +287,7 @@ class AsyncTogether:
             http=protocol.build_request(request, stream=streamed),
             headers=extra,
             timeouts=timeouts if timeouts is not None else self._timeouts,
-            rules=retry if retry is not None else self._retry,
+            rules=_checked_retry(retry) or self._retry,
             priority=priority,
             model=request.model,
             size=size_of(request.messages, request.max_tokens, request.n),
@@ -428,6 +433,12 @@ def _checked_key(key: object) -> Secret:
                 "without blanks; was something else pasted along?"
             )
     return key
+
+
+def _checked_retry(retry: object) -> Retry | None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise ValueError(f"retry: got a {type(retry).__name__}, expected a Retry, as Retry(attempts=2)")
+    return retry
 
 
 def _checked_url(url: object) -> str:

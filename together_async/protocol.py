@@ -132,7 +132,7 @@ def status_error(
         headers=headers,
         body=decoded,
         request_id=request_id(headers),
-        retry_after=retry_after(headers, now=now),
+        retry_after=retry_after(headers, status=status, now=now),
     )
 
 
@@ -141,17 +141,18 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-request-id") or headers.get("cf-ray")
 
 
-def retry_after(headers: Mapping[str, str], *, now: Callable[[], float]) -> float | None:
+def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[[], float]) -> float | None:
     """Returns the seconds a response asks to wait, None when it does not say (or not in numbers one can use).
 
     Args:
         headers: Names in lower case: `retry-after-ms`, `retry-after` (seconds or an HTTP date, RFC 9110 10.2.3),
             `x-ratelimit-reset` (seconds).
+        status: Of the response. Every answer has the last of these headers; a 429's alone asks to wait for so long.
         now: The wall clock, in seconds since the epoch; asked only for a date.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
         value = headers.get(name)
-        if value is None:
+        if value is None or (name == "x-ratelimit-reset" and status != 429):
             continue
         try:
             seconds = float(value) * unit

@@ -19,6 +19,7 @@ told in `retry-after` or `retry-after-ms`.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -39,6 +40,7 @@ from together_async.errors import (
 RETRIED_STATUSES: Final = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 524, 529})
 FREE_RETRIES: Final = 10
 """Retries which the first calls of a client may make among them, however few the calls are."""
+RECENT_S: Final = 60.0
 _MOST_ATTEMPTS: Final = 100
 
 
@@ -82,28 +84,35 @@ class Retry:
 
 
 class RetryBudget:
-    """How many retries a client may still make: `max(FREE_RETRIES, fraction * calls)`, counted over its life.
+    """How many retries a client may still make: at most `fraction` of its calls, and the first ten in any case.
 
-    What is not used is kept, but no more than `FREE_RETRIES`: a client that went well for a day may not make up for it
-    in a minute.
+    What the calls have earned is kept while they are recent: a client that went well for a day may not make up for it
+    in a minute. Time is counted in spans of `RECENT_S`; those of the running one and of the one before are recent.
     """
 
-    __slots__ = ("_fraction", "_free", "left")
+    __slots__ = ("_before", "_fraction", "_free", "_since", "_started", "left")
 
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
         self.left = float(FREE_RETRIES) if fraction else 0.0
         self._free = self.left  # what the first calls have yet to earn
+        self._since = -math.inf  # when the running span began
+        self._started = self._before = 0  # calls in it, and in the one before
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self.left:g}>"
 
-    def call(self) -> None:
+    def call(self, now: float) -> None:
         """Counts a call."""
+        if now - self._since >= RECENT_S:
+            self._before = self._started if now - self._since < 2 * RECENT_S else 0
+            self._since, self._started = now, 0
+        self._started += 1
         if self._free > 0:
             self._free -= self._fraction
         else:
-            self.left = min(float(FREE_RETRIES), self.left + self._fraction)
+            most = max(FREE_RETRIES, self._fraction * (self._started + self._before))
+            self.left = min(most, self.left + self._fraction)
 
     def spend(self) -> bool:
         """Takes one retry; False when there is none."""
@@ -121,6 +130,8 @@ def is_retryable(error: TogetherError) -> bool:
         return error.status_code in RETRIED_STATUSES
     if isinstance(error, APITimeoutError):
         return error.phase == "connect"
+    if isinstance(error, StreamConnectionError):
+        error = error.__cause__ if isinstance(error.__cause__, APIConnectionError) else error
     if isinstance(error, APIConnectionError):
         return error.transient
     return isinstance(error, (StreamConnectionError, IncompleteStreamError))
@@ -138,15 +149,8 @@ def backoff(retry: Retry, attempt: int, chance: Callable[[], float]) -> float:
 
 
 def told_s(error: TogetherError) -> float | None:
-    """Returns how long the server asked to wait.
-
-    Of another status than 429 `x-ratelimit-reset` says nothing: it comes with every answer.
-    """
-    if not isinstance(error, APIStatusError):
-        return None
-    if error.status_code != 429 and not ("retry-after" in error.headers or "retry-after-ms" in error.headers):
-        return None
-    return error.retry_after
+    """Returns how long the server asked to wait, None when it did not."""
+    return error.retry_after if isinstance(error, APIStatusError) else None
 
 
 def reason(error: TogetherError) -> str:

@@ -11,6 +11,7 @@ asked for, and the network is asked when no payload is left.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -285,6 +286,8 @@ class ChatCompletionStream:
             exchange.close()
             raise self._broken(IncompleteStreamError, "the stream was closed while its request was being sent")
         self._exchange = exchange
+        # By whomever it is closed; without a reference to the stream, which has to end when it is dropped.
+        exchange.on_close = functools.partial(_settle_limits, self._call, self._accumulator)
         try:
             self._decoder = self._decoder_for(exchange)
         except NotTheProtocol as error:
@@ -431,7 +434,7 @@ class ChatCompletionStream:
             self._settle(exchange)
             exchange.on_close = None
             exchange.release_soon()
-            self._settle_limits()
+            _settle_limits(self._call, self._accumulator)
 
     def _settle(self, exchange: Exchange) -> None:
         """Keeps what will be asked for when the response is gone."""
@@ -448,13 +451,7 @@ class ChatCompletionStream:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._settle(exchange)
-            exchange.on_close = None
             exchange.close()
-            self._settle_limits()
-
-    def _settle_limits(self) -> None:
-        """Says what the stream cost, and frees its place."""
-        self._call.ended(self._accumulator.usage, self._accumulator.generated)
 
     def _body_ended(self, decoder: ChunkDecoder) -> None:
         self._payloads = decoder.end()
@@ -498,6 +495,11 @@ class ChatCompletionStream:
         self._error = error
         self._leave()
         return error
+
+
+def _settle_limits(call: Call, accumulator: ChatCompletionAccumulator) -> None:
+    """Says what a stream cost, and frees its place."""
+    call.ended(accumulator.usage, accumulator.generated)
 
 
 class _Reader:

@@ -67,6 +67,10 @@ class _Connector(aiohttp.TCPConnector):
             connection.close()
 
 
+def _always() -> bool:
+    return True
+
+
 class Abortable(Protocol):
     """What is under way, and can be ended."""
 
@@ -142,7 +146,7 @@ class Transport:
         timeouts: Timeouts,
         started: float,
         sent: float | None = None,
-        may_replace: bool = True,
+        may_replace: Callable[[], bool] = _always,
         on_opening: Callable[[Opening], None] | None = None,
     ) -> Exchange:
         """Sends a request and returns its response as soon as the head is there, whatever its status.
@@ -153,7 +157,7 @@ class Transport:
             timeouts: The call's limits.
             started: When the call began, on the event loop's clock.
             sent: When this attempt began; None for the same.
-            may_replace: Whether a pooled connection that turns out to be stale is replaced, which sends again.
+            may_replace: Asked when a pooled connection turns out to be stale: whether the request is sent on another.
             on_opening: Called with what can end the wait for the response, once there is such a wait.
 
         Raises:
@@ -220,7 +224,7 @@ class Transport:
         timeouts: Timeouts,
         attempts: list[int],
         *,
-        may_replace: bool,
+        may_replace: Callable[[], bool],
     ) -> aiohttp.ClientResponse:
         """Follows redirects. The key, and whatever else the caller's headers hold, stays at the origin it is for."""
         url = self._url(request.path)
@@ -266,7 +270,7 @@ class Transport:
         timeouts: Timeouts,
         attempts: list[int],
         *,
-        may_replace: bool,
+        may_replace: Callable[[], bool],
     ) -> aiohttp.ClientResponse:
         """Sends, and sends again at once when a pooled connection turns out to have been closed by the server."""
         session = self._open_session()
@@ -286,13 +290,13 @@ class Transport:
             # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
             # (A reset in the middle of a head can't be told from a stale connection's: aiohttp drops what had come.)
             if (
-                not may_replace
-                or isinstance(error, aiohttp.ClientConnectorError)
+                isinstance(error, aiohttp.ClientConnectorError)
                 or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
                 or (self._owned and dialled)
                 # A stale connection fails with the first packet that goes there and back. Later than that the server
                 # was at work, and might do and bill the same work twice.
                 or self.loop.time() - sent_at > STALE_SECONDS
+                or not may_replace()
             ):
                 raise
         finally:

@@ -23,17 +23,18 @@ from typing import Any, Final
 
 from together_async.errors import APIStatusError, PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
 from together_async.ratelimit.bucket import Bucket
-from together_async.ratelimit.estimate import Estimator
+from together_async.ratelimit.estimate import Estimator, Size
 from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, ModelState, Priority
 from together_async.ratelimit.told import Kind, Told
 from together_async.ratelimit.window import Window
 
 TURNS: Final = 5
 """While both priorities wait, one turn of so many is the batch's."""
-FIRST_GAP_S: Final = 0.25
-"""A model that was never asked may allow a request per second, or a thousand. Until its first answer tells, the gaps
-between requests are this, then a half of it, a quarter and so on: half a second in all, usually an answer's time."""
-LEAST_GAP_S: Final = 0.001
+FIRST_GAP_S: Final = 1.0
+LEAST_GAP_S: Final = 0.02
+"""A model that was never asked may allow a request per second, or a thousand. As long as no answer has told its limits,
+one more than there were good answers may wait for theirs, so that their number doubles in an answer's time (TCP's slow
+start), and beyond that the gaps between requests are a second, half a second and so on, at last this."""
 STOP_S: Final = 60.0
 """After a 402 one request in so many seconds is let through, to see whether somebody has paid."""
 _MOST_LANES: Final = 1_000
@@ -45,7 +46,8 @@ class Reservation:
 
     Attributes:
         model: The model's name.
-        tokens: Tokens it is expected to use; booked when it is first in line.
+        tokens: Tokens it is expected to use; booked, and estimated from the size if that is given, when it is first in
+            line.
         number: Its place in the order of arrival. A call that asks again brings its number, and keeps its place.
         granted_at: When it was let go; None while it waits.
         waiter: Whatever the driver has to wake.
@@ -53,6 +55,7 @@ class Reservation:
 
     __slots__ = (
         "_answered",
+        "_costs",
         "_epoch",
         "_lane",
         "_marks",
@@ -62,19 +65,21 @@ class Reservation:
         "number",
         "patience_s",
         "priority",
+        "size",
         "tokens",
         "waiter",
     )
 
     def __init__(
-        self, lane: Lane, tokens: float, *, priority: Priority, number: int, patience_s: float, epoch: int
+        self, lane: Lane, tokens: float | Size, *, priority: Priority, number: int, patience_s: float, epoch: int
     ) -> None:
         self._lane = lane
         self._epoch = epoch
         self._state = _WAITING
         self._answered = self._settled = False
-        self._marks = (0.0, 0.0)
-        self.tokens = tokens
+        self._marks = self._costs = (0.0, 0.0)  # what had been booked when it went; what was booked for it
+        self.size = tokens if isinstance(tokens, Size) else None
+        self.tokens = 0.0 if isinstance(tokens, Size) else tokens
         self.priority = priority
         self.number = number
         self.patience_s = patience_s
@@ -101,12 +106,14 @@ class Lane:
 
     __slots__ = (
         "_ended",
+        "answers",
         "estimator",
         "first",
         "gap_at",
         "gap_s",
         "in_flight",
         "known",
+        "learned_at",
         "limits",
         "model",
         "overloaded",
@@ -128,8 +135,8 @@ class Lane:
         concurrency = limits.concurrency
         self.model = model
         self.limits = limits
-        self.requests = Bucket(1.0, _per_second(limits.requests_per_minute), now)
-        self.tokens = Bucket(0.0, _per_second(limits.tokens_per_minute), now)
+        self.requests = Bucket("requests", _per_second(limits.requests_per_minute), now)
+        self.tokens = Bucket("tokens", _per_second(limits.tokens_per_minute), now)
         self.window = Window(now) if concurrency == "auto" else None
         self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
         self.estimator = Estimator()
@@ -139,9 +146,10 @@ class Lane:
         self.queued = self.in_flight = self.unanswered = 0
         self._ended = 0  # withdrawn ones that are still in a queue
         self.paused_until = -math.inf
-        # Whoever says how much he wants at once, or how fast, is not kept from it.
-        self.known = isinstance(concurrency, int) or limits.requests_per_minute is not None
+        self.known = isinstance(concurrency, int)  # whoever says how much he wants at once is not kept from it
         self.gap_at, self.gap_s = -math.inf, FIRST_GAP_S
+        self.answers = 0
+        self.learned_at = -math.inf  # when the request was sent whose answer told of the limits last
         self.sent = self.rate_limited = self.overloaded = 0
         self.used_at = now
 
@@ -179,8 +187,11 @@ class Lane:
                 return None
             self.first = one = queue.popleft()
             one._state = _BOOKED
-            self.requests.take(1.0, now)
-            self.tokens.take(one.tokens, now)
+            if one.size is not None:  # not before, since there may have been something to learn
+                one.tokens = self.estimator.total(one.size)
+            one._costs = (self.requests.cost(1.0), self.tokens.cost(one.tokens))
+            self.requests.take(one._costs[0], now)
+            self.tokens.take(one._costs[1], now)
         return self.first
 
     def _live(self, priority: Priority) -> deque[Reservation]:
@@ -191,8 +202,8 @@ class Lane:
         return queue
 
     def _take_back(self, one: Reservation) -> None:
-        self.requests.take_back(1.0)
-        self.tokens.take_back(one.tokens)
+        self.requests.take_back(one._costs[0])
+        self.tokens.take_back(one._costs[1])
 
     def leave(self, one: Reservation) -> None:
         """Takes a call out that has not been let go; what it had booked is others' now."""
@@ -223,16 +234,18 @@ class Lane:
         """Returns the seconds until the booked one may go, infinite when that depends on others."""
         if self.places is not None and self.in_flight >= self.places:
             return math.inf
-        wait_s = max(self.paused_until - now, self.requests.wait_s(1.0), self.tokens.wait_s(one.tokens))
+        wait_s = max(self.paused_until - now, self.requests.wait_s(one._costs[0]), self.tokens.wait_s(one._costs[1]))
         if self.window is not None:
             wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
-        if not self.known and self.unanswered:
+        if not self.known and self.unanswered > self.answers:
             wait_s = max(wait_s, self.gap_at - now)
         return max(wait_s, 0.0)
 
     def go(self, one: Reservation, now: float) -> None:
         """Lets the booked one go."""
         self.first = None
+        self.requests.go()
+        self.tokens.go()
         self.queued -= 1
         if one.priority == "batch":
             self.turns = 0
@@ -301,7 +314,7 @@ class Admission:
         self._numbers = 0
         self._epoch = 0  # one for each event loop
         self._stop: PaymentRequiredError | None = None
-        self._probe_at = -math.inf
+        self._stopped_at = self._probe_at = -math.inf
 
     def lane(self, model: str, now: float) -> Lane:
         """Returns a model's lane, made when it is asked for the first time."""
@@ -324,7 +337,7 @@ class Admission:
     def ask(
         self,
         model: str,
-        tokens: float,
+        tokens: float | Size,
         now: float,
         *,
         priority: Priority = "interactive",
@@ -335,7 +348,7 @@ class Admission:
 
         Args:
             model: The model's name.
-            tokens: What it is expected to use.
+            tokens: What it is expected to use, or its size, from which that is estimated.
             now: The time.
             priority: Who goes first.
             number: Of the call's earlier reservation, if it asks again.
@@ -386,7 +399,7 @@ class Admission:
         if one._state in (_WAITING, _BOOKED) and one._epoch == self._epoch:
             self._leave(one)
         elif self._under_way(one):
-            lane.requests.give_back(1.0)
+            lane.requests.settle(one._costs[0], 0.0)
             lane.sent -= 1
             self.settle(one, 0, now)
             self.release(one, now)
@@ -443,14 +456,17 @@ class Admission:
             told: What its headers tell about the limits.
             good: Whether the answer is a success (an error other than 429 is none, but no sign of a limit either).
         """
-        lane = one._lane
-        if one._answered or not self._under_way(one):
+        lane, sent_at = one._lane, one.granted_at
+        if one._answered or sent_at is None or not self._under_way(one):
             return
         lane.refill(now)
         self._learn(one, now, told)
-        lane.known = True
+        if told is not None:
+            lane.known = True
         if good:
-            self._stop = None
+            lane.answers += 1
+            if sent_at >= self._stopped_at:
+                self._stop = None
             if lane.window is not None:
                 lane.window.answered(lane.in_flight, now)
         self._count_answer(one)
@@ -467,12 +483,15 @@ class Admission:
         lane, sent_at = one._lane, one.granted_at
         if told is None or sent_at is None:
             return
-        requests, tokens = one._marks
+        if sent_at < lane.learned_at:
+            return  # answers overtake one another; this one tells of an older state
+        lane.learned_at = sent_at
         elapsed_s = now - sent_at
-        booked = lane.requests.booked - requests
-        lane.requests.learn(told.requests, told.requests_left, since=booked, elapsed_s=elapsed_s)
-        booked = lane.tokens.booked - tokens
-        lane.tokens.learn(told.tokens, told.tokens_left, since=booked, elapsed_s=elapsed_s)
+        for bucket, capacity, mark, amount in (
+            (lane.requests, told.requests, one._marks[0], 1.0),
+            (lane.tokens, told.tokens, one._marks[1], one.tokens),
+        ):
+            bucket.learn(capacity, amount=amount, since=bucket.booked - mark, elapsed_s=elapsed_s)
 
     def limited(self, one: Reservation, now: float, told: Told | None, *, wait_s: float, kind: Kind | None) -> None:
         """Hears of a 429: nothing more is sent to this model before `wait_s` have passed, then less.
@@ -493,7 +512,7 @@ class Admission:
         # Before the rate falls, so that it falls from what is true.
         self._learn(one, now, told)
         lane.known = True
-        lane.requests.give_back(1.0)
+        lane.requests.settle(one._costs[0], 0.0)
         (lane.tokens if kind == "tokens" else lane.requests).fall(sent_at, now)
         if lane.window is not None:
             lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
@@ -511,7 +530,7 @@ class Admission:
     def stop(self, error: PaymentRequiredError, now: float) -> None:
         """Hears of a 402: whatever waits is refused, and so is what comes, until a request after a while succeeds."""
         self._stop = error
-        self._probe_at = now + STOP_S
+        self._stopped_at, self._probe_at = now, now + STOP_S
         for lane in tuple(self._busy.values()):
             for one in tuple(lane.waiting()):
                 self._leave(one)
@@ -530,7 +549,22 @@ class Admission:
         one._settled = True
         lane = one._lane
         lane.refill(now)
-        lane.tokens.give_back(one.tokens - tokens)
+        # What a guard has cost beyond the tokens stays spent: it is time.
+        lane.tokens.settle(one.tokens, tokens)
+        self._estimate_anew(lane)
+
+    @staticmethod
+    def _estimate_anew(lane: Lane) -> None:
+        """Something may have been learned that makes the first in line smaller, or larger."""
+        first = lane.first
+        if first is None or first.size is None:
+            return
+        tokens = float(lane.estimator.total(first.size))
+        if tokens != first.tokens:
+            lane.tokens.take_back(first._costs[1])
+            first.tokens = tokens
+            first._costs = (first._costs[0], lane.tokens.cost(tokens))
+            lane.tokens.take(first._costs[1], lane.used_at)
 
     def release(self, one: Reservation, now: float) -> None:
         """The request has ended, its place is free. Once; later ones change nothing."""

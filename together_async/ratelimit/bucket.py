@@ -10,7 +10,8 @@ bucket is full, and leaves a debt.
 
 The rate is the lowest of what the caller configured, what the service told, and what was found out from 429s. A 429
 in spite of that rate makes it lower for a while: multiplied by `FALL`, then back in steady steps (AIMD, as TCP does:
-RFC 5681; the factor is CUBIC's, RFC 9438 4.6).
+RFC 5681). If that does not help, whatever was told is not believed, and the rate is found out as CUBIC does (RFC 9438
+4.2): it comes back quickly to just below where the 429 came, stays there for a while, and then tries for more.
 """
 
 from __future__ import annotations
@@ -18,17 +19,29 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from together_async.ratelimit.told import Capacity
+
 BURST_S: Final = 0.05
 """Seconds of refill that may be made up for at once."""
+HELD_S: Final = 1.0
+GUARD_S: Final = 0.05
+"""A service that holds capacity for a second or so has nothing to spare for a request that is worth as much: if that
+arrives earlier after the one before than it was sent after it, it is refused. Such a request costs so much more."""
 FALL: Final = 0.7
 RISE_PER_S: Final = 0.06
 """Of the rate, so that one fall is made good in five seconds."""
-LEAST_FACTOR: Final = 0.3
-"""Below this the rate that was told or configured is not believed any more, and one is found out."""
-FOUND_DOUBLES_S: Final = 30.0
-"""Seconds of full use in which a rate that was found out doubles, until the next 429 (or what is told) ends it."""
-LEAST_FOUND: Final = (10.0, 0.2)
-"""No rate that was found out is lower: tokens, requests per second."""
+MARGIN: Final = 0.05
+MOST_MARGIN: Final = 0.3
+MARGIN_HALVES_S: Final = 60.0
+"""After a 429 this much of the rate is not used, half of it a minute later, so that the next one does not come as soon
+as the fall is made good."""
+BELIEVED_S: Final = 30.0
+"""A second 429 within so many seconds: the rate that was told or configured is not believed any more."""
+PLATEAU_S: Final = 15.0
+"""Seconds after which a rate that was found out is back where the 429 came; then it rises beyond."""
+LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
+FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
+"""No rate that was found out is lower, per second; nor is the first one, when all that is known is one 429."""
 OBSERVED_S: Final = 10.0
 """Seconds over which the rate that went well is observed."""
 PAUSE_S: Final = 60.0
@@ -40,19 +53,30 @@ class Bucket:
     """Capacity of one kind.
 
     Args:
-        least: What one request takes at least, and the bucket always can hold: 1 for requests, 0 for tokens.
+        kind: "requests", of which the bucket always can hold one, or "tokens".
         configured: The caller's limit per second, None for none.
         now: Seconds of a clock that does not go back; all times are of the same.
+
+    Attributes:
+        rate: Per second; infinite while no limit is known.
+        size: What the bucket can hold.
+        level: What it holds, less what is booked.
+        booked: All that was ever taken, less what was given back because it was not sent or not used.
     """
 
     __slots__ = (
         "_at",
         "_factor",
         "_fallen_at",
+        "_found_at",
+        "_kind",
         "_least",
+        "_margin",
         "_mark",
         "_marked_at",
+        "_pending",
         "_taken_at",
+        "_top",
         "booked",
         "configured",
         "found",
@@ -62,29 +86,42 @@ class Bucket:
         "told",
     )
 
-    def __init__(self, least: float, configured: float | None, now: float) -> None:
-        self._least = least
+    def __init__(self, kind: str, configured: float | None, now: float) -> None:
+        self._least = 1.0 if kind == "requests" else 0.0
+        self._kind = kind
         self.configured = configured
         self.told: float | None = None
         self.found: float | None = None
-        self.booked = 0.0  # all that was ever taken and not taken back unsent
+        self.booked = 0.0
+        self._pending = 0.0  # booked, and not gone yet
         self._factor = 1.0
+        self._margin = 0.0
+        self._top = self._found_at = 0.0  # where the last 429 came, and for how long the rate has been in use since
         self._fallen_at = -math.inf
         self._at = self._taken_at = self._marked_at = now
         self._mark = 0.0
         self.rate = math.inf
-        self.size = least
+        self.size = self._least
         self._set_rate()
         self.level = self.size
 
     def __repr__(self) -> str:
         return f"<Bucket {self.level:g} of {self.size:g}, {self.rate:g} per second>"
 
+    @property
+    def per_minute(self) -> float | None:
+        """The rate that is kept now, per minute; None without a limit."""
+        return self.rate * 60 if self.rate < math.inf else None
+
+    # ------------------------------------------------------------------------------------------------------------ rate
+
     def _set_rate(self) -> None:
         rate = min(rate for rate in (self.configured, self.told, self.found, math.inf) if rate is not None)
-        self.rate = rate * self._factor
-        # Without a limit nothing is counted: the size is that of a bucket whose limit has just become known.
-        self.size = self._least + (self.rate * BURST_S if self.rate < math.inf else 0.0)
+        self.rate = rate * self._factor * (1 - self._margin)
+        self.size = self._least
+        if self.rate < math.inf:
+            # At a request per second or less the service holds just that one.
+            self.size += max(0.0, self.rate - self._least) * BURST_S
 
     def refill(self, now: float) -> None:
         """Adds what has come since the last time; to be called before anything else is asked or done."""
@@ -94,16 +131,36 @@ class Bucket:
         self._at = now
         if self.rate == math.inf:
             return
-        self.level = min(self.size, self.level + self.rate * elapsed)
-        if self._factor < 1:
-            self._factor = min(1.0, self._factor + RISE_PER_S * elapsed)
-            self._set_rate()
-        elif self.found is not None and self.level < self.size:  # in use
-            self.found *= 2 ** (elapsed / FOUND_DOUBLES_S)
-            known = min(self.configured or math.inf, self.told or math.inf)
-            if self.found >= known:
+        level = self.level + self.rate * elapsed
+        self._recover(elapsed)
+        # After the rate, and with it the size, has risen: else the level would never be the size.
+        self.level = min(self.size - self._pending, level)
+
+    def _recover(self, elapsed: float) -> None:
+        """Takes back, step by step, what 429s have done to the rate."""
+        if self._margin:
+            self._margin *= 2 ** (-elapsed / MARGIN_HALVES_S)
+            if self._margin < 0.001:
+                self._margin = 0.0
+        elif self._factor == 1.0 and self.found is None:
+            return
+        self._factor = min(1.0, self._factor + RISE_PER_S * elapsed)
+        if self.found is not None and self.level < self.size - self._pending:  # in use
+            self._found_at += elapsed
+            since_plateau = (self._found_at - PLATEAU_S) / PLATEAU_S
+            self.found = self._top * (1 + (1 - FALL) * since_plateau**3)
+            if self.found >= min(self.configured or math.inf, self.told or math.inf):
                 self.found = None
-            self._set_rate()
+        self._set_rate()
+
+    # ---------------------------------------------------------------------------------------------------------- amounts
+
+    def cost(self, amount: float) -> float:
+        """Returns what has to be taken for an amount; see `GUARD_S`."""
+        rate = self.rate
+        if rate == math.inf or not amount:
+            return amount
+        return amount + rate * max(0.0, GUARD_S - max(0.0, HELD_S - amount / rate))
 
     def take(self, amount: float, now: float) -> None:
         """Books an amount, whether it is there or not."""
@@ -114,18 +171,25 @@ class Bucket:
         if now - self._marked_at > OBSERVED_S:
             self._marked_at, self._mark = now, self.booked
         self.booked += amount
+        self._pending += amount
         if self.rate < math.inf:
             self.level -= amount
 
-    def take_back(self, amount: float) -> None:
-        """Undoes `take` for a request that was not sent."""
-        self.booked -= amount
-        self.give_back(amount)
+    def go(self) -> None:
+        """Hears that what is booked goes."""
+        self._pending = 0.0
 
-    def give_back(self, amount: float) -> None:
-        """Returns an amount that was not used; a negative one is what was used beyond the booking."""
+    def take_back(self, amount: float) -> None:
+        """Undoes `take`, for a request that has not gone."""
+        self._pending -= amount
+        self.settle(amount, 0.0)
+
+    def settle(self, booked: float, used: float) -> None:
+        """Puts what was used in the place of what was booked, which it may exceed."""
+        # The service never counted the difference, so it is not among what was booked since some answer either.
+        self.booked -= booked - used
         if self.rate < math.inf:
-            self.level = min(self.size, self.level + amount)
+            self.level = min(self.size - self._pending, self.level + booked - used)
 
     def wait_s(self, amount: float) -> float:
         """Returns the seconds until a booked request of this amount may go; 0 when that is now."""
@@ -133,43 +197,46 @@ class Bucket:
         lacking = min(0.0, self.size - amount) - self.level
         return lacking / self.rate if lacking > _EPSILON * (1 + amount) else 0.0
 
-    def learn(self, limit: float | None, left: float | None, *, since: float, elapsed_s: float) -> None:
+    # --------------------------------------------------------------------------------------------------------- learning
+
+    def learn(self, told: Capacity, *, amount: float, since: float, elapsed_s: float) -> None:
         """Takes what a response tells.
 
         Args:
-            limit: The service's limit per second, None when it does not say.
-            left: What it had left after that request, None when it does not say.
-            since: What was booked after that request.
-            elapsed_s: Seconds since that request was sent. The service counted at some moment within them; that all
-                of them have refilled since is the most there can be.
+            told: The limit, and what was left of it after that request.
+            amount: What that request used.
+            since: What was booked after it.
+            elapsed_s: Seconds since it was sent. The service counted at some moment within them; that all of them
+                have refilled since is the most there can be.
         """
         unknown = self.rate == math.inf
-        if limit is not None and limit != self.told:
-            self.told = limit
+        if told.limit is not None and told.limit != self.told:
+            self.told = told.limit
             self._set_rate()
         if self.rate == math.inf:
             return
         if unknown:
-            self.level = self.size if left is not None else self.size - since
-        if left is not None:
-            self.level = min(self.level, self.size, left + self.rate * elapsed_s - since)
+            self.level = self.size - self._pending if told.left is not None else self.size - since
+        if told.left is not None:
+            guard = self.cost(amount) - amount
+            left = told.left + self.rate * elapsed_s - guard - since
+            self.level = min(self.level, self.size - self._pending, left)
 
     def fall(self, sent_at: float, now: float) -> None:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""
         if sent_at < self._fallen_at:
             return
+        again = now - self._fallen_at < BELIEVED_S
         self._fallen_at = now
-        unlimited = self.rate == math.inf
-        if not unlimited and self._factor * FALL >= LEAST_FACTOR:
-            self._factor *= FALL
+        if self.rate == math.inf or again or self.found is not None:
+            seconds = max(now - self._marked_at, 1.0)
+            observed = max(0.0, self.booked - self._mark) / seconds
+            least = FIRST_FOUND if self.rate == math.inf else LEAST_FOUND
+            self._top = max(min(observed, self.rate), least[self._kind])
+            self.found, self._found_at = self._top * FALL, 0.0
+            self._factor, self._margin = 1.0, 0.0
         else:
-            observed = (self.booked - self._mark) / max(now - self._marked_at, 1.0)
-            self.found = max(min(observed, self.rate) * FALL, LEAST_FOUND[self._least > 0])
-            self._factor = 1.0
+            self._factor *= FALL
+            self._margin = min(MOST_MARGIN, self._margin + MARGIN)
         self._set_rate()
-        self.level = 0.0 if unlimited else min(self.level, 0.0)
-
-    @property
-    def per_minute(self) -> float | None:
-        """The rate that is kept now, per minute; None without a limit."""
-        return self.rate * 60 if self.rate < math.inf else None
+        self.level = min(self.level, self.size - self._pending)

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
 from together_async.ratelimit.admission import Admission, Reservation
-from together_async.ratelimit.estimate import Estimator
+from together_async.ratelimit.estimate import Estimator, Size
 from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, Priority
 from together_async.ratelimit.told import Kind, Told
 from together_async.timeouts import Due, due, earliest
@@ -40,7 +40,7 @@ class RateLimiter:
 
     def __init__(self, limits: Limits | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         if limits is not None and not isinstance(limits, Limits):
-            raise ValueError(f"limits: got a {type(limits).__name__}, expected Limits")
+            raise ValueError(f"limits: got a {type(limits).__name__}, expected Limits or a RateLimiter")
         self.limits = limits if limits is not None else Limits()
         self._clock = clock
         self._admission = Admission(self.limits)
@@ -96,7 +96,7 @@ class RateLimiter:
     async def acquire(
         self,
         model: str,
-        tokens: float = 0,
+        tokens: float | Size = 0,
         *,
         priority: Priority = "interactive",
         number: int | None = None,
@@ -108,7 +108,7 @@ class RateLimiter:
 
         Args:
             model: The model's name.
-            tokens: How many it is expected to use.
+            tokens: How many it is expected to use, or its size, from which that is estimated.
             priority: "interactive" or "batch".
             number: Of an earlier reservation of the same call, whose place it keeps.
             patience_s: A pause that is longer is not waited for.

@@ -6,7 +6,6 @@ what holds now, the bare ones what it may rise to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -16,13 +15,23 @@ _LARGEST: Final = 1e12
 _LIMITS: Final = ("x-ratelimit-limit", "x-ratelimit-limit-dynamic", "x-tokenlimit-limit", "x-tokenlimit-limit-dynamic")
 
 
-class Told(NamedTuple):
-    """Limits per second and what was left of them; None where the response does not say."""
+class Capacity(NamedTuple):
+    """What a response tells of one kind.
 
-    requests: float | None = None
-    requests_left: float | None = None
-    tokens: float | None = None
-    tokens_left: float | None = None
+    Attributes:
+        limit: Per second; None when it does not say.
+        left: How much of it was left; None when it does not say.
+    """
+
+    limit: float | None = None
+    left: float | None = None
+
+
+class Told(NamedTuple):
+    """What a response tells about the account's limits."""
+
+    requests: Capacity = Capacity()
+    tokens: Capacity = Capacity()
 
 
 def read_limits(headers: Mapping[str, str]) -> Told | None:
@@ -33,30 +42,27 @@ def read_limits(headers: Mapping[str, str]) -> Told | None:
     """
     if not any(name in headers for name in _LIMITS):
         return None
-    return Told(
-        _limit(headers, "x-ratelimit-limit"),
-        _amount(headers, "x-ratelimit-remaining"),
-        _limit(headers, "x-tokenlimit-limit"),
-        _amount(headers, "x-tokenlimit-remaining"),
-    )
+    return Told(_capacity(headers, "x-ratelimit"), _capacity(headers, "x-tokenlimit"))
 
 
-def _limit(headers: Mapping[str, str], name: str) -> float | None:
-    """A limit of 0 would stop everything for ever on one bad header, so it tells nothing."""
-    return _amount(headers, name) or None
+def _capacity(headers: Mapping[str, str], name: str) -> Capacity:
+    # A limit of 0 would stop everything for ever on one bad header, so it tells nothing.
+    ceiling = _amount(headers.get(f"{name}-limit")) or None
+    dynamic = _amount(headers.get(f"{name}-limit-dynamic")) or None
+    left = _amount(headers.get(f"{name}-remaining-dynamic"))
+    if left is None:
+        left = _amount(headers.get(f"{name}-remaining"))
+    return Capacity(ceiling if dynamic is None else dynamic, left)
 
 
-def _amount(headers: Mapping[str, str], name: str) -> float | None:
-    value = headers.get(f"{name}-dynamic")
-    if value is None:
-        value = headers.get(name)
+def _amount(value: str | None) -> float | None:
     if value is None:
         return None
     try:
         number = float(value)
     except ValueError:
         return None
-    return number if 0 <= number <= _LARGEST and not math.isnan(number) else None
+    return number if 0 <= number <= _LARGEST else None
 
 
 def limited_kind(body: Any) -> Kind | None:

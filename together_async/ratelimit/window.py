@@ -112,4 +112,5 @@ class Window:
         self._fallen_at = now
         pressure = min(self.size, float(in_flight)) - (in_flight - unanswered)
         self.size = max(float(LEAST), in_flight - unanswered + pressure * FALL)
-        self._threshold = self.size
+        # Below the first window nothing was found out, so it is taken up again quickly.
+        self._threshold = max(self.size, float(INITIAL))
