@@ -88,6 +88,7 @@ class ChatCompletionStream:
         "_call",
         "_careful",
         "_choices",
+        "_closed",
         "_decoder",
         "_entered",
         "_error",
@@ -130,6 +131,7 @@ class ChatCompletionStream:
         self._payloads: list[bytes] = []  # the last is the next
         self._entered = False
         self._opening = False  # the call is on its way to a response
+        self._closed = False  # by the caller
         self._handed = False  # something has been handed to the caller, so nothing is asked again
         self._over = False
         self._skipped = 0  # payloads without a chunk
@@ -187,14 +189,17 @@ class ChatCompletionStream:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self._closed = True
         self._leave()
 
     async def aclose(self) -> None:
         """Closes the connection at once, unless the stream is at its end. Twice is fine."""
+        self._closed = True
         self._leave()
 
     async def close(self) -> None:
         """The same as `aclose`, by the name it has in the SDKs."""
+        self._closed = True
         self._leave()
 
     def __del__(self) -> None:
@@ -306,7 +311,7 @@ class ChatCompletionStream:
 
     async def _again(self, error: TogetherError) -> None:
         """Asks again after a response that broke; raises `error` when something of it was handed out, or may not be."""
-        if self._handed or self._error is not error:
+        if self._handed or self._closed or self._error is not error:
             raise error
         await self._begin(broken=error)
 

@@ -35,6 +35,8 @@ LEAST_GAP_S: Final = 0.02
 """A model that was never asked may allow a request per second, or a thousand. As long as no answer has told its limits,
 one more than there were good answers may wait for theirs, so that their number doubles in an answer's time (TCP's slow
 start), and beyond that the gaps between requests are a second, half a second and so on, at last this."""
+MOST_PAUSE_S: Final = 900.0
+"""No header pauses a model for longer; then it is asked again."""
 STOP_S: Final = 60.0
 """After a 402 one request in so many seconds is let through, to see whether somebody has paid."""
 _MOST_LANES: Final = 1_000
@@ -158,11 +160,6 @@ class Lane:
     def enter(self, one: Reservation) -> None:
         """Puts a call into its queue; one that comes again with its old number, before those that came later."""
         self.queued += 1
-        queue = self.queues[one.priority]
-        if not queue or queue[-1].number < one.number:
-            queue.append(one)
-        else:
-            queue.insert(next(place for place, other in enumerate(queue) if other.number >= one.number), one)
         first = self.first
         if first is not None and (
             one.number < first.number
@@ -170,6 +167,11 @@ class Lane:
             else one.priority == "interactive" and self.turns < TURNS - 1
         ):
             self._step_back(first)
+        queue = self.queues[one.priority]
+        if not queue or queue[-1].number < one.number:
+            queue.append(one)
+        else:
+            queue.insert(next(place for place, other in enumerate(queue) if other.number >= one.number), one)
 
     def _step_back(self, first: Reservation) -> None:
         """The one that is booked lets another go first."""
@@ -512,11 +514,11 @@ class Admission:
         # Before the rate falls, so that it falls from what is true.
         self._learn(one, now, told)
         lane.known = True
-        lane.requests.settle(one._costs[0], 0.0)
+        # The refused request stays booked, though the service has not counted it: else each 429 would let one go.
         (lane.tokens if kind == "tokens" else lane.requests).fall(sent_at, now)
         if lane.window is not None:
             lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
-        lane.paused_until = max(lane.paused_until, now + wait_s)
+        lane.paused_until = max(lane.paused_until, now + min(wait_s, MOST_PAUSE_S))
         for other in tuple(lane.waiting()):
             if lane.paused_until - now > other.patience_s:
                 self._leave(other)

@@ -145,8 +145,9 @@ class Bucket:
         elif self._factor == 1.0 and self.found is None:
             return
         self._factor = min(1.0, self._factor + RISE_PER_S * elapsed)
-        if self.found is not None and self.level < self.size - self._pending:  # in use
-            self._found_at += elapsed
+        if self.found is not None:
+            # A rate that is not used says nothing: time counts until the bucket is full.
+            self._found_at += min(elapsed, max(0.0, self.size - self._pending - self.level) / self.rate)
             since_plateau = (self._found_at - PLATEAU_S) / PLATEAU_S
             self.found = self._top * (1 + (1 - FALL) * since_plateau**3)
             if self.found >= min(self.configured or math.inf, self.told or math.inf):
