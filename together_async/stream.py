@@ -285,14 +285,14 @@ class ChatCompletionStream:
             raise
         finally:
             self._opening = False
+        # By whomever it is closed; without a reference to the stream, which has to end when it is dropped.
+        exchange.on_close = functools.partial(_settle_limits, call, self._accumulator)
         if broken is not None:
             self._start_anew()
         if self._over:
             exchange.close()
             raise self._broken(IncompleteStreamError, "the stream was closed while its request was being sent")
         self._exchange = exchange
-        # By whomever it is closed; without a reference to the stream, which has to end when it is dropped.
-        exchange.on_close = functools.partial(_settle_limits, self._call, self._accumulator)
         try:
             self._decoder = self._decoder_for(exchange)
         except NotTheProtocol as error:

@@ -510,7 +510,7 @@ class Admission:
         if not self._under_way(one):
             return
         lane.refill(now)
-        sent_at = one.granted_at or now
+        sent_at = now if one.granted_at is None else one.granted_at
         # Before the rate falls, so that it falls from what is true.
         self._learn(one, now, told)
         lane.known = True

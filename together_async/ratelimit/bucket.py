@@ -37,7 +37,7 @@ MARGIN_HALVES_S: Final = 60.0
 as the fall is made good."""
 BELIEVED_S: Final = 30.0
 """A second 429 within so many seconds: the rate that was told or configured is not believed any more."""
-PLATEAU_S: Final = 15.0
+PLATEAU_S: Final = 30.0
 """Seconds after which a rate that was found out is back where the 429 came; then it rises beyond."""
 LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
 FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
@@ -72,10 +72,10 @@ class Bucket:
         "_kind",
         "_least",
         "_margin",
-        "_mark",
-        "_marked_at",
+        "_marks",
         "_pending",
         "_taken_at",
+        "_told_at_fall",
         "_top",
         "booked",
         "configured",
@@ -98,8 +98,9 @@ class Bucket:
         self._margin = 0.0
         self._top = self._found_at = 0.0  # where the last 429 came, and for how long the rate has been in use since
         self._fallen_at = -math.inf
-        self._at = self._taken_at = self._marked_at = now
-        self._mark = 0.0
+        self._told_at_fall: float | None = None
+        self._at = self._taken_at = now
+        self._marks = ((now, 0.0), (now, 0.0))  # when how much was booked: ten seconds or so ago, and before
         self.rate = math.inf
         self.size = self._least
         self._set_rate()
@@ -169,8 +170,8 @@ class Bucket:
             self._factor = min(self._factor, 0.5)
             self._set_rate()
         self._taken_at = now
-        if now - self._marked_at > OBSERVED_S:
-            self._marked_at, self._mark = now, self.booked
+        if now - self._marks[1][0] > OBSERVED_S:
+            self._marks = (self._marks[1], (now, self.booked))
         self.booked += amount
         self._pending += amount
         if self.rate < math.inf:
@@ -220,18 +221,20 @@ class Bucket:
             self.level = self.size - self._pending if told.left is not None else self.size - since
         if told.left is not None:
             guard = self.cost(amount) - amount
-            left = told.left + self.rate * elapsed_s - guard - since
+            # Less than nothing is what is lacking until it is full, or full enough for the next one.
+            left = told.left + (self.size if told.left < 0 else 0.0) + self.rate * elapsed_s - guard - since
             self.level = min(self.level, self.size - self._pending, left)
 
     def fall(self, sent_at: float, now: float) -> None:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""
         if sent_at < self._fallen_at:
             return
-        again = now - self._fallen_at < BELIEVED_S
-        self._fallen_at = now
+        # A service that lowers what it tells is to be believed.
+        again = now - self._fallen_at < BELIEVED_S and self.told == self._told_at_fall
+        self._fallen_at, self._told_at_fall = now, self.told
         if self.rate == math.inf or again or self.found is not None:
-            seconds = max(now - self._marked_at, 1.0)
-            observed = max(0.0, self.booked - self._mark) / seconds
+            since, booked = self._marks[0]
+            observed = max(0.0, self.booked - booked) / max(now - since, 1.0)
             least = FIRST_FOUND if self.rate == math.inf else LEAST_FOUND
             self._top = max(min(observed, self.rate), least[self._kind])
             self.found, self._found_at = self._top * FALL, 0.0

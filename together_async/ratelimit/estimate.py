@@ -3,8 +3,9 @@
 The rule: a prompt has a token for every four characters of its messages, and four more for each message; a picture or
 another part that is no text counts 1,000. The output is `max_tokens`, for each of `n` choices. Both are multiplied by
 what was learned from the `usage` of earlier responses of the same model: how many tokens a prompt really had for the
-estimate, and what fraction of `max_tokens` was really generated. Where a request does not say `max_tokens`, the mean
-of what was generated is taken, and before there is one, 256.
+estimate, and what fraction of `max_tokens` is generated at most, as a rule: the mean and twice the mean deviation, as
+TCP estimates how long an answer may take (RFC 6298). Where a request does not say `max_tokens`, the same is taken of
+what was generated, and before there is anything, 256. What was reserved too much comes back when the response ends.
 
 The first responses count fully, later ones a twentieth each, so the factors follow what the work of the hour is like.
 """
@@ -18,6 +19,7 @@ CHARACTERS_PER_TOKEN: Final = 4
 TOKENS_PER_MESSAGE: Final = 4
 TOKENS_PER_PART: Final = 1_000
 OUTPUT_TOKENS: Final = 256
+DEVIATIONS: Final = 2.0
 _LEAST_WEIGHT: Final = 0.05
 
 
@@ -54,17 +56,26 @@ def size_of(messages: Sequence[Mapping[str, Any]], max_tokens: int | None, n: in
 
 
 class _Mean:
-    """A mean of which the first samples count fully, later ones a twentieth each."""
+    """A mean, and the mean deviation from it, of which the first samples count fully, later ones a twentieth each."""
 
-    __slots__ = ("samples", "value")
+    __slots__ = ("deviation", "samples", "value")
 
     def __init__(self, value: float) -> None:
         self.value = value
+        self.deviation = 0.0
         self.samples = 0
+
+    @property
+    def likely_most(self) -> float:
+        """What few samples exceed."""
+        return self.value + DEVIATIONS * self.deviation
 
     def add(self, sample: float) -> None:
         self.samples += 1
-        self.value += max(1 / self.samples, _LEAST_WEIGHT) * (sample - self.value)
+        weight = max(1 / self.samples, _LEAST_WEIGHT)
+        if self.samples > 1:
+            self.deviation += weight * (abs(sample - self.value) - self.deviation)
+        self.value += weight * (sample - self.value)
 
 
 class Estimator:
@@ -84,7 +95,7 @@ class Estimator:
     def total(self, size: Size) -> int:
         """Returns the tokens that request and answer are expected to use together."""
         most = size.max_tokens
-        output = self._output.value if most is None else most * self._fraction.value
+        output = self._output.likely_most if most is None else most * min(1.0, self._fraction.likely_most)
         return self.prompt(size) + round(output * size.n)
 
     def learn(self, size: Size, prompt_tokens: int | None, completion_tokens: int | None) -> None:

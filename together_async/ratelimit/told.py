@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 Kind: TypeAlias = Literal["requests", "tokens"]
 
 _LARGEST: Final = 1e12
+_MOST_RESET_S: Final = 60.0
 _LIMITS: Final = ("x-ratelimit-limit", "x-ratelimit-limit-dynamic", "x-tokenlimit-limit", "x-tokenlimit-limit-dynamic")
 
 
@@ -20,7 +21,8 @@ class Capacity(NamedTuple):
 
     Attributes:
         limit: Per second; None when it does not say.
-        left: How much of it was left; None when it does not say.
+        left: How much of it was left; None when it does not say. What it lacks for a request like the last one, if it
+            tells how long that will take, makes it negative.
     """
 
     limit: float | None = None
@@ -42,17 +44,21 @@ def read_limits(headers: Mapping[str, str]) -> Told | None:
     """
     if not any(name in headers for name in _LIMITS):
         return None
-    return Told(_capacity(headers, "x-ratelimit"), _capacity(headers, "x-tokenlimit"))
+    reset_s = _amount(headers.get("x-ratelimit-reset")) or 0.0
+    return Told(_capacity(headers, "x-ratelimit", reset_s), _capacity(headers, "x-tokenlimit", reset_s))
 
 
-def _capacity(headers: Mapping[str, str], name: str) -> Capacity:
+def _capacity(headers: Mapping[str, str], name: str, reset_s: float) -> Capacity:
     # A limit of 0 would stop everything for ever on one bad header, so it tells nothing.
     ceiling = _amount(headers.get(f"{name}-limit")) or None
     dynamic = _amount(headers.get(f"{name}-limit-dynamic")) or None
     left = _amount(headers.get(f"{name}-remaining-dynamic"))
     if left is None:
         left = _amount(headers.get(f"{name}-remaining"))
-    return Capacity(ceiling if dynamic is None else dynamic, left)
+    limit = ceiling if dynamic is None else dynamic
+    if left == 0 and limit is not None:
+        left = -limit * min(reset_s, _MOST_RESET_S)
+    return Capacity(limit, left)
 
 
 def _amount(value: str | None) -> float | None:
