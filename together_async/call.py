@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.models import Usage
+from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimate import Size
 from together_async.ratelimit.told import Told, limited_kind, read_limits
 from together_async.retry import Retry, RetryBudget
@@ -83,6 +85,7 @@ class Call:
         "_started",
         "_streamed",
         "_timeouts",
+        "_told_s",
         "_transport",
         "_tries",
         "_waiter",
@@ -130,6 +133,7 @@ class Call:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
+        self._told_s: float | None = None  # of an error within the response
         self._pause_s = 0.0  # that the last 429 was taken for
         self._since: float | None = None  # when the last attempt failed
         self._number: int | None = None
@@ -188,6 +192,7 @@ class Call:
 
     async def _attempt(self, transport: Transport, one: Reservation) -> Exchange:
         self._tries += 1
+        self._told_s = None
         now = self._sent_at = transport.loop.time()
         if self._since is not None:
             self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=now - self._since))
@@ -296,6 +301,8 @@ class Call:
         """Returns the delay before the next attempt; raises `error` when there is none."""
         error.attempts, error.retries = self.attempts, self.retries
         told_s = retry.told_s(error)
+        if told_s is None:
+            told_s = self._told_s
         limited = isinstance(error, RateLimitError)
         backoff_s = retry.backoff(self._rules, self._tries, self.chance)
         delay_s = self._pause_s if limited else (told_s or 0.0) + backoff_s
@@ -307,7 +314,7 @@ class Call:
         self._since = self._now()
         self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
         # After a 429 the limiter pauses the model, for everybody; the call waits there, in its old place.
-        return 0.0 if limited else delay_s
+        return 0.0 if limited and delay_s <= MOST_PAUSE_S else delay_s
 
     def _ending(self, error: TogetherError, told_s: float | None, delay_s: float) -> str | None:
         """Returns why there is no other attempt, None when there is one."""
@@ -399,13 +406,14 @@ class Call:
         self.tokens = total
         limiter.release(one, total)
 
-    def heard(self, status: int | None, body: Any) -> None:
+    def heard(self, status: int | None, body: Any, headers: Mapping[str, str]) -> None:
         """Says that the response, whose status was a success, holds an error with a status of its own."""
         one = self._reservation
         if one is None:
             return
+        self._told_s = protocol.retry_after(headers, status=status or 0, now=time.time)
         if status == 429:
-            self._limited(one, None, None, body)
+            self._limited(one, None, self._told_s, body)
         elif status == 503:
             self._limiter.overloaded(one)
         elif status == 402:

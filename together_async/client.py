@@ -196,7 +196,7 @@ class AsyncTogether:
             note_attempts(completion, call.attempts, call.retries)
         except TogetherError as error:
             if isinstance(error, APIStatusError):
-                call.heard(error.status_code, error.body)
+                call.heard(error.status_code, error.body, exchange.headers)
             protocol.scrub(error, call.secrets())
             error.attempts, error.retries = call.attempts, call.retries
             error.request_id = error.request_id or protocol.request_id(exchange.headers)

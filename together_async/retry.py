@@ -67,7 +67,8 @@ class Retry:
     Args:
         attempts: How often a request is sent at most, from 1, which never retries, to 100.
         budget: Retries are at most this fraction of all calls of the client, from 0 to 1, and never fewer than 10. When
-            everything fails, 1,000 calls cost at most 1,200 requests. Of a call's own `Retry` this is not used.
+            everything fails, 1,000 calls cost at most 1,200 requests; the replacement of a pooled connection that the
+            server had closed is an attempt, but no retry. Of a call's own `Retry` this is not used.
         base_delay: Seconds; the first delay is at most this.
         max_delay: Seconds; no delay is longer, unless the server asked for it.
         max_told: Seconds; a server that asks to wait longer ends the call at once.

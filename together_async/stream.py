@@ -171,7 +171,7 @@ class ChatCompletionStream:
         Raises:
             IncompleteStreamError: The stream was closed by the caller before its end.
         """
-        chunks = _Chunks(self, 0, owner=not self._entered)
+        chunks = _Rest(self, 0, owner=not self._entered)
         async for _ in chunks:
             pass
         completion = self._accumulator.completion()
@@ -388,7 +388,7 @@ class ChatCompletionStream:
             chunk = decoder.decode(payload) if chunk is None else decoder.accept(chunk, payload)
         except ErrorInStream as error:
             facts = error.facts
-            self._call.heard(facts.status, facts.body)
+            self._call.heard(facts.status, facts.body, self.response_headers)
             raise self._broken(
                 StreamAPIError,
                 f"the server sent an error in the stream: {facts.message}",
@@ -624,6 +624,18 @@ class _Chunks(_Reader):
                 payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
+
+
+class _Rest(_Chunks):
+    """The iterator of chunks that `completion()` reads: what comes before the first token can be asked for again."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> _Rest:
+        return self
+
+    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - the caller sees none of them
+        return self._accumulator.generated > 0
 
 
 class _Text(_Reader):

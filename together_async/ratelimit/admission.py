@@ -115,6 +115,7 @@ class Lane:
         "gap_s",
         "in_flight",
         "known",
+        "last",
         "learned_at",
         "limits",
         "model",
@@ -151,6 +152,7 @@ class Lane:
         self.known = isinstance(concurrency, int)  # whoever says how much he wants at once is not kept from it
         self.gap_at, self.gap_s = -math.inf, FIRST_GAP_S
         self.answers = 0
+        self.last: Reservation | None = None  # that went
         self.learned_at = -math.inf  # when the request was sent whose answer told of the limits last
         self.sent = self.rate_limited = self.overloaded = 0
         self.used_at = now
@@ -246,6 +248,7 @@ class Lane:
     def go(self, one: Reservation, now: float) -> None:
         """Lets the booked one go."""
         self.first = None
+        self.last = one
         self.requests.go()
         self.tokens.go()
         self.queued -= 1
@@ -401,7 +404,7 @@ class Admission:
         if one._state in (_WAITING, _BOOKED) and one._epoch == self._epoch:
             self._leave(one)
         elif self._under_way(one):
-            lane.requests.settle(one._costs[0], 0.0)
+            lane.requests.settle(one._costs[0], 0.0, last=one is lane.last)
             lane.sent -= 1
             self.settle(one, 0, now)
             self.release(one, now)
@@ -551,8 +554,7 @@ class Admission:
         one._settled = True
         lane = one._lane
         lane.refill(now)
-        # What a guard has cost beyond the tokens stays spent: it is time.
-        lane.tokens.settle(one.tokens, tokens)
+        lane.tokens.settle(one._costs[1], lane.tokens.cost(tokens), last=one is lane.last)
         self._estimate_anew(lane)
 
     @staticmethod

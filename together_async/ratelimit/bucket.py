@@ -25,8 +25,11 @@ BURST_S: Final = 0.05
 """Seconds of refill that may be made up for at once."""
 HELD_S: Final = 1.0
 GUARD_S: Final = 0.05
+TIGHT_S: Final = 0.5
 """A service that holds capacity for a second or so has nothing to spare for a request that is worth as much: if that
-arrives earlier after the one before than it was sent after it, it is refused. Such a request costs so much more."""
+arrives earlier after the one before than it was sent after it, it is refused. Such a request costs so much more.
+And where requests are worth more than `TIGHT_S`, what is given back of an estimate is no more than the service can
+hold: it never took the difference, and was full all the while."""
 FALL: Final = 0.7
 RISE_PER_S: Final = 0.06
 """Of the rate, so that one fall is made good in five seconds."""
@@ -41,7 +44,7 @@ PLATEAU_S: Final = 30.0
 """Seconds after which a rate that was found out is back where the 429 came; then it rises beyond."""
 LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
 FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
-"""No rate that was found out is lower, per second; nor is the first one, when all that is known is one 429."""
+"""No rate that was told or found out is lower, per second; nor is the first one, when all that is known is one 429."""
 OBSERVED_S: Final = 10.0
 """Seconds over which the rate that went well is observed."""
 PAUSE_S: Final = 60.0
@@ -66,6 +69,7 @@ class Bucket:
 
     __slots__ = (
         "_at",
+        "_ceiling",
         "_factor",
         "_fallen_at",
         "_found_at",
@@ -93,6 +97,7 @@ class Bucket:
         self.told: float | None = None
         self.found: float | None = None
         self.booked = 0.0
+        self._ceiling = math.inf  # of the level, had the bucket been full when the last request went
         self._pending = 0.0  # booked, and not gone yet
         self._factor = 1.0
         self._margin = 0.0
@@ -136,6 +141,7 @@ class Bucket:
         self._recover(elapsed)
         # After the rate, and with it the size, has risen: else the level would never be the size.
         self.level = min(self.size - self._pending, level)
+        self._ceiling += self.rate * elapsed
 
     def _recover(self, elapsed: float) -> None:
         """Takes back, step by step, what 429s have done to the rate."""
@@ -179,19 +185,32 @@ class Bucket:
 
     def go(self) -> None:
         """Hears that what is booked goes."""
+        self._ceiling = self.size - self._pending
         self._pending = 0.0
 
     def take_back(self, amount: float) -> None:
         """Undoes `take`, for a request that has not gone."""
         self._pending -= amount
-        self.settle(amount, 0.0)
+        self.booked -= amount
+        if self.rate < math.inf:
+            self.level = min(self.size - self._pending, self.level + amount)
 
-    def settle(self, booked: float, used: float) -> None:
-        """Puts what was used in the place of what was booked, which it may exceed."""
+    def settle(self, booked: float, used: float, *, last: bool) -> None:
+        """Puts what was used in the place of what was booked, which it may exceed.
+
+        Args:
+            booked: What was taken.
+            used: What should have been.
+            last: Whether no other request has gone since that one.
+        """
         # The service never counted the difference, so it is not among what was booked since some answer either.
         self.booked -= booked - used
         if self.rate < math.inf:
             self.level = min(self.size - self._pending, self.level + booked - used)
+            if last:
+                self._ceiling += booked - used
+            if booked > TIGHT_S * self.rate:
+                self.level = min(self.level, self._ceiling - self._pending)
 
     def wait_s(self, amount: float) -> float:
         """Returns the seconds until a booked request of this amount may go; 0 when that is now."""
@@ -213,7 +232,8 @@ class Bucket:
         """
         unknown = self.rate == math.inf
         if told.limit is not None and told.limit != self.told:
-            self.told = told.limit
+            # Whatever a header says, nobody waits for it for ever.
+            self.told = max(told.limit, LEAST_FOUND[self._kind])
             self._set_rate()
         if self.rate == math.inf:
             return
