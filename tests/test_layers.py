@@ -28,7 +28,7 @@ AT_IMPORT = {
     "protocol": {"codec", "errors", "models", "request", "sse"},
     "accumulator": {"models"},
     # policy
-    "retry": {"errors"},
+    "retry": {"errors", "models"},
     "ratelimit": {"errors", "timeouts"},
     # I/O
     "exchange": {"errors", "protocol", "timeouts"},

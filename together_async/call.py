@@ -23,10 +23,9 @@ from together_async.errors import (
     APIStatusError,
     PaymentRequiredError,
     RateLimitError,
-    Retried,
     TogetherError,
 )
-from together_async.models import Usage
+from together_async.models import Retried, Usage
 from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimate import Size
 from together_async.ratelimit.told import Told, limited_kind, read_limits

@@ -21,9 +21,9 @@ TogetherError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from together_async.models import ChatCompletion
+from together_async.models import ChatCompletion, Retried
 
 TimeoutPhase: TypeAlias = Literal["connect", "first_token", "idle", "total", "queue"]
 """Which of the timeouts ran out; the names are the fields of `Timeouts`."""
@@ -35,18 +35,6 @@ _REMEDY: Mapping[str, str] = {
     "total": "the whole call took longer than it may; raise Timeouts.total",
     "queue": "the call waited for its turn longer than it may; raise Timeouts.queue or the limits",
 }
-
-
-class Retried(NamedTuple):
-    """One attempt that failed and was followed by another.
-
-    Attributes:
-        reason: Why: a status, or what became of the connection.
-        waited_s: Seconds until the next attempt was sent, the wait for its turn included.
-    """
-
-    reason: str
-    waited_s: float
 
 
 class TogetherError(Exception):

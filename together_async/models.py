@@ -8,7 +8,7 @@ Field names and meanings: https://docs.together.ai/reference/chat-completions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 import msgspec
@@ -29,6 +29,18 @@ def _loose() -> Any:
 def _unhashed() -> Any:
     """A field that may hold JSON objects or arrays: compared, not hashed."""
     return attrs.field(default=None, hash=False)
+
+
+class Retried(NamedTuple):
+    """One attempt that failed and was followed by another.
+
+    Attributes:
+        reason: Why: a status, or what became of the connection.
+        waited_s: Seconds until the next attempt was sent, the wait for its turn included.
+    """
+
+    reason: str
+    waited_s: float
 
 
 class Value:
@@ -267,30 +279,30 @@ class Answer(Document):
     @property
     def attempts(self) -> int:
         """How many HTTP requests were made for it, from 1."""
-        asked: tuple[int, Any] = getattr(self, "_asked", (1, ()))
+        asked: tuple[int, tuple[Retried, ...]] = getattr(self, "_asked", (1, ()))
         return asked[0]
 
     @property
-    def retries(self) -> tuple[Any, ...]:
+    def retries(self) -> tuple[Retried, ...]:
         """Why there was more than one: for each attempt that failed its `reason`, and `waited_s` until the next."""
-        asked: tuple[int, tuple[Any, ...]] = getattr(self, "_asked", (1, ()))
+        asked: tuple[int, tuple[Retried, ...]] = getattr(self, "_asked", (1, ()))
         return asked[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore_answer, (super().__reduce__(), self.attempts, self.retries)
 
 
-def _restore_answer(document: tuple[Any, ...], attempts: int, retries: tuple[Any, ...]) -> Any:
+def _restore_answer(document: tuple[Any, ...], attempts: int, retries: tuple[Retried, ...]) -> Any:
     restore, arguments = document
     answer = restore(*arguments)
     note_attempts(answer, attempts, retries)
     return answer
 
 
-_set_asked: Callable[[Answer, tuple[int, tuple[Any, ...]]], None] = Answer._asked.__set__  # type: ignore[attr-defined]  # a slot's descriptor
+_set_asked: Callable[[Answer, tuple[int, tuple[Retried, ...]]], None] = Answer._asked.__set__  # type: ignore[attr-defined]  # a slot's descriptor
 
 
-def note_attempts(answer: Answer, attempts: int, retries: tuple[Any, ...]) -> None:
+def note_attempts(answer: Answer, attempts: int, retries: tuple[Retried, ...]) -> None:
     """Gives a frozen completion its history."""
     if attempts != 1 or retries:
         _set_asked(answer, (attempts, retries))

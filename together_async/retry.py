@@ -31,11 +31,11 @@ from together_async.errors import (
     APIStatusError,
     APITimeoutError,
     IncompleteStreamError,
-    Retried,
     StreamAPIError,
     StreamConnectionError,
     TogetherError,
 )
+from together_async.models import Retried
 
 RETRIED_STATUSES: Final = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 524, 529})
 FREE_RETRIES: Final = 10

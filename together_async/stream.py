@@ -25,7 +25,6 @@ from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
     IncompleteStreamError,
-    Retried,
     StreamAPIError,
     StreamConnectionError,
     StreamError,
@@ -33,7 +32,7 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, note_attempts, set_raw
+from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, Retried, note_attempts, set_raw
 from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
 
 if TYPE_CHECKING:

@@ -140,7 +140,7 @@ class Bucket:
         level = self.level + self.rate * elapsed
         self._recover(elapsed)
         # After the rate, and with it the size, has risen: else the level would never be the size.
-        self.level = min(self.size - self._pending, level)
+        self.level = min(self._most(), level)
         self._ceiling += self.rate * elapsed
 
     def _recover(self, elapsed: float) -> None:
@@ -154,7 +154,7 @@ class Bucket:
         self._factor = min(1.0, self._factor + RISE_PER_S * elapsed)
         if self.found is not None:
             # A rate that is not used says nothing: time counts until the bucket is full.
-            self._found_at += min(elapsed, max(0.0, self.size - self._pending - self.level) / self.rate)
+            self._found_at += min(elapsed, max(0.0, self._most() - self.level) / self.rate)
             since_plateau = (self._found_at - PLATEAU_S) / PLATEAU_S
             self.found = self._top * (1 + (1 - FALL) * since_plateau**3)
             if self.found >= min(self.configured or math.inf, self.told or math.inf):
@@ -162,6 +162,16 @@ class Bucket:
         self._set_rate()
 
     # ---------------------------------------------------------------------------------------------------------- amounts
+
+    def _tight(self, amount: float) -> bool:
+        return self._kind == "requests" or amount > TIGHT_S * self.rate
+
+    def _most(self) -> float:
+        """The level of a full bucket. What is booked has been taken from it already."""
+        pending = self._pending
+        # A large request goes when the bucket is full; if it goes later, because a timer is late, that is made up for.
+        late = 0.0 if not pending or self._tight(pending) else min(pending, self.size)
+        return self.size - pending + late
 
     def cost(self, amount: float) -> float:
         """Returns what has to be taken for an amount; see `GUARD_S`."""
@@ -193,7 +203,7 @@ class Bucket:
         self._pending -= amount
         self.booked -= amount
         if self.rate < math.inf:
-            self.level = min(self.size - self._pending, self.level + amount)
+            self.level = min(self._most(), self.level + amount)
 
     def settle(self, booked: float, used: float, *, last: bool) -> None:
         """Puts what was used in the place of what was booked, which it may exceed.
@@ -206,10 +216,10 @@ class Bucket:
         # The service never counted the difference, so it is not among what was booked since some answer either.
         self.booked -= booked - used
         if self.rate < math.inf:
-            self.level = min(self.size - self._pending, self.level + booked - used)
+            self.level = min(self._most(), self.level + booked - used)
             if last:
                 self._ceiling += booked - used
-            if booked > TIGHT_S * self.rate:
+            if self._tight(booked):
                 self.level = min(self.level, self._ceiling - self._pending)
 
     def wait_s(self, amount: float) -> float:
@@ -238,12 +248,12 @@ class Bucket:
         if self.rate == math.inf:
             return
         if unknown:
-            self.level = self.size - self._pending if told.left is not None else self.size - since
+            self.level = self._most() if told.left is not None else self.size - since
         if told.left is not None:
             guard = self.cost(amount) - amount
             # Less than nothing is what is lacking until it is full, or full enough for the next one.
             left = told.left + (self.size if told.left < 0 else 0.0) + self.rate * elapsed_s - guard - since
-            self.level = min(self.level, self.size - self._pending, left)
+            self.level = min(self.level, self._most(), left)
 
     def fall(self, sent_at: float, now: float) -> None:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""
@@ -263,4 +273,4 @@ class Bucket:
             self._factor *= FALL
             self._margin = min(MOST_MARGIN, self._margin + MARGIN)
         self._set_rate()
-        self.level = min(self.level, self.size - self._pending)
+        self.level = min(self.level, self._most())
