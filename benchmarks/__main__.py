@@ -3,6 +3,7 @@
 `python -m benchmarks stream`: measure, print the table, write JSON and the picture.
 `python -m benchmarks faults`: what this client and others make of what servers do wrong.
 `python -m benchmarks soak`: thousands of streams, some of them broken, every outcome checked.
+`python -m benchmarks limits`: thousands of calls under an account's limits, here and with other clients.
 """
 
 import argparse
@@ -31,6 +32,14 @@ GROUPS = {
     "memory": "memory per idle stream, plain and TLS",
     "capacity": "streams of 50 tokens/s that one core carries",
 }
+LIMITS_CLIENTS = ("ours", "openai", "together", "async-batch-llm", "lm-deluge")
+LIMITS_PARTS = {
+    "fixed": "an account whose limits stay as they are",
+    "dynamic": "an account whose limits begin at a tenth, rise with use and fall on a 429",
+    "down": "a platform that answers 503 to everything",
+    "fairness": "a large request's wait among small ones",
+    "cost": "an admission without contention",
+}
 FAULT_CLIENTS = ("ours", "openai", "openai+aiohttp", "together", "together+aiohttp", "litellm")
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -38,7 +47,7 @@ DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 def arguments() -> argparse.Namespace:
     groups = "\n".join(f"  {name:12}{what}" for name, what in GROUPS.items())
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak | limits")
     commands.add_parser(
         "stream",
         parents=[stream_arguments()],
@@ -48,11 +57,26 @@ def arguments() -> argparse.Namespace:
     )
     commands.add_parser("faults", parents=[fault_arguments()], help="what clients make of what servers do wrong")
     commands.add_parser("soak", parents=[soak_arguments()], help="thousands of streams, some of them broken")
+    parts = "\n".join(f"  {name:12}{what}" for name, what in LIMITS_PARTS.items())
+    commands.add_parser(
+        "limits",
+        parents=[limits_arguments()],
+        help="thousands of calls under an account's limits",
+        description=f"Parts:\n{parts}\n\nEverything takes about 13 minutes, --quick less than 2.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     args = parser.parse_args()
     if args.what == "stream":
         check(parser, (args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS))
     elif args.what == "faults":
         check(parser, (args.clients, FAULT_CLIENTS))
+    elif args.what == "limits":
+        check(parser, (args.clients, LIMITS_CLIENTS), (args.only, LIMITS_PARTS))
+        check(parser, (",".join(name for name, _ in args.python), LIMITS_CLIENTS))
+        if args.speed is None:
+            args.speed = 30.0 if args.quick else 10.0
+        if not args.speed >= 1:
+            parser.error(f"--speed: got {args.speed:g}, expected at least 1")
     return args
 
 
@@ -82,6 +106,24 @@ def soak_arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def limits_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--clients", default="", help=f"separated by commas, of: {', '.join(LIMITS_CLIENTS)}")
+    parser.add_argument("--only", default="", help="parts, separated by commas; default: all")
+    parser.add_argument("--speed", type=float, help="how many times as fast the clocks run (default 10; 30 if --quick)")
+    parser.add_argument("--quick", action="store_true", help="fewer calls: to see whether it works, not to quote")
+    parser.add_argument(
+        "--python",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("CLIENT", "PATH"),
+        help="the interpreter of a client that cannot be installed beside the others; needs aiohttp, attrs, msgspec too",
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for limits.json and the picture")
+    return parser
+
+
 def stream_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", help="groups, separated by commas; default: all", default=",".join(GROUPS))
@@ -100,6 +142,11 @@ def main() -> int:
     if args.what == "soak":
         soak = importlib.import_module("benchmarks.soak")
         return int(soak.run(args.streams, args.faults, args.seed, at_once=args.at_once))
+    if args.what == "limits":
+        limits = importlib.import_module("benchmarks.limits")
+        clients, only = ([name for name in given.split(",") if name] for given in (args.clients, args.only))
+        speed, pythons = args.speed, dict(args.python)
+        return int(limits.run(clients, only, args.out, speed=speed, quick=args.quick, pythons=pythons))
     if args.what == "faults":
         faults = importlib.import_module("benchmarks.faults")
         return int(faults.run(tuple(filter(None, args.clients.split(","))), args.only, args.seed, args.out))

@@ -101,6 +101,7 @@ def told(stream: ChatCompletionStream, completion: ChatCompletion, error: Togeth
     assert_type(stream.attempts, int)
     assert_type(stream.retries, tuple[Retried, ...])
     assert_type(completion.attempts, int)
+    assert_type(completion.retries, tuple[Retried, ...])
     for one in error.retries:
         assert_type(one.reason, str)
         assert_type(one.waited_s, float)

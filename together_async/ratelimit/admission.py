@@ -24,7 +24,7 @@ from typing import Any, Final
 from together_async.errors import APIStatusError, PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
 from together_async.ratelimit.bucket import Bucket
 from together_async.ratelimit.estimate import Estimator, Size
-from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, ModelState, Priority
+from together_async.ratelimit.limits import Limits, LimitsState, ModelState, Priority
 from together_async.ratelimit.told import Kind, Told
 from together_async.ratelimit.window import Window
 
@@ -143,7 +143,7 @@ class Lane:
         self.window = Window(now) if concurrency == "auto" else None
         self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
         self.estimator = Estimator()
-        self.queues: dict[Priority, deque[Reservation]] = {name: deque() for name in PRIORITIES}
+        self.queues: dict[Priority, deque[Reservation]] = {"interactive": deque(), "batch": deque()}
         self.first: Reservation | None = None  # the one that is booked
         self.turns = 0  # of the interactive ones since the batch had one, while it waited
         self.queued = self.in_flight = self.unanswered = 0
@@ -185,7 +185,7 @@ class Lane:
     def book(self, now: float) -> Reservation | None:
         """Returns the one that is first in line, booked; None when nobody waits."""
         if self.first is None:
-            interactive, batch = (self._live(name) for name in PRIORITIES)
+            interactive, batch = self._live("interactive"), self._live("batch")
             queue = batch if batch and (not interactive or self.turns >= TURNS - 1) else interactive
             if not queue:
                 return None
