@@ -119,7 +119,7 @@ class Call:
         self._headers = headers
         self._timeouts = timeouts
         self._rules = rules
-        self._priority = priority
+        self._priority: Priority = priority
         self._model = model
         self._size = size
         self._streamed = streamed

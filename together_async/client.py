@@ -270,7 +270,7 @@ class AsyncTogether:
     ) -> Call:
         """Returns a call that has yet to be opened."""
         if priority not in PRIORITIES:
-            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, PRIORITIES))}")
+            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(PRIORITIES)))}")
         extra = _checked_headers(headers) if headers else None
 
         def secrets() -> list[str]:

@@ -82,7 +82,7 @@ class Reservation:
         self._marks = self._costs = (0.0, 0.0)  # what had been booked when it went; what was booked for it
         self.size = tokens if isinstance(tokens, Size) else None
         self.tokens = 0.0 if isinstance(tokens, Size) else tokens
-        self.priority = priority
+        self.priority: Priority = priority
         self.number = number
         self.patience_s = patience_s
         self.granted_at: float | None = None

@@ -4,9 +4,10 @@ A bucket holds capacity and refills at a rate. Capacity is taken when a request 
 a level below zero is a debt, and the booked request waits until it is paid. That is one subtraction and one division,
 it keeps the order in which requests were booked, and a large one waits no longer for small ones that came after it.
 
-The bucket is small, so requests are spread over time and come in no bursts: it holds one request, and what refills in
-`BURST_S`, which makes up for a timer or an event loop that is late. A request larger than the bucket goes when the
-bucket is full, and leaves a debt.
+The bucket is small, so requests are spread over time and come in no bursts: it holds one request, and a part of what a
+service holds beyond that (`SHARE`), which makes up for a timer or an event loop that is late, and for requests that
+differ: where both limits bind, what a small bucket can't keep of one while the other is short would be lost. A request
+larger than the bucket goes when the bucket is full, and leaves a debt.
 
 The rate is the lowest of what the caller configured, what the service told, and what was found out from 429s. A 429
 in spite of that rate makes it lower for a while: multiplied by `FALL`, then back in steady steps (AIMD, as TCP does:
@@ -22,7 +23,9 @@ from typing import Final
 from together_async.ratelimit.told import Capacity
 
 BURST_S: Final = 0.05
-"""Seconds of refill that may be made up for at once."""
+"""At least the tokens of so many seconds may be made up for at once."""
+SHARE: Final = {"requests": 0.25, "tokens": 0.5}
+"""Of what a service is taken to hold (`HELD_S`), less a request."""
 HELD_S: Final = 1.0
 GUARD_S: Final = 0.05
 TIGHT_S: Final = 0.5
@@ -30,6 +33,7 @@ TIGHT_S: Final = 0.5
 arrives earlier after the one before than it was sent after it, it is refused. Such a request costs so much more.
 And where requests are worth more than `TIGHT_S`, what is given back of an estimate is no more than the service can
 hold: it never took the difference, and was full all the while."""
+TYPICAL_WEIGHT: Final = 0.05
 FALL: Final = 0.7
 RISE_PER_S: Final = 0.06
 """Of the rate, so that one fall is made good in five seconds."""
@@ -81,6 +85,7 @@ class Bucket:
         "_taken_at",
         "_told_at_fall",
         "_top",
+        "_typical",
         "booked",
         "configured",
         "found",
@@ -97,6 +102,7 @@ class Bucket:
         self.told: float | None = None
         self.found: float | None = None
         self.booked = 0.0
+        self._typical = self._least  # amount of a request
         self._ceiling = math.inf  # of the level, had the bucket been full when the last request went
         self._pending = 0.0  # booked, and not gone yet
         self._factor = 1.0
@@ -124,10 +130,14 @@ class Bucket:
     def _set_rate(self) -> None:
         rate = min(rate for rate in (self.configured, self.told, self.found, math.inf) if rate is not None)
         self.rate = rate * self._factor * (1 - self._margin)
+        self._set_size()
+
+    def _set_size(self) -> None:
         self.size = self._least
         if self.rate < math.inf:
-            # At a request per second or less the service holds just that one.
-            self.size += max(0.0, self.rate - self._least) * BURST_S
+            # Where the service holds no more than a request, nothing.
+            spare = max(0.0, self.rate * HELD_S - self._typical) * SHARE[self._kind]
+            self.size += spare if self._least else max(spare, self.rate * BURST_S)
 
     def refill(self, now: float) -> None:
         """Adds what has come since the last time; to be called before anything else is asked or done."""
@@ -178,7 +188,8 @@ class Bucket:
         rate = self.rate
         if rate == math.inf or not amount:
             return amount
-        return amount + rate * max(0.0, GUARD_S - max(0.0, HELD_S - amount / rate))
+        largest = max(amount, self._typical)  # the next may be larger than this one
+        return amount + rate * max(0.0, GUARD_S - max(0.0, HELD_S - largest / rate))
 
     def take(self, amount: float, now: float) -> None:
         """Books an amount, whether it is there or not."""
@@ -188,6 +199,9 @@ class Bucket:
         self._taken_at = now
         if now - self._marks[1][0] > OBSERVED_S:
             self._marks = (self._marks[1], (now, self.booked))
+        if not self._least:
+            self._typical += TYPICAL_WEIGHT * (amount - self._typical) if self._typical else amount
+            self._set_size()
         self.booked += amount
         self._pending += amount
         if self.rate < math.inf:
@@ -251,9 +265,18 @@ class Bucket:
             self.level = self._most() if told.left is not None else self.size - since
         if told.left is not None:
             guard = self.cost(amount) - amount
-            # Less than nothing is what is lacking until it is full, or full enough for the next one.
-            left = told.left + (self.size if told.left < 0 else 0.0) + self.rate * elapsed_s - guard - since
+            left = self._seen_from_here(told.left) + self.rate * elapsed_s - guard - since
             self.level = min(self.level, self._most(), left)
+
+    def _seen_from_here(self, left: float) -> float:
+        """Returns the level at which this bucket lets the next request go when the service does, with so much left.
+
+        Both let a request go that is larger than they are when they are full; this one is smaller.
+        """
+        if left < 0:  # what is lacking until there is enough
+            return left + self.size
+        typical = self._typical
+        return left - min(typical, self.rate * HELD_S) + min(typical, self.size)
 
     def fall(self, sent_at: float, now: float) -> None:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""

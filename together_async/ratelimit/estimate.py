@@ -20,6 +20,8 @@ TOKENS_PER_MESSAGE: Final = 4
 TOKENS_PER_PART: Final = 1_000
 OUTPUT_TOKENS: Final = 256
 DEVIATIONS: Final = 2.0
+FIRST_COUNTS: Final = 3
+"""The guess at a deviation after the first sample counts like as many more."""
 _LEAST_WEIGHT: Final = 0.05
 
 
@@ -73,8 +75,12 @@ class _Mean:
     def add(self, sample: float) -> None:
         self.samples += 1
         weight = max(1 / self.samples, _LEAST_WEIGHT)
-        if self.samples > 1:
-            self.deviation += weight * (abs(sample - self.value) - self.deviation)
+        if self.samples == 1:
+            self.deviation = sample / 2  # RFC 6298, 2.2
+        else:
+            self.deviation += max(1 / (self.samples + FIRST_COUNTS), _LEAST_WEIGHT) * (
+                abs(sample - self.value) - self.deviation
+            )
         self.value += weight * (sample - self.value)
 
 

@@ -90,7 +90,7 @@ class RateLimiter:
             RateLimitError, PaymentRequiredError: Nothing can be sent now.
         """
         if priority not in PRIORITIES:
-            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, PRIORITIES))}")
+            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(PRIORITIES)))}")
         return _Reserving(self, model, tokens, priority, timeout)
 
     async def acquire(

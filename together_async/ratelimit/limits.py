@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
 
 Priority: TypeAlias = Literal["interactive", "batch"]
 """Who goes first: a person who waits, or work that may take all night."""
-PRIORITIES: Final[tuple[Priority, ...]] = ("interactive", "batch")
+PRIORITIES: Final = frozenset(get_args(Priority))
 
 _MOST: Final = 1e12
 
