@@ -55,8 +55,9 @@ def _within(least: float, most: float, expected: str) -> Any:
 
 def _attempts(_: object, field: Any, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ATTEMPTS:
+        got = "an int too large" if isinstance(value, int) and value > sys.float_info.max else repr(value)
         raise ValueError(
-            f"Retry.{field.name}: got {value!r:.50}, expected a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
+            f"Retry.{field.name}: got {got}, expected a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
         )
 
 

@@ -444,6 +444,11 @@ class Admission:
 
     def _next_lane(self, blocked: set[str], now: float) -> Lane:
         """The lane whose first in line came first: where places are short, no model's calls overtake another's."""
+        if len(self._busy) == 1:
+            (lane,) = self._busy.values()
+            lane.refill(now)
+            lane.book(now)
+            return lane
         lanes = [lane for model, lane in self._busy.items() if model not in blocked]
         for lane in lanes:
             lane.refill(now)
@@ -545,7 +550,7 @@ class Admission:
         """Hears how long an answer took: the head of a stream, or with `tokens` the whole of a response."""
         window = one._lane.window
         if window is not None:
-            window.latencies[0 if tokens is None else 1].add(seconds / max(tokens or 1, 1))
+            window.latencies[0 if tokens is None else 1].add(seconds / max(tokens or 1, 1), window.size)
 
     def settle(self, one: Reservation, tokens: float, now: float) -> None:
         """Puts what was really used in the place of what was expected. Once; later ones change nothing."""

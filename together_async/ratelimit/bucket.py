@@ -49,6 +49,8 @@ PLATEAU_S: Final = 30.0
 LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
 FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
 """No rate that was told or found out is lower, per second; nor is the first one, when all that is known is one 429."""
+MOST_RESET_S: Final = 60.0
+"""Of what a service tells about the time until there is enough again, this is believed."""
 OBSERVED_S: Final = 10.0
 """Seconds over which the rate that went well is observed."""
 PAUSE_S: Final = 60.0
@@ -145,13 +147,17 @@ class Bucket:
         if elapsed <= 0:
             return
         self._at = now
-        if self.rate == math.inf:
+        rate = self.rate
+        if rate == math.inf:
             return
-        level = self.level + self.rate * elapsed
-        self._recover(elapsed)
+        added = rate * elapsed
+        level = self.level + added
+        if self._margin or self._factor < 1.0 or self.found is not None:
+            self._recover(elapsed)
         # After the rate, and with it the size, has risen: else the level would never be the size.
-        self.level = min(self._most(), level)
-        self._ceiling += self.rate * elapsed
+        most = self._most() if self._pending else self.size
+        self.level = min(most, level)
+        self._ceiling += added
 
     def _recover(self, elapsed: float) -> None:
         """Takes back, step by step, what 429s have done to the rate."""
@@ -159,8 +165,6 @@ class Bucket:
             self._margin *= 2 ** (-elapsed / MARGIN_HALVES_S)
             if self._margin < 0.001:
                 self._margin = 0.0
-        elif self._factor == 1.0 and self.found is None:
-            return
         self._factor = min(1.0, self._factor + RISE_PER_S * elapsed)
         if self.found is not None:
             # A rate that is not used says nothing: time counts until the bucket is full.
@@ -188,8 +192,9 @@ class Bucket:
         rate = self.rate
         if rate == math.inf or not amount:
             return amount
-        largest = max(amount, self._typical)  # the next may be larger than this one
-        return amount + rate * max(0.0, GUARD_S - max(0.0, HELD_S - largest / rate))
+        largest = max(self._typical, amount)  # the next may be larger than this one
+        spare_s = HELD_S - largest / rate
+        return amount if spare_s >= GUARD_S else amount + rate * (GUARD_S - max(0.0, spare_s))
 
     def take(self, amount: float, now: float) -> None:
         """Books an amount, whether it is there or not."""
@@ -254,7 +259,7 @@ class Bucket:
             elapsed_s: Seconds since it was sent. The service counted at some moment within them; that all of them
                 have refilled since is the most there can be.
         """
-        unknown = self.rate == math.inf
+        unknown, left = self.rate == math.inf, told.left
         if told.limit is not None and told.limit != self.told:
             # Whatever a header says, nobody waits for it for ever.
             self.told = max(told.limit, LEAST_FOUND[self._kind])
@@ -262,21 +267,24 @@ class Bucket:
         if self.rate == math.inf:
             return
         if unknown:
-            self.level = self._most() if told.left is not None else self.size - since
-        if told.left is not None:
-            guard = self.cost(amount) - amount
-            left = self._seen_from_here(told.left) + self.rate * elapsed_s - guard - since
-            self.level = min(self.level, self._most(), left)
+            self.level = self._most() if left is not None else self.size - since
+        if left is not None:
+            level = (
+                self._seen_from_here(left, told.reset_s) + self.rate * elapsed_s + amount - self.cost(amount) - since
+            )
+            self.level = min(self.level, level)
 
-    def _seen_from_here(self, left: float) -> float:
+    def _seen_from_here(self, left: float, reset_s: float) -> float:
         """Returns the level at which this bucket lets the next request go when the service does, with so much left.
 
         Both let a request go that is larger than they are when they are full; this one is smaller.
         """
-        if left < 0:  # what is lacking until there is enough
-            return left + self.size
-        typical = self._typical
-        return left - min(typical, self.rate * HELD_S) + min(typical, self.size)
+        size, typical, held = self.size, self._typical, self.rate * HELD_S
+        if not left and reset_s:
+            return size - self.rate * min(reset_s, MOST_RESET_S)
+        if typical <= size and typical <= held:
+            return left
+        return left - min(typical, held) + min(typical, size)
 
     def fall(self, sent_at: float, now: float) -> None:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""

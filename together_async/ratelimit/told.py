@@ -12,7 +12,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 Kind: TypeAlias = Literal["requests", "tokens"]
 
 _LARGEST: Final = 1e12
-_MOST_RESET_S: Final = 60.0
 _LIMITS: Final = ("x-ratelimit-limit", "x-ratelimit-limit-dynamic", "x-tokenlimit-limit", "x-tokenlimit-limit-dynamic")
 
 
@@ -21,12 +20,13 @@ class Capacity(NamedTuple):
 
     Attributes:
         limit: Per second; None when it does not say.
-        left: How much of it was left; None when it does not say. What it lacks for a request like the last one, if it
-            tells how long that will take, makes it negative.
+        left: How much of it was left; None when it does not say.
+        reset_s: Seconds until there is enough again for a request like the one that was answered.
     """
 
     limit: float | None = None
     left: float | None = None
+    reset_s: float = 0.0
 
 
 class Told(NamedTuple):
@@ -55,10 +55,7 @@ def _capacity(headers: Mapping[str, str], name: str, reset_s: float) -> Capacity
     left = _amount(headers.get(f"{name}-remaining-dynamic"))
     if left is None:
         left = _amount(headers.get(f"{name}-remaining"))
-    limit = ceiling if dynamic is None else dynamic
-    if left == 0 and limit is not None:
-        left = -limit * min(reset_s, _MOST_RESET_S)
-    return Capacity(limit, left)
+    return Capacity(ceiling if dynamic is None else dynamic, left, reset_s)
 
 
 def _amount(value: str | None) -> float | None:

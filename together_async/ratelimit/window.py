@@ -29,8 +29,10 @@ SLOW: Final = 2.0
 PROBE_S: Final = 0.05
 """At least as many seconds between two places added because all others are held by streams that go well."""
 PAUSE_S: Final = 60.0
-_QUICK, _STEADY = 0.2, 0.01
-"""Weights of a new sample in the latency of now and in the usual one."""
+_QUICK: Final = 0.2
+"""Weight of a sample in the latency of now."""
+_WINDOWS: Final = 10
+"""The usual latency is the mean of about so many windows of answers."""
 
 
 class Latency:
@@ -41,14 +43,13 @@ class Latency:
     def __init__(self) -> None:
         self.now_s = self.usual_s = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Takes a sample."""
+    def add(self, seconds: float, places: float) -> None:
+        """Takes a sample, one of about `places` in the time of an answer."""
         if not self.usual_s:
             self.now_s = self.usual_s = seconds
             return
         self.now_s += _QUICK * (seconds - self.now_s)
-        # Down at once, up slowly: the usual is that of the server when it is not busy.
-        self.usual_s += (_QUICK if seconds < self.usual_s else _STEADY) * (seconds - self.usual_s)
+        self.usual_s += min(_QUICK, 1 / (_WINDOWS * places)) * (seconds - self.usual_s)
 
     @property
     def good(self) -> bool:
