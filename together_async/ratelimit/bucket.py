@@ -270,18 +270,22 @@ class Bucket:
             self.level = self._most() if left is not None else self.size - since
         if left is not None:
             level = (
-                self._seen_from_here(left, told.reset_s) + self.rate * elapsed_s + amount - self.cost(amount) - since
+                self._seen_from_here(left, told.reset_s, amount)
+                + self.rate * elapsed_s
+                + amount
+                - self.cost(amount)
+                - since
             )
             self.level = min(self.level, level)
 
-    def _seen_from_here(self, left: float, reset_s: float) -> float:
+    def _seen_from_here(self, left: float, reset_s: float, amount: float) -> float:
         """Returns the level at which this bucket lets the next request go when the service does, with so much left.
 
         Both let a request go that is larger than they are when they are full; this one is smaller.
         """
         size, typical, held = self.size, self._typical, self.rate * HELD_S
         if not left and reset_s:
-            return size - self.rate * min(reset_s, MOST_RESET_S)
+            return min(size, amount) - self.rate * min(reset_s, MOST_RESET_S)
         if typical <= size and typical <= held:
             return left
         return left - min(typical, held) + min(typical, size)
@@ -290,8 +294,9 @@ class Bucket:
         """Hears of a 429. Those for requests that were sent before the last fall are part of the same event."""
         if sent_at < self._fallen_at:
             return
-        # A service that lowers what it tells is to be believed.
-        again = now - self._fallen_at < BELIEVED_S and self.told == self._told_at_fall
+        # A service that lowers what it tells is to be believed, for a while.
+        lowered = self.told != self._told_at_fall and self._factor > FALL**2
+        again = now - self._fallen_at < BELIEVED_S and not lowered
         self._fallen_at, self._told_at_fall = now, self.told
         if self.rate == math.inf or again or self.found is not None:
             since, booked = self._marks[0]
