@@ -27,7 +27,7 @@ BURST_S: Final = 0.05
 SHARE: Final = {"requests": 0.25, "tokens": 0.5}
 """Of what a service is taken to hold (`HELD_S`), less a request."""
 HELD_S: Final = 1.0
-GUARD_S: Final = 0.05
+GUARD_S: Final = 0.08
 TIGHT_S: Final = 0.5
 """A service that holds capacity for a second or so has nothing to spare for a request that is worth as much: if that
 arrives earlier after the one before than it was sent after it, it is refused. Such a request costs so much more.
@@ -267,6 +267,7 @@ class Bucket:
         if self.rate == math.inf:
             return
         if unknown:
+            elapsed_s = 0.0  # the first request had a connection to open, and came later than the next one will
             self.level = self._most() if left is not None else self.size - since
         if left is not None:
             level = (
