@@ -118,7 +118,7 @@ def limits_arguments() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar=("CLIENT", "PATH"),
-        help="the interpreter of a client that cannot be installed beside the others; needs aiohttp, attrs, msgspec too",
+        help="another interpreter for a client that cannot be installed beside the others",
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder for limits.json and the picture")
     return parser

@@ -12,12 +12,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of what is installed
 
-from benchmarks import faults, report, soak, wire
+from benchmarks import faults, limits, limits_picture, limits_pure, report, soak, wire
 from benchmarks.cases import CASES, COMPLETE, ERROR, TEXT, Case, Truth, plan
 from benchmarks.faults import Verdict, judge
+from benchmarks.limits_load import DOWN, DYNAMIC, FIXED, MAX_TOKENS, RATES, number_of, orders
 from benchmarks.processes import ChildError, ClientProcess, ServerProcess
 from benchmarks.server import MODEL, SCENARIOS
 from benchmarks.stats import Figure, Target, paired_ratio, percentile
+from together_async.request import ChatCompletionRequest
+from together_async.testing import script
 
 
 def test_an_event_is_together_s_shape_and_about_320_bytes() -> None:
@@ -184,6 +187,70 @@ def test_a_soak_has_the_share_of_broken_streams_and_repeats() -> None:
     assert 300 < sum(kind != "plain" for kind, _ in streams) < 500
 
 
+def under(account: str, verdicts: list[tuple[float, int]], **facts: Any) -> limits.Run:
+    """A run of the limits benchmark in which the account gave these verdicts, at these times, on 100 tokens each."""
+    noted = [(at, status, 100, 10.0, 1000.0) for at, status in verdicts]
+    usual: dict[str, Any] = {"limit_s": 100.0, "finished": True, "took_s": 1.0}
+    outcomes = {"ok": sum(status == 200 for _, status in verdicts)}
+    way = limits.WAYS["ours, Limits()"]
+    return limits.Run(way, account, len(noted), 10.0, noted, **{"outcomes": outcomes, **usual, **facts})
+
+
+def test_the_calls_of_the_limits_benchmark_are_about_100_tokens_and_the_same_on_both_sides() -> None:
+    calls = orders(2000)
+    assert calls[:500] == orders(500)
+    assert [number_of(call.text) for call in calls] == list(range(2000))
+    tokens = [script.prompt_tokens(request(call.text)) + call.reply_tokens for call in calls]
+    assert 98 < sum(tokens) / len(tokens) < 102
+    assert max(call.reply_tokens for call in calls) < MAX_TOKENS
+
+
+def request(text: str) -> ChatCompletionRequest:
+    return ChatCompletionRequest.from_dict({"model": "m", "messages": [{"role": "user", "content": text}]})
+
+
+def test_the_throughput_is_a_share_of_what_nobody_can_surpass() -> None:
+    """The account holds ten requests and gives ten more a second: 110 in 10 s are all there are."""
+    ideal = [(max(0.0, number / 10 - 0.9), 200) for number in range(110)]
+    assert under(FIXED, ideal).throughput == pytest.approx(100)
+    late = [(2 * at, status) for at, status in ideal]
+    assert under(FIXED, late).throughput == pytest.approx(50)
+    # Time in which everything was refused counts, and so does what is left of the time limit.
+    assert under(FIXED, [*ideal, (20.0, 429)]).throughput == pytest.approx(50)
+    assert under(FIXED, ideal, finished=False).throughput == pytest.approx(10)
+    assert under(FIXED, [(0.0, 429)]).throughput == 0
+    assert under(DYNAMIC, ideal).throughput > 100  # nobody gets this much of a dynamic account
+
+
+def test_the_table_of_limits_tells_what_was_refused_what_failed_and_what_was_never_done() -> None:
+    verdicts = [(0.2 * number, 429 if number < 2 else 200) for number in range(30_000)]
+    run = under(FIXED, verdicts, outcomes={"ok": 29_990, "RateLimitError": 3}, finished=False)
+    assert limits.table([run])[1][2:7] == ("< 0.01 %", "30,000", "29,990", "3", "7")
+    assert {figure.what: figure.state for figure in run.figures()} == {"throughput": "missed", "429s": "reached"}
+    down = under(DOWN, [(0.1 * number, 503) for number in range(12)], calls=10, outcomes={"OverloadedError": 10})
+    assert limits.table_down([down])[1][1:5] == ("10", "10", "12", "1.20")
+
+
+def test_whoever_is_served_in_turn_waits_for_what_came_before() -> None:
+    """Ten go at once; then a large one when the bucket is full, and those behind it when its debt is paid."""
+    times = limits_pure.first_come_first_served(RATES[FIXED], [100.0] * 10 + [5000.0] + [100.0] * 2)
+    assert times == pytest.approx([0] * 10 + [1, 5.1, 5.2])
+
+
+async def test_the_large_request_is_overtaken_by_nobody_and_an_idle_limiter_leaves_nothing() -> None:
+    fairness = {figure.what.partition(" ")[0]: figure for figure in limits_pure.fairness(400)}
+    assert fairness["later"].value == 0
+    assert fairness["wait"].value > 15
+    left = [figure.value for figure in await limits_pure.cost(700) if figure.what.startswith("timers")]
+    assert left == [0]
+
+
+def test_the_picture_counts_per_second() -> None:
+    edges, heights = limits_picture.per_second([0.0, 0.1, 0.4, 2.0], 0.5, 2.2)
+    assert edges == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    assert heights == [6.0, 0.0, 0.0, 0.0, 2.0]
+
+
 def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -199,6 +266,17 @@ def test_a_tiny_run_of_fault_cases(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "faults.json").read_text())
     assert result["summary"][1][:3] == ["ours", "3", "100.0"]
     assert result["wrong"] == {"ours": {}}
+
+
+def test_a_tiny_run_under_limits(tmp_path: Path) -> None:
+    """Emulator and client are processes of their own, with clocks that run thirty times as fast."""
+    run = run_benchmarks("-m", "benchmarks", "limits", "--clients", "ours", "--only", "down", "--quick", "--out",
+                         str(tmp_path))  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    (result,) = json.loads((tmp_path / "limits.json").read_text())["runs"]
+    assert result["statuses"] == {"503": result["sent"]}
+    assert 200 < result["sent"] <= 240
+    assert result["finished"] is True
 
 
 def test_a_tiny_soak_in_dev_mode_with_warnings_as_errors() -> None:

@@ -1,0 +1,342 @@
+"""What is asked again, when, and how often."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from together_async import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    APITimeoutError,
+    ChatCompletion,
+    IncompleteStreamError,
+    InternalServerError,
+    QueueFullError,
+    RateLimitError,
+    Retried,
+    Retry,
+    StreamAPIError,
+    StreamConnectionError,
+    StreamProtocolError,
+    StreamTimeoutError,
+    TogetherError,
+)
+from together_async.errors import status_error_class
+from together_async.protocol import status_error
+from together_async.retry import (
+    FREE_RETRIES,
+    RECENT_S,
+    RETRIED_STATUSES,
+    RetryBudget,
+    backoff,
+    is_retryable,
+    note,
+    reason,
+    told_s,
+)
+
+PARTIAL = ChatCompletion(choices=[])
+
+
+def status(code: int, **facts: Any) -> APIStatusError:
+    return status_error_class(code)("no", status_code=code, **facts)
+
+
+def stream_error(code: int | None) -> StreamAPIError:
+    return StreamAPIError("no", partial=PARTIAL, status_code=code)
+
+
+def lost(cause: BaseException | None = None) -> StreamConnectionError:
+    error = StreamConnectionError("lost", partial=PARTIAL)
+    error.__cause__ = cause
+    return error
+
+
+def final(error: APIConnectionError) -> APIConnectionError:
+    error.transient = False
+    return error
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def test_statuses_that_are_asked_again() -> None:
+    """The API's error page, and nothing else: not 402, and of what is above 500 just what may pass."""
+    expected = {408, 409, 429, 500, 502, 503, 504, 520, 524, 529}
+    assert {code for code in range(300, 600) if is_retryable(status(code))} == expected
+    assert {code for code in range(300, 600) if is_retryable(stream_error(code))} == expected
+    assert expected == RETRIED_STATUSES
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (APIConnectionError("refused"), True),
+        (final(APIConnectionError("the client is closed")), False),
+        (APITimeoutError(phase="connect", seconds=1), True),
+        (APITimeoutError(phase="first_token", seconds=1), False),
+        (APITimeoutError(phase="idle", seconds=1), False),
+        (APITimeoutError(phase="total", seconds=1), False),
+        (APITimeoutError(phase="queue", seconds=1), False),
+        (lost(), True),
+        (lost(APIConnectionError("reset")), True),
+        (lost(final(APIConnectionError("closed by its caller"))), False),
+        (lost(ValueError("odd")), True),
+        (IncompleteStreamError("no end", partial=PARTIAL), True),
+        (stream_error(None), False),
+        (StreamTimeoutError(phase="idle", seconds=1, partial=PARTIAL), False),
+        (StreamProtocolError("html", partial=PARTIAL), False),
+        (APIResponseValidationError("html"), False),
+        (QueueFullError("full"), False),
+        (TogetherError("else"), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, TogetherError) else str(value),
+)
+def test_other_errors_that_are_asked_again(error: TogetherError, again: bool) -> None:
+    assert is_retryable(error) is again
+
+
+# --------------------------------------------------------------------------------------------------------------- delays
+
+
+def test_delay_doubles_up_to_its_most_and_is_chosen_from_zero_on() -> None:
+    """Full jitter: anything from 0 to the exponential, so that those that failed together don't come together."""
+    rules = Retry(base_delay=0.5, max_delay=6)
+    assert [backoff(rules, attempt, lambda: 1.0) for attempt in range(1, 7)] == [0.5, 1, 2, 4, 6, 6]
+    assert [backoff(rules, attempt, lambda: 0.5) for attempt in range(1, 7)] == [0.25, 0.5, 1, 2, 3, 3]
+    assert backoff(rules, 3, lambda: 0.0) == 0
+
+
+def test_delays_are_spread_evenly() -> None:
+    chance = random.Random(1)
+    delays = sorted(backoff(Retry(), 3, chance.random) for _ in range(10_000))
+    assert delays[0] < 0.01
+    assert delays[5_000] == pytest.approx(1.0, abs=0.05)
+    assert 1.99 < delays[-1] <= 2
+
+
+@given(st.integers(1, 100), st.floats(0, 86_400), st.floats(0, 86_400), st.floats(0, 1))
+def test_delay_of_any_attempt_is_within_its_bounds(attempt: int, base: float, most: float, chance: float) -> None:
+    delay = backoff(Retry(attempts=100, base_delay=base, max_delay=most), attempt, lambda: chance)
+    assert 0 <= delay <= most
+
+
+def headers_error(code: int, **headers: str) -> APIStatusError:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status_error(code, named, b"{}", now=lambda: 1_767_225_600.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (headers_error(429), None),
+        (headers_error(429, retry_after="3"), 3),
+        (headers_error(429, retry_after="0.25"), 0.25),
+        (headers_error(429, retry_after_ms="1500"), 1.5),
+        (headers_error(429, retry_after="Thu, 01 Jan 2026 00:00:07 GMT"), 7),
+        (headers_error(429, retry_after="Thu, 01 Jan 1970 00:00:07 GMT"), 0),
+        (headers_error(429, x_ratelimit_reset="0.5"), 0.5),
+        (headers_error(429, retry_after="2", x_ratelimit_reset="0.5"), 2),
+        (headers_error(429, retry_after="soon", x_ratelimit_reset="0.5"), 0.5),
+        (headers_error(429, retry_after="nan"), None),
+        (headers_error(503, retry_after="4"), 4),
+        (headers_error(503, x_ratelimit_reset="0.5"), None),  # that comes with every answer
+        (APIConnectionError("refused"), None),
+        (lost(), None),
+    ],
+    ids=lambda value: str(dict(value.headers)) if isinstance(value, APIStatusError) else str(value)[:20],
+)
+def test_told_seconds(error: TogetherError, seconds: float | None) -> None:
+    assert told_s(error) == (None if seconds is None else pytest.approx(seconds))
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+
+def test_retry_is_a_value() -> None:
+    assert Retry() == Retry(4, 0.2, 0.5, 30.0, 60.0)
+    assert hash(Retry()) == hash(Retry())
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Retry().attempts = 5  # type: ignore[misc]
+    Retry(attempts=1, budget=0, base_delay=0, max_delay=0, max_told=0)
+    Retry(attempts=100, budget=1, base_delay=86_400, max_delay=86_400, max_told=1e300)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attempts", 0),
+        ("attempts", 101),
+        ("attempts", 2.0),
+        ("attempts", True),
+        ("attempts", None),
+        ("attempts", 10**5_000),
+        ("budget", -0.1),
+        ("budget", 1.1),
+        ("budget", math.nan),
+        ("budget", "0.2"),
+        ("budget", True),
+        ("base_delay", -1),
+        ("base_delay", math.inf),
+        ("base_delay", None),
+        ("max_delay", 86_401),
+        ("max_delay", 10**400),
+        ("max_told", -1),
+        ("max_told", math.inf),
+        ("max_told", math.nan),
+    ],
+    ids=lambda value: repr(value)[:12] if not isinstance(value, int) or value < 10**9 else "huge",
+)
+def test_retry_out_of_range(field: str, value: Any) -> None:
+    """The text names field, value and range, and is of a readable length."""
+    with pytest.raises(ValueError, match=rf"^Retry\.{field}: got .+, expected ") as caught:
+        Retry(**{field: value})
+    assert len(str(caught.value)) < 200
+
+
+# --------------------------------------------------------------------------------------------------------------- budget
+
+
+class Calls:
+    """Calls all of whose attempts fail; each asks again as long as it may."""
+
+    def __init__(self, attempts: int = 4, fraction: float = 0.2) -> None:
+        self.budget = RetryBudget(fraction)
+        self.attempts = attempts
+        self.calls = self.requests = 0
+        self.open: list[int] = []  # attempts that each made
+
+    def begin(self, now: float = 0.0) -> None:
+        self.budget.call(now)
+        self.calls += 1
+        self.requests += 1
+        self.open.append(1)
+
+    def fail(self, place: int) -> None:
+        if self.open[place] < self.attempts and self.budget.spend():
+            self.open[place] += 1
+            self.requests += 1
+        else:
+            self.open[place] = self.open[-1]
+            self.open.pop()
+
+
+def test_thousand_calls_that_begin_together_and_all_fail_cost_1200_requests() -> None:
+    """And not fewer: what they have earned among them is theirs, although they came in one moment."""
+    calls = Calls()
+    for _ in range(1_000):
+        calls.begin()
+    while calls.open:
+        calls.fail(0)
+    assert 1_199 <= calls.requests <= 1_200
+
+
+def test_thousand_calls_one_after_the_other_cost_1200_requests() -> None:
+    calls = Calls()
+    for second in range(1_000):
+        calls.begin(float(second))
+        while calls.open:
+            calls.fail(0)
+    assert 1_190 <= calls.requests <= 1_200
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([0.0, 0.05, 0.2, 0.3, 1 / 3, 1.0]))
+def test_retries_never_exceed_their_fraction_whatever_the_interleaving(seed: int, burst: int, fraction: float) -> None:
+    """At no moment: not at the beginning, not after a pause, not when failures come in bursts."""
+    chance, now = random.Random(seed), 0.0
+    calls = Calls(attempts=chance.choice([2, 4, 100]), fraction=fraction)
+    while calls.calls < 300:
+        now += chance.choice([0.0, 0.01, 1.0, 50.0, 1_000.0])
+        for _ in range(chance.randrange(4**burst)):
+            calls.begin(now)
+        for _ in range(chance.randrange(4**burst)):
+            if calls.open:
+                calls.fail(chance.randrange(len(calls.open)))
+        most = max(FREE_RETRIES if fraction else 0, fraction * calls.calls)
+        assert calls.requests - calls.calls <= most + 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 5, 49])
+def test_few_calls_may_make_ten_retries(count: int) -> None:
+    """A client's first call is not without a second chance."""
+    calls = Calls(attempts=100)
+    for _ in range(count):
+        calls.begin()
+    while calls.open:
+        calls.fail(0)
+    assert calls.requests == count + FREE_RETRIES
+
+
+def test_no_budget_is_no_retry() -> None:
+    budget = RetryBudget(0)
+    for _ in range(1_000):
+        budget.call(0.0)
+    assert not budget.spend()
+
+
+def test_day_that_went_well_is_not_made_up_for_in_a_minute() -> None:
+    """What is kept is what the calls of the last minute or two have earned."""
+    budget, now = RetryBudget(0.2), 0.0
+    for _ in range(86_400):
+        now += 1
+        budget.call(now)
+    spent = sum(budget.spend() for _ in range(10_000))
+    assert spent <= 0.2 * 2 * RECENT_S + 1
+
+
+def test_client_that_was_busy_and_then_quiet_has_ten_left() -> None:
+    budget = RetryBudget(0.2)
+    for _ in range(100_000):
+        budget.call(0.0)
+    budget.call(10 * RECENT_S)
+    assert sum(budget.spend() for _ in range(1_000)) <= FREE_RETRIES
+
+
+def test_budget_comes_back_with_calls() -> None:
+    """Five calls earn one retry, when the first ten are paid for."""
+    budget = RetryBudget(0.2)
+    for _ in range(50):
+        budget.call(0.0)
+    while budget.spend():
+        pass
+    spent = 0
+    for _ in range(100):
+        budget.call(0.0)
+        spent += budget.spend()
+    assert 19 <= spent <= 20
+    assert repr(budget).startswith("<RetryBudget ")
+
+
+# ---------------------------------------------------------------------------------------------------------------- texts
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (status(503), "503"),
+        (stream_error(429), "error 429 in the stream"),
+        (APITimeoutError(phase="connect", seconds=3), "timeout: connect"),
+        (APIConnectionError("secret-host refused"), "no connection"),
+        (lost(), "connection lost"),
+        (IncompleteStreamError("secret", partial=PARTIAL), "connection lost"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, TogetherError) else "",
+)
+def test_reason_says_why_without_anybodys_text(error: TogetherError, text: str) -> None:
+    assert reason(error) == text
+
+
+def test_note_counts_the_attempts() -> None:
+    calls = [InternalServerError("no", status_code=503), RateLimitError("no", status_code=429)]
+    retries = tuple(Retried(reason(error), waited) for error, waited in zip(calls, itertools.count(1), strict=False))
+    assert note(retries, "no more") == "3 attempts (503, waited 1.0 s; 429, waited 2.0 s); no more"
+    assert note((), "no more") == "no more"
