@@ -223,8 +223,8 @@ def test_the_throughput_is_a_share_of_what_nobody_can_surpass() -> None:
 
 
 def test_the_table_of_limits_tells_what_was_refused_what_failed_and_what_was_never_done() -> None:
-    verdicts = [(0.2 * number, 429 if number < 2 else 200) for number in range(30_000)]
-    run = under(FIXED, verdicts, outcomes={"ok": 29_990, "RateLimitError": 3}, finished=False)
+    verdicts = [(0.1 * number, 429 if number < 2 else 200) for number in range(30_000)]
+    run = under(FIXED, verdicts, outcomes={"ok": 29_990, "RateLimitError": 3}, finished=False, limit_s=9_000.0)
     assert limits.table([run])[1][2:7] == ("< 0.01 %", "30,000", "29,990", "3", "7")
     assert {figure.what: figure.state for figure in run.figures()} == {"throughput": "missed", "429s": "reached"}
     down = under(DOWN, [(0.1 * number, 503) for number in range(12)], calls=10, outcomes={"OverloadedError": 10})
