@@ -193,7 +193,8 @@ def under(account: str, verdicts: list[tuple[float, int]], **facts: Any) -> limi
     usual: dict[str, Any] = {"limit_s": 100.0, "finished": True, "took_s": 1.0}
     outcomes = {"ok": sum(status == 200 for _, status in verdicts)}
     way = limits.WAYS["ours, Limits()"]
-    return limits.Run(way, account, len(noted), 10.0, noted, **{"outcomes": outcomes, **usual, **facts})
+    own = {"way": way, "account": account, "calls": len(noted), "speed": 10.0, "noted": noted, "outcomes": outcomes}
+    return limits.Run(**{**own, **usual, **facts})
 
 
 def test_the_calls_of_the_limits_benchmark_are_about_100_tokens_and_the_same_on_both_sides() -> None:
