@@ -374,7 +374,8 @@ class Admission:
         if number is None:
             number = self._numbers = self._numbers + 1
         one = Reservation(lane, tokens, priority=priority, number=number, patience_s=patience_s, epoch=self._epoch)
-        lane.refill(now)
+        if lane.first is not None:  # who may have to step back
+            lane.refill(now)
         lane.enter(one)
         self.queued += 1
         self._busy[model] = lane
@@ -420,8 +421,8 @@ class Admission:
 
     def advance(self, now: float) -> list[Reservation]:
         """Returns those that may go now, in order, and sets `next_at`."""
-        granted: list[Reservation] = []
         self.next_at = math.inf
+        granted: list[Reservation] = []
         blocked: set[str] = set()
         while len(blocked) < len(self._busy):
             if self.places is not None and self.in_flight >= self.places:

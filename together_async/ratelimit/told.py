@@ -11,8 +11,10 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["requests", "tokens"]
 
+_NOTHING: Final = (None, None)
 _LARGEST: Final = 1e12
-_LIMITS: Final = ("x-ratelimit-limit", "x-ratelimit-limit-dynamic", "x-tokenlimit-limit", "x-tokenlimit-limit-dynamic")
+_REQUESTS: Final = tuple(f"x-ratelimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
+_TOKENS: Final = tuple(f"x-tokenlimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 
 
 class Capacity(NamedTuple):
@@ -42,20 +44,23 @@ def read_limits(headers: Mapping[str, str]) -> Told | None:
     Args:
         headers: Of a response, to be asked for names in lower case.
     """
-    if not any(name in headers for name in _LIMITS):
+    requests, tokens = _values(headers, _REQUESTS), _values(headers, _TOKENS)
+    if requests[:2] == tokens[:2] == _NOTHING:
         return None
     reset_s = _amount(headers.get("x-ratelimit-reset")) or 0.0
-    return Told(_capacity(headers, "x-ratelimit", reset_s), _capacity(headers, "x-tokenlimit", reset_s))
+    return Told(_capacity(requests, reset_s), _capacity(tokens, reset_s))
 
 
-def _capacity(headers: Mapping[str, str], name: str, reset_s: float) -> Capacity:
+def _values(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[str | None, ...]:
+    get = headers.get
+    limit, dynamic, left, left_dynamic = names
+    return get(limit), get(dynamic), get(left), get(left_dynamic)
+
+
+def _capacity(values: tuple[str | None, ...], reset_s: float) -> Capacity:
+    limit, dynamic, left, left_dynamic = map(_amount, values)
     # A limit of 0 would stop everything for ever on one bad header, so it tells nothing.
-    ceiling = _amount(headers.get(f"{name}-limit")) or None
-    dynamic = _amount(headers.get(f"{name}-limit-dynamic")) or None
-    left = _amount(headers.get(f"{name}-remaining-dynamic"))
-    if left is None:
-        left = _amount(headers.get(f"{name}-remaining"))
-    return Capacity(ceiling if dynamic is None else dynamic, left, reset_s)
+    return Capacity(dynamic or limit or None, left if left_dynamic is None else left_dynamic, reset_s)
 
 
 def _amount(value: str | None) -> float | None:
