@@ -642,6 +642,21 @@ def paid() -> PaymentRequiredError:
     return PaymentRequiredError("402: no money", status_code=402)
 
 
+def test_a_402_is_taken_back_when_somebody_has_paid() -> None:
+    """`resume` does not wait for a probe."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits())
+        limiter.stop(paid())
+        with pytest.raises(PaymentRequiredError):
+            await taken(limiter)
+        limiter.resume()
+        limiter.release(await taken(limiter))
+        assert limiter.state.stopped is None
+
+    run(main())
+
+
 def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() -> None:
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1))

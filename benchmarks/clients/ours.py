@@ -4,31 +4,29 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import together_async
 from benchmarks.clients import MESSAGES, Note, Settings
-from together_async import AsyncTogether, TogetherError
+from together_async import AsyncTogether, Limits, RateLimiter, Retry, Timeouts, TogetherError
 
 ERRORS = TogetherError
 
 
 class Client:
-    def __init__(self, client: AsyncTogether, settings: Settings) -> None:
+    def __init__(self, client: AsyncTogether, limiter: RateLimiter, settings: Settings) -> None:
         self.client = client
+        self.limiter = limiter
         self.text = settings.variant == "text"
 
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Client]:
     options: dict[str, Any] = {"ssl": settings.tls()} if settings.ca else {}
-    if hasattr(together_async, "Limits"):
-        options["limits"] = together_async.Limits(concurrency=max(64, settings.streams))
+    limiter = options["limits"] = RateLimiter(Limits(concurrency=max(64, settings.streams)))
     if settings.timeout_s is not None:
         seconds = settings.timeout_s
-        options["timeouts"] = together_async.Timeouts(connect=seconds, first_token=seconds, idle=seconds)
-        if hasattr(together_async, "Retry"):
-            options["retry"] = together_async.Retry(attempts=1)
+        options["timeouts"] = Timeouts(connect=seconds, first_token=seconds, idle=seconds)
+        options["retry"] = Retry(budget=0)
     async with AsyncTogether(api_key="key-of-the-benchmarks", base_url=settings.base_url, **options) as client:
-        yield Client(client, settings)
+        yield Client(client, limiter, settings)
 
 
 async def consume(client: Client, model: str, note: Note) -> None:
@@ -43,6 +41,7 @@ async def consume(client: Client, model: str, note: Note) -> None:
 
 
 async def chunks(client: Client, model: str, messages: list[Any], options: dict[str, Any]) -> AsyncIterator[Any]:
+    client.limiter.resume()  # one case's 402 is none of the next one's
     async for chunk in client.client.stream(messages, model=model, **options):
         yield chunk
 

@@ -547,6 +547,10 @@ class Admission:
                 self._leave(one)
                 self.refused.append((one, _again(error)))
 
+    def resume(self) -> None:
+        """Takes `stop` back."""
+        self._stop = None
+
     def took(self, one: Reservation, seconds: float, *, tokens: int | None) -> None:
         """Hears how long an answer took: the head of a stream, or with `tokens` the whole of a response."""
         window = one._lane.window

@@ -190,6 +190,10 @@ class RateLimiter:
         self._admission.stop(error, now)
         self._pump(now)
 
+    def resume(self) -> None:
+        """Takes back what a 402 has stopped: somebody has paid. Without it a call a minute later finds out."""
+        self._admission.resume()
+
     def took(self, one: Reservation, seconds: float, *, tokens: int) -> None:
         """A whole response has come."""
         self._admission.took(one, seconds, tokens=tokens)
