@@ -47,12 +47,11 @@ def said(run: Run) -> str:
     if not run.noted:
         return f"nothing sent in {run.elapsed_s:.0f} s"
     refused = run.count(429)
-    words = [f"{run.throughput:.1f} % of the ideal", f"{refused:,} x 429" if refused else "no 429"]
-    if run.failed:
-        words.append(f"{run.failed:,} {'calls' if run.failed > 1 else 'call'} failed")
-    if run.unfinished:
-        words.append(f"{run.unfinished:,} not done")
-    return ", ".join(words)
+    share, refusals = f"{run.throughput:.1f} % of the ideal", f"{refused:,} x 429" if refused else "no 429"
+    if not run.failed and not run.unfinished:
+        return f"{share}, {refusals}"
+    # Whoever gives most of his calls up may be quick with the others.
+    return f"{run.answered:,} of {run.calls:,} calls answered, {refusals}"
 
 
 def draw(folder: Path, runs: Sequence[Run]) -> list[Path]:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from oracle import Expected, expect, view
 from virtual_time import run
 
-from together_async import APIConnectionError, APIStatusError, AsyncTogether, StreamError, TogetherError
+from together_async import APIConnectionError, APIStatusError, AsyncTogether, RateLimiter, StreamError, TogetherError
 from together_async.testing import (
     DIALECTS,
     Call,
@@ -256,8 +256,9 @@ async def exchange(case: Case) -> str:
     expected = expect(response, stream=stream, choices=case.options.get("n", 1))
     truth = view(json.loads(planned(case, stream=False).body[0].data))
     async with server_of(case, faults=case.faults) as server:
-        async with AsyncTogether(KEY, base_url=server.base_url) as client:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        limiter = RateLimiter(clock=loop.time)
+        async with AsyncTogether(KEY, base_url=server.base_url, limits=limiter) as client:
             started = loop.time()
             try:
                 got = await MODES[case.mode](client, case)
@@ -271,9 +272,11 @@ async def exchange(case: Case) -> str:
                     check_completion(got, expected, truth, case)
             if case.again and not expected.refusable:  # what came too much may lie in the next request's way
                 server.faults = None
+                limiter.resume()  # a 402
                 again = await client.create(PROMPT, model="m", **case.options)
                 assert view(again.to_dict())["choices"] == truth["choices"] or not case.dialect.finish_reasons
         await server.journal[0].wait_ended()
+        assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
     return f"{case.mode}: {expected.error.__name__ if expected.error else 'complete'}"
 
 
