@@ -28,7 +28,7 @@ from benchmarks.faults import Verdict, judge, orders
 from benchmarks.groups import faults as observing
 from benchmarks.groups.common import open_sockets, rss_kib
 from benchmarks.processes import EmulatorProcess
-from together_async import AsyncTogether, Limits, Retry, Timeouts, TogetherError
+from together_async import AsyncTogether, RateLimiter, Retry, Timeouts, TogetherError
 
 TIMEOUT_S = 2.0
 """Timeouts of the client: above any pause that is no fault, with room for a loop that is busy."""
@@ -115,7 +115,7 @@ class _Ours:
 
     @staticmethod
     async def chunks(client: AsyncTogether, model: str, messages: list[Any], options: dict[str, Any]) -> Any:
-        client._limiter.resume()  # one case's 402 is none of the next one's
+        client._limiter = RateLimiter()  # one case's 402 or 429 is none of the next one's
         stream = client.stream(messages, model=model, **options)
         texts: dict[int, str] = {}
         async for chunk in stream:
@@ -165,8 +165,7 @@ async def soak(found: Soak, base_url: str, streams: int, share: float, seed: int
             "unresolvable": ports["unresolvable"],
             "tls": base_url.replace("http:", "https:"),
         }
-        # Each case is of one attempt; a 402 or 429 of one is none of the others'.
-        options = {"timeouts": timeouts, "retry": Retry(budget=0), "limits": Limits(concurrency=2 * at_once)}
+        options = {"timeouts": timeouts, "retry": Retry(budget=0)}
         async with AsyncTogether("key-of-the-soak", base_url=base_url, **options) as client:
             await asyncio.gather(*(one(client, {}, job, planned(f"plain {number}")) for number in range(at_once)))
             await asyncio.sleep(0.1)

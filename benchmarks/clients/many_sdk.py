@@ -1,8 +1,8 @@
 """Many calls with `openai` or `together`.
 
-`gather` is all of them at once, with the client as it comes. `advised` is what both projects' documentation says of
-429s: more retries than the two of the default, with their exponential backoff (`max_retries=5` is the example of both
-readmes), and a semaphore in front, which holds as many as the account can answer at once, with some to spare.
+`gather` is all of them at once, with the client as it comes. `advised` has more retries than the two of the default,
+with their exponential backoff, as both readmes say of 429s (`max_retries=5` is their example). They know nothing else
+against them; the semaphore in front is what everybody adds, of ten, somewhat more than the account can have under way.
 """
 
 import asyncio
