@@ -85,7 +85,7 @@ FOR_TYPES = {
     "pytest_plugin": {"__init__", "testing"},
 }
 
-PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "secret")
+PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "retry", "secret")
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""
 IMPURE = {
     "aiohttp",
@@ -182,6 +182,24 @@ def test_no_cycles():
         ready = [unit for unit, needs in table.items() if unit not in done and needs <= set(done)]
         assert ready, f"a cycle among {sorted(set(table) - set(done))}"
         done += ready
+
+
+PURE_BUT = {"ratelimit": {"limiter"}}
+"""Packages that are pure but for these modules, and `__init__`, which names what is public."""
+TYPES_ALONE = {"datetime"}
+"""Modules of types and arithmetic, beside a clock that is not asked."""
+
+
+@pytest.mark.parametrize("package", PURE_BUT)
+def test_pure_packages_are_pure(package):
+    """What decides takes the time as an argument; one module drives it with the event loop."""
+    others = [path for path in units()[package] if path.stem not in {*PURE_BUT[package], "__init__"}]
+    assert len(others) > 1
+    for path in others:
+        tree = ast.parse(path.read_text())
+        used = {name.split(".")[0] for kind, name in imports(tree) if kind != "types"}
+        assert used & IMPURE <= TYPES_ALONE, path.name
+        assert not any(isinstance(node, ast.Attribute) and node.attr in {"now", "utcnow"} for node in ast.walk(tree))
 
 
 @pytest.mark.parametrize("unit", PURE)

@@ -62,12 +62,13 @@ class Call:
     Attributes:
         attempts: HTTP requests made so far.
         retries: Why there was more than one.
+        tokens: What the limits were told that it used, prompt and answer; None before its end.
+        estimated: Whether that is what was seen, because the server's own count did not come.
     """
 
     __slots__ = (
         "_abort",
         "_budget",
-        "_estimated",
         "_headers",
         "_http",
         "_limiter",
@@ -90,6 +91,7 @@ class Call:
         "_waiter",
         "attempts",
         "chance",
+        "estimated",
         "retries",
         "secrets",
         "tokens",
@@ -127,8 +129,8 @@ class Call:
         self.chance = chance
         self.attempts = self._tries = 0
         self.retries: tuple[Retried, ...] = ()
-        self.tokens: int | None = None  # what the limits were told in the end
-        self._estimated = False
+        self.tokens: int | None = None
+        self.estimated = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
@@ -142,11 +144,6 @@ class Call:
 
     def __repr__(self) -> str:
         return f"<Call to {self._model}, {self._tries} of {self._rules.attempts} attempts>"
-
-    @property
-    def estimated(self) -> bool:
-        """Whether `tokens` is what was seen, because the server's own count did not come."""
-        return self._estimated
 
     # ----------------------------------------------------------------------------------------------------------- asking
 
@@ -193,9 +190,7 @@ class Call:
         self._tries += 1
         self._told_s = None
         now = self._sent_at = transport.loop.time()
-        if self._since is not None:
-            self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=now - self._since))
-            self._since = None
+        self._note_wait()
         try:
             self._raise_if_aborted()
             exchange = await transport.open(
@@ -244,6 +239,7 @@ class Call:
                 on_waiting=self._note_waiting,
             )
         except TogetherError as error:
+            self._note_wait()
             error.attempts, error.retries = self.attempts, self.retries
             raise error from last
         self._number = one.number
@@ -329,6 +325,12 @@ class Call:
                 return why
         return None if self._budget.spend() else "the client's retry budget is used up"
 
+    def _note_wait(self) -> None:
+        """The wait after the last failure is over: enters how long it was in the place of what was planned."""
+        since, self._since = self._since, None
+        if since is not None:
+            self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=self._now() - since))
+
     def _now(self) -> float:
         assert self._loop is not None  # noqa: S101 - opened
         return self._loop.time()
@@ -353,6 +355,7 @@ class Call:
         waiter = self._waiter
         if isinstance(waiter, asyncio.Future):
             if not waiter.done():
+                self._note_wait()
                 failure.attempts, failure.retries = self.attempts, self.retries
                 waiter.set_exception(failure)
         elif waiter is not None:
@@ -396,7 +399,7 @@ class Call:
         prompt, completion, total = _counts(usage)
         estimator = limiter.estimator(self._model)
         if total is None:
-            self._estimated = True
+            self.estimated = True
             total = estimator.prompt(self._size) + seen
         else:
             estimator.learn(self._size, prompt, completion)

@@ -21,7 +21,7 @@ from together_async.errors import APIConnectionError, APIStatusError, Authentica
 from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimate import size_of
-from together_async.ratelimit.limits import PRIORITIES
+from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
 from together_async.retry import Retry, RetryBudget
 from together_async.secret import Secret
@@ -269,8 +269,7 @@ class AsyncTogether:
         streamed: bool,
     ) -> Call:
         """Returns a call that has yet to be opened."""
-        if priority not in PRIORITIES:
-            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(PRIORITIES)))}")
+        check_priority(priority)
         extra = _checked_headers(headers) if headers else None
 
         def secrets() -> list[str]:

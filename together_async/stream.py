@@ -552,8 +552,8 @@ class _Reader:
         """The full way, for any payload."""
         stream = self._stream
         chunk = stream._take(payload, chunk)
-        if chunk is not None and self._hands_out(chunk):
-            stream._handed = True
+        if chunk is not None and not stream._handed:
+            stream._handed = self._hands_out(chunk)
         if chunk is not None and not stream._careful:
             # What costs a tenth of a chunk each, to ask every delta for fields it does not have and to keep the bytes
             # for `to_dict`, is done where a server shows in the first chunk that it is needed: OpenAI's has

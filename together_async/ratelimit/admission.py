@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from together_async.errors import APIStatusError, PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
+from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
 from together_async.ratelimit.bucket import Bucket
 from together_async.ratelimit.estimate import Estimator, Size
 from together_async.ratelimit.limits import Limits, LimitsState, ModelState, Priority
@@ -117,6 +117,7 @@ class Lane:
         "known",
         "last",
         "learned_at",
+        "least_patience_s",
         "limits",
         "model",
         "overloaded",
@@ -146,6 +147,7 @@ class Lane:
         self.queues: dict[Priority, deque[Reservation]] = {"interactive": deque(), "batch": deque()}
         self.first: Reservation | None = None  # the one that is booked
         self.turns = 0  # of the interactive ones since the batch had one, while it waited
+        self.least_patience_s = math.inf  # of those that ever waited
         self.queued = self.in_flight = self.unanswered = 0
         self._ended = 0  # withdrawn ones that are still in a queue
         self.paused_until = -math.inf
@@ -162,6 +164,7 @@ class Lane:
     def enter(self, one: Reservation) -> None:
         """Puts a call into its queue; one that comes again with its old number, before those that came later."""
         self.queued += 1
+        self.least_patience_s = min(self.least_patience_s, one.patience_s)
         first = self.first
         if first is not None and (
             one.number < first.number
@@ -349,7 +352,7 @@ class Admission:
         number: int | None = None,
         patience_s: float = math.inf,
     ) -> Reservation:
-        """Puts a call into the queue; `advance` says when it may go.
+        """Puts a call into the queue; `advance` says when it may go, `check_room` whether it may wait.
 
         Args:
             model: The model's name.
@@ -360,7 +363,6 @@ class Admission:
             patience_s: A pause that is longer than this is not waited for.
 
         Raises:
-            QueueFullError: As many wait as may.
             RateLimitError: The model is paused for longer than `patience_s`.
             PaymentRequiredError: The account's spending limit was reached a moment ago.
         """
@@ -528,10 +530,12 @@ class Admission:
         if lane.window is not None:
             lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
         lane.paused_until = max(lane.paused_until, now + min(wait_s, MOST_PAUSE_S))
-        for other in tuple(lane.waiting()):
-            if lane.paused_until - now > other.patience_s:
-                self._leave(other)
-                self.refused.append((other, _paused(lane, now)))
+        pause_s = lane.paused_until - now
+        if pause_s > lane.least_patience_s:
+            for other in tuple(lane.waiting()):
+                if pause_s > other.patience_s:
+                    self._leave(other)
+                    self.refused.append((other, _paused(lane, now)))
         self._count_answer(one)
 
     def overloaded(self, one: Reservation) -> None:
@@ -621,12 +625,17 @@ class Admission:
 
 def _again(error: PaymentRequiredError) -> PaymentRequiredError:
     """The same for a call of which nothing was sent."""
-    return _copy(
-        error,
-        PaymentRequiredError,
+    again = PaymentRequiredError(
         "402: the account's spending limit is reached, as another call was told a moment ago; nothing was sent. Raise "
         "the limit at the service; a call that comes a minute later tries again",
+        status_code=error.status_code,
+        headers=error.headers,
+        body=error.body,
+        request_id=error.request_id,
+        retry_after=error.retry_after,
     )
+    again.attempts = 0
+    return again
 
 
 def _paused(lane: Lane, now: float) -> RateLimitError:
@@ -639,16 +648,3 @@ def _paused(lane: Lane, now: float) -> RateLimitError:
     )
     error.attempts = 0
     return error
-
-
-def _copy(error: APIStatusError, cls: type[PaymentRequiredError], message: str) -> PaymentRequiredError:
-    copy = cls(
-        message,
-        status_code=error.status_code,
-        headers=error.headers,
-        body=error.body,
-        request_id=error.request_id,
-        retry_after=error.retry_after,
-    )
-    copy.attempts = 0
-    return copy

@@ -14,7 +14,7 @@ from typing import Final, Self
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
 from together_async.ratelimit.admission import Admission, Reservation
 from together_async.ratelimit.estimate import Estimator, Size
-from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, Priority
+from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
 from together_async.ratelimit.told import Kind, Told
 from together_async.timeouts import Due, due, earliest
 
@@ -89,8 +89,7 @@ class RateLimiter:
             APITimeoutError: Its turn did not come in time.
             RateLimitError, PaymentRequiredError: Nothing can be sent now.
         """
-        if priority not in PRIORITIES:
-            raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(PRIORITIES)))}")
+        check_priority(priority)
         return _Reserving(self, model, tokens, priority, timeout)
 
     async def acquire(
@@ -291,4 +290,9 @@ class _Reserving:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert self._one is not None  # noqa: S101 - entered
-        self._limiter.release(self._one, 0 if exc is not None and self.tokens_used is None else self.tokens_used)
+        limiter, used = self._limiter, self.tokens_used
+        if exc is None:
+            limiter.answered(self._one, None, good=True)  # so that an unknown model is asked faster from now on
+        elif used is None:
+            used = 0
+        limiter.release(self._one, used)

@@ -11,9 +11,19 @@ import attrs
 
 Priority: TypeAlias = Literal["interactive", "batch"]
 """Who goes first: a person who waits, or work that may take all night."""
-PRIORITIES: Final = frozenset(get_args(Priority))
+_PRIORITIES: Final = frozenset(get_args(Priority))
 
 _MOST: Final = 1e12
+
+
+def check_priority(priority: str) -> None:
+    """Raises for a word that is no priority.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if priority not in _PRIORITIES:
+        raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(_PRIORITIES)))}")
 
 
 def _shown(value: Any) -> str:
