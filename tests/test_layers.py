@@ -37,10 +37,12 @@ AT_IMPORT = {
     "stream": {"accumulator", "codec", "errors", "models", "protocol"},
     "structured": {"codec", "errors", "models"},
     "compat": {"models", "request"},
+    "fanout": {"errors", "models", "request"},
     "client": {
         "call",
         "compat",
         "errors",
+        "fanout",
         "models",
         "protocol",
         "ratelimit",
@@ -56,6 +58,7 @@ AT_IMPORT = {
         "_version",
         "client",
         "errors",
+        "fanout",
         "models",
         "ratelimit",
         "request",
@@ -80,6 +83,7 @@ ON_FIRST_USE = {
 FOR_TYPES = {
     "compat": {"client", "stream"},
     "call": {"exchange", "protocol", "ratelimit", "transport"},
+    "fanout": {"call", "stream"},
     "stream": {"call", "exchange"},
     "client": {"exchange", "transport"},
     "pytest_plugin": {"__init__", "testing"},

@@ -25,6 +25,7 @@ from together_async.errors import (
     TogetherError,
     UnprocessableEntityError,
 )
+from together_async.fanout import MapResult, MapResults, Timing, merge
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -69,6 +70,8 @@ __all__ = [
     "Limits",
     "LimitsState",
     "Logprobs",
+    "MapResult",
+    "MapResults",
     "Message",
     "ModelState",
     "NotFoundError",
@@ -87,10 +90,12 @@ __all__ = [
     "StreamStats",
     "StreamTimeoutError",
     "Timeouts",
+    "Timing",
     "TogetherError",
     "ToolCall",
     "ToolCallDelta",
     "UnprocessableEntityError",
     "Usage",
     "__version__",
+    "merge",
 ]

@@ -57,6 +57,7 @@ class Call:
         size: The request's size.
         streamed: Whether the response comes token by token.
         secrets: Returns what no error's text may repeat.
+        sheds: Whether `Limits.max_queued` holds for it.
         chance: A number from 0 to 1.
 
     Attributes:
@@ -64,6 +65,8 @@ class Call:
         retries: Why there was more than one.
         tokens: What the limits were told that it used, prompt and answer; None before its end.
         estimated: Whether that is what was seen, because the server's own count did not come.
+        first_sent_at: When its first attempt began, on the event loop's clock; None when there was none.
+        on_wait: Hears when it begins (1) and ends (-1) to wait for its turn.
     """
 
     __slots__ = (
@@ -80,6 +83,7 @@ class Call:
         "_reservation",
         "_rules",
         "_sent_at",
+        "_sheds",
         "_since",
         "_size",
         "_started",
@@ -92,6 +96,8 @@ class Call:
         "attempts",
         "chance",
         "estimated",
+        "first_sent_at",
+        "on_wait",
         "retries",
         "secrets",
         "tokens",
@@ -112,6 +118,7 @@ class Call:
         size: Size,
         streamed: bool,
         secrets: Callable[[], list[str]],
+        sheds: bool = True,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._transport = transport
@@ -131,6 +138,9 @@ class Call:
         self.retries: tuple[Retried, ...] = ()
         self.tokens: int | None = None
         self.estimated = False
+        self.first_sent_at: float | None = None
+        self.on_wait: Callable[[int], None] | None = None
+        self._sheds = sheds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
@@ -190,6 +200,8 @@ class Call:
         self._tries += 1
         self._told_s = None
         now = self._sent_at = transport.loop.time()
+        if self.first_sent_at is None:
+            self.first_sent_at = now
         self._note_wait()
         try:
             self._raise_if_aborted()
@@ -235,6 +247,7 @@ class Call:
                 priority=self._priority,
                 number=self._number,
                 patience_s=self._rules.max_told,
+                sheds=self._sheds,
                 late=late,
                 on_waiting=self._note_waiting,
             )
@@ -363,6 +376,8 @@ class Call:
 
     def _note_waiting(self, waiter: asyncio.Future[None] | None) -> None:
         self._waiter = waiter
+        if self.on_wait is not None:
+            self.on_wait(-1 if waiter is None else 1)
 
     def _note_opening(self, opening: Any) -> None:
         self._waiter = opening

@@ -8,7 +8,7 @@ import os
 import sys
 import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
@@ -18,8 +18,10 @@ from together_async import protocol, structured
 from together_async.call import Call
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
+from together_async.fanout import Asks, Fanout, MapResults, OnChunk, OnError, checked_concurrency
 from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
+from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimate import size_of
 from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 DEFAULT_RETRY: Final = Retry()
 E = TypeVar("E", bound=TogetherError)
+R = TypeVar("R")
 T = TypeVar("T")
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
 
@@ -149,7 +152,9 @@ class AsyncTogether:
             TypeError: An option that is none; things the server knows and this package does not go to `extra_body`.
         """
         request = _request(messages, model, options)
-        call = self._call(request, headers, timeouts, retry, priority, streamed=True)
+        return self._stream(self._call(request, headers, timeouts, retry, priority, streamed=True), request)
+
+    def _stream(self, call: Call, request: ChatCompletionRequest) -> ChatCompletionStream:
         return ChatCompletionStream(
             call, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, secrets=call.secrets
         )
@@ -174,7 +179,10 @@ class AsyncTogether:
             APIResponseValidationError: What came is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
-        call = self._call(request, headers, timeouts, retry, priority, streamed=False)
+        return await self._whole(self._call(request, headers, timeouts, retry, priority, streamed=False))
+
+    async def _whole(self, call: Call) -> ChatCompletion:
+        """Asks until there is an answer, or an error that stays."""
         exchange = await call.open()
         while True:
             try:
@@ -248,6 +256,80 @@ class AsyncTogether:
         )
         return structured.ParsedCompletion(structured.parse(completion, response_type), completion)
 
+    def map(
+        self,
+        requests: Iterable[R] | AsyncIterable[R],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+        on_error: OnError = "return",
+        stream: bool = False,
+        on_chunk: OnChunk | None = None,
+        model: str | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        priority: Priority = "batch",
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> MapResults[R]:
+        """Asks for many completions, as many at once as may be, and returns their results as they come.
+
+        ```python
+        async for result in client.map(prompts, model=MODEL, max_tokens=100):
+            print(result.index, result.completion.text if result.completion else result.error)
+        ```
+
+        The input is read as it is needed: what has been read and not yet taken by your loop is never more than
+        `concurrency` (in order: twice that), so it may be endless, and a slow loop slows it down. Leaving the loop ends
+        every request; with `async with client.map(...) as results` they have ended when the block has.
+
+        Args:
+            requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
+                `ChatCompletionRequest`s, or dicts in the wire's shape. An error that it raises comes out of the loop
+                when what is under way has come.
+            concurrency: How many requests may be under way at once, from 1. None takes `Limits.concurrency`, else 256,
+                or fewer where the process may not open as many connections; the rates are kept in any case.
+            ordered: Whether results come in the order of the requests; else as they finish.
+            on_error: "return" gives a result with an `error`; "raise" raises the first one and ends the others; a
+                function is called with each result that has an error, and what it returns comes in its place, None
+                leaves it out. It may be async.
+            stream: Whether the answers are streamed: then timings know the first token, silence is noticed
+                (`Timeouts.idle`), and an error has what had come (`.partial`).
+            on_chunk: Called with the index and each chunk of a stream; it may be async, which slows that stream alone.
+                Needs `stream=True`. What it raises ends the map.
+            model: For requests that name none.
+            timeouts: In place of the client's.
+            retry: In place of the client's, with which a wait of up to 15 minutes that the server asks for is waited.
+            priority: "batch" leaves the first turn to who waits for an answer, "interactive" does not.
+            headers: In addition to, or in place of, the client's.
+            **options: Fields of `ChatCompletionRequest`, for requests that do not have them.
+
+        Raises:
+            ValueError: An argument out of range; a field that is wrong in the defaults is found with the first request.
+            TypeError: An option that is none.
+        """
+        _check_options(options)
+        if stream is False and on_chunk is not None:
+            raise ValueError("on_chunk: there are chunks only with stream=True")
+        check_priority(priority)
+        rules = _checked_retry(retry) or attrs.evolve(self._retry, max_told=max(self._retry.max_told, MOST_PAUSE_S))
+        defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
+
+        def call(request: ChatCompletionRequest) -> Call:
+            return self._call(request, headers, timeouts, rules, priority, streamed=stream, sheds=False)
+
+        return MapResults(
+            Fanout(
+                requests,
+                Asks(call, None if stream else self._whole, self._stream),
+                defaults,
+                concurrency=checked_concurrency(concurrency, self._limiter.limits.concurrency),
+                ordered=ordered,
+                on_error=on_error,
+                on_chunk=on_chunk,
+            )
+        )
+
     @property
     def chat(self) -> Chat:
         """The SDKs' own words: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
@@ -267,6 +349,7 @@ class AsyncTogether:
         priority: Priority,
         *,
         streamed: bool,
+        sheds: bool = True,
     ) -> Call:
         """Returns a call that has yet to be opened."""
         check_priority(priority)
@@ -292,6 +375,7 @@ class AsyncTogether:
             size=size_of(request.messages, request.max_tokens, request.n),
             streamed=streamed,
             secrets=secrets,
+            sheds=sheds,
         )
 
     def _check_has_key(self, headers: Mapping[str, str] | None) -> None:
@@ -406,18 +490,22 @@ def _loop_time() -> float:
 def _request(
     messages: MessagesLike | ChatCompletionRequest, model: str | None, options: Mapping[str, Any]
 ) -> ChatCompletionRequest:
-    unknown = options.keys() - _REQUEST_FIELDS
-    if unknown:
-        raise TypeError(
-            f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
-            "what only the server knows goes into extra_body"
-        )
+    _check_options(options)
     if isinstance(messages, ChatCompletionRequest):
         changes = dict(options) if model is None else {**options, "model": model}
         return attrs.evolve(messages, **changes) if changes else messages
     if model is None:
         raise ValueError("model: missing; name the model, as model='meta-llama/Llama-3.3-70B-Instruct-Turbo'")
     return ChatCompletionRequest(messages=messages, model=model, **options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    unknown = options.keys() - _REQUEST_FIELDS
+    if unknown:
+        raise TypeError(
+            f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
+            "what only the server knows goes into extra_body"
+        )
 
 
 def _checked_key(key: object) -> Secret:

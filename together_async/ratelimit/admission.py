@@ -121,6 +121,7 @@ class Lane:
         "limits",
         "model",
         "overloaded",
+        "patient",
         "paused_until",
         "places",
         "queued",
@@ -149,6 +150,7 @@ class Lane:
         self.turns = 0  # of the interactive ones since the batch had one, while it waited
         self.least_patience_s = math.inf  # of those that ever waited
         self.queued = self.in_flight = self.unanswered = 0
+        self.patient = 0  # of those that wait: how many `Limits.max_queued` does not count
         self._ended = 0  # withdrawn ones that are still in a queue
         self.paused_until = -math.inf
         self.known = isinstance(concurrency, int)  # whoever says how much he wants at once is not kept from it
@@ -313,7 +315,7 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.places = limits.concurrency if isinstance(limits.concurrency, int) else None
-        self.in_flight = self.queued = 0
+        self.in_flight = self.queued = self.patient = 0
         self.next_at = math.inf
         self.refused: list[tuple[Reservation, TogetherError]] = []
         """Calls that wait for nothing any more, with the error for each; the driver takes them after every event."""
@@ -390,15 +392,21 @@ class Admission:
             QueueFullError: It does; nothing has changed but that the call is not in the queue.
         """
         lane = self.lane(model, now)
-        counts = [(self.limits.max_queued, self.queued)]
+        counts = [(self.limits.max_queued, self.queued - self.patient)]
         if lane.limits is not self.limits:
-            counts.append((lane.limits.max_queued, lane.queued))
+            counts.append((lane.limits.max_queued, lane.queued - lane.patient))
         for most, waiting in counts:
             if most is not None and waiting > most:
                 raise QueueFullError(
                     f"the queue is full: {waiting - 1} calls wait and Limits.max_queued is {most}; "
                     "ask later, or raise it"
                 )
+
+    def note_patient(self, one: Reservation, change: int) -> None:
+        """One that `Limits.max_queued` does not count begins to wait (1), or has waited (-1)."""
+        if one._epoch == self._epoch:
+            one._lane.patient += change
+            self.patient += change
 
     def withdraw(self, one: Reservation, now: float) -> None:
         """A call that waits gives up, or one that was let go has not been sent: what it held is others' now."""
@@ -602,9 +610,9 @@ class Admission:
                 lane.leave(one)
             for queue in lane.queues.values():
                 queue.clear()
-            lane.queued = lane.in_flight = lane.unanswered = lane._ended = 0
+            lane.queued = lane.in_flight = lane.unanswered = lane.patient = lane._ended = 0
         self._epoch += 1
-        self.in_flight = self.queued = 0
+        self.in_flight = self.queued = self.patient = 0
         self._busy.clear()
         self.next_at = math.inf
 

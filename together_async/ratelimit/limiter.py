@@ -100,6 +100,7 @@ class RateLimiter:
         priority: Priority = "interactive",
         number: int | None = None,
         patience_s: float = math.inf,
+        sheds: bool = True,
         late: Due | None = None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
     ) -> Reservation:
@@ -111,6 +112,8 @@ class RateLimiter:
             priority: "interactive" or "batch".
             number: Of an earlier reservation of the same call, whose place it keeps.
             patience_s: A pause that is longer is not waited for.
+            sheds: Whether `Limits.max_queued` holds for it, and counts it; not for one of a number that is bounded
+                already.
             late: When to give up, on the event loop's clock.
             on_waiting: Called with a future before the wait, with None after it. Whoever sets an exception on the
                 future ends the wait with it.
@@ -125,12 +128,14 @@ class RateLimiter:
         self._pump(now)
         if one.granted:
             return one
-        if number is None:
+        if number is None and sheds:
             try:
                 admission.check_room(model, now)
             except TogetherError:
                 self.withdraw(one)
                 raise
+        if not sheds:
+            admission.note_patient(one, 1)
         waiter: asyncio.Future[None] = loop.create_future()
         one.waiter = waiter
         timer = None if late is None else loop.call_at(late.at, _expire, waiter, late)
@@ -148,6 +153,8 @@ class RateLimiter:
             if on_waiting is not None:
                 on_waiting(None)
             one.waiter = None
+            if not sheds:
+                admission.note_patient(one, -1)
         return one
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:

@@ -1,0 +1,623 @@
+"""Many at once: `map`, which asks for many completions, and `merge`, which reads many streams.
+
+Both are a group of tasks that put what they get where one reader takes it. The tasks know the group, and only the
+reader's iterator knows that it is its own; so the iterator is dropped when its loop is left, and ends them all.
+
+How much there is at any moment is bounded in both directions: what has been read of the input and not yet been taken by
+the reader is never more than `concurrency`, so a slow reader slows the input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
+
+import attrs
+
+from together_async.errors import TogetherError
+from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, Usage
+from together_async.request import ChatCompletionRequest, MessagesLike
+
+if TYPE_CHECKING:
+    from together_async.call import Call
+    from together_async.stream import ChatCompletionStream
+
+R = TypeVar("R")
+K = TypeVar("K")
+C = TypeVar("C")
+T = TypeVar("T")
+
+MOST_AT_ONCE: Final = 256
+"""Requests under way at once, when neither the caller nor the limits say how many."""
+_OTHER_FILES: Final = 64
+"""Descriptors that are left to everything else in the process."""
+_FULL: Final = 64
+"""Chunks that `merge` keeps for a slow reader before it stops reading; it goes on at half of it."""
+
+Request: TypeAlias = MessagesLike | ChatCompletionRequest | Mapping[str, Any]
+"""What `map` asks for: a str, a conversation, a request, or a dict in the wire's shape."""
+
+
+@attrs.frozen
+class Timing:
+    """How long one request of a `map` took. Seconds, counted from the moment it was read from the input.
+
+    Attributes:
+        queued_s: Until its first attempt was sent: the wait for the limits.
+        first_token_s: Until the first token came, for `stream=True`; else None.
+        total_s: Until its end.
+    """
+
+    queued_s: float
+    first_token_s: float | None
+    total_s: float
+
+
+@attrs.frozen
+class MapResult(Generic[R]):
+    """What became of one request.
+
+    Attributes:
+        index: Its place in the input, from 0.
+        request: It, as it was given.
+        completion: The answer; None when there is none.
+        error: Why not: a `TogetherError`, or the ValueError of a request that is none; None when all is well.
+        attempts: How many HTTP requests were made for it; 0 when none was sent.
+        timing: How long it took.
+        retries: Why there was more than one attempt.
+    """
+
+    index: int
+    request: R = attrs.field(repr=False)
+    completion: ChatCompletion | None = attrs.field(repr=False)
+    error: TogetherError | ValueError | None
+    attempts: int
+    timing: Timing
+    retries: tuple[Retried, ...] = ()
+
+    @property
+    def usage(self) -> Usage | None:
+        """The server's count of tokens, None when it did not come."""
+        return None if self.completion is None else self.completion.usage
+
+
+OnError: TypeAlias = Literal["return", "raise"] | Callable[[MapResult[Any]], Any]
+OnChunk: TypeAlias = Callable[[int, ChatCompletionChunk], Any]
+
+
+class Asks:
+    """How the requests of one `map` are asked: what the client gives to it."""
+
+    __slots__ = ("call", "stream", "whole")
+
+    def __init__(
+        self,
+        call: Callable[[ChatCompletionRequest], Call],
+        whole: Callable[[Call], Coroutine[Any, Any, ChatCompletion]] | None,
+        stream: Callable[[Call, ChatCompletionRequest], ChatCompletionStream],
+    ) -> None:
+        self.call = call
+        self.whole = whole
+        self.stream = stream
+
+
+# -------------------------------------------------------------------------------------------------------------- a group
+
+
+class _Group(Generic[T]):
+    """Tasks that bring something, and what they have brought."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready: deque[T] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self.over = False  # nothing more is brought
+
+    def _start(self) -> None:
+        """Starts the first tasks; called once, in the event loop."""
+
+    def _taken(self) -> None:
+        """Something has been taken away."""
+
+    def _all_brought(self) -> bool:
+        return not self._tasks
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None  # noqa: S101 - started
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self.over:
+            if not task.cancelled():
+                task.exception()  # seen: the reader is gone
+            return
+        error = asyncio.CancelledError("a task of the group was cancelled") if task.cancelled() else task.exception()
+        if error is not None and self._failure is None:
+            self._failure = error
+        if error is not None or self._all_brought():
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def take(self, *, owner: bool) -> T:
+        """Returns what came next.
+
+        Raises:
+            StopAsyncIteration: There is nothing more.
+            Exception: What ended a task. All others have ended by then.
+        """
+        if self._loop is None and not self.over:
+            self._loop = asyncio.get_running_loop()
+            self._start()
+        while not self._ready:
+            if self._failure is not None or self.over or self._all_brought():
+                await self.aclose()
+                failure, self._failure = self._failure, None
+                raise failure or StopAsyncIteration
+            if self._waiter is not None:
+                raise RuntimeError("two tasks read the same results; let one of them read")
+            waiter = self._waiter = cast("asyncio.AbstractEventLoop", self._loop).create_future()
+            try:
+                await waiter
+            except BaseException:
+                if owner:
+                    await self.aclose()
+                raise
+            finally:
+                self._waiter = None
+        one = self._ready.popleft()
+        self._taken()
+        return one
+
+    def leave(self) -> None:
+        """Tells all tasks to end."""
+        self.over = True
+        self._ready.clear()
+        loop = self._loop
+        if self._tasks and loop is not None and not loop.is_closed():
+            for task in tuple(self._tasks):
+                task.cancel()
+
+    async def aclose(self) -> None:
+        """Ends all tasks. They have ended when it returns."""
+        self.leave()
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        self._wake()
+
+
+class _Results(Generic[T]):
+    """What both give back: an async iterator, and an async context manager whose end ends everything.
+
+    In a plain `async for` the loop's own iterator is the owner: when the loop is left by `break`, an error or a
+    cancellation, it is dropped, and every task is told to end at once. `async with` waits until they have.
+    """
+
+    __slots__ = ("__weakref__", "_entered", "_group", "_owner")
+
+    def __init__(self, group: _Group[T], *, owner: bool = True) -> None:
+        self._group = group
+        self._entered = False
+        self._owner = owner
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        owner, self._owner = self._owner, False
+        return type(self)(self._group, owner=owner)
+
+    async def __anext__(self) -> T:
+        return await self._group.take(owner=self._owner)
+
+    async def __aenter__(self) -> Self:
+        self._owner = False
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._group.aclose()
+
+    async def aclose(self) -> None:
+        """Ends all that is under way. It has ended when this returns; twice is fine."""
+        await self._group.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", False):
+            self._group.leave()
+
+
+# ------------------------------------------------------------------------------------------------------------------ map
+
+
+class MapResults(_Results[MapResult[R]]):
+    """The results of a `map`, as they come: an async iterator, and an async context manager. Made by `client.map`."""
+
+    __slots__ = ()
+    _group: Fanout[R]
+
+    def __repr__(self) -> str:
+        group = self._group
+        return f"<{type(self).__name__} {group.under_way} under way, {group.waiting} of them wait, {group.read} read>"
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have begun and not ended."""
+        return self._group.under_way
+
+    @property
+    def waiting(self) -> int:
+        """How many of them wait for the limits."""
+        return self._group.waiting
+
+    @property
+    def limited_s(self) -> float:
+        """Seconds so far in which at least one of them waited for the limits."""
+        return self._group.limited_s
+
+
+class Fanout(_Group[MapResult[R]]):
+    """What goes on under one `map`.
+
+    Args:
+        source: The requests.
+        asks: How each is asked.
+        defaults: The fields of a request that says nothing about them.
+        concurrency: How many may be under way at once.
+        ordered: Whether results come in the order of the input.
+        on_error: What becomes of a result without a completion.
+        on_chunk: Called with each chunk.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[R] | AsyncIterable[R],
+        asks: Asks,
+        defaults: Mapping[str, Any],
+        *,
+        concurrency: int,
+        ordered: bool = False,
+        on_error: OnError = "return",
+        on_chunk: OnChunk | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
+            raise ValueError(f"requests: got a {type(source).__name__}, expected an iterable of requests, as [prompt]")
+        if on_error not in ("return", "raise") and not callable(on_error):
+            raise ValueError(f"on_error: got {on_error!r}, expected 'return', 'raise' or a function of the result")
+        self._source: Iterator[R] | None = None
+        self._async_source: AsyncIterator[R] | None = None
+        if isinstance(source, AsyncIterable):
+            self._async_source = aiter(source)
+        else:
+            self._source = iter(source)
+        self._asks = asks
+        self._defaults = defaults
+        self._concurrency = concurrency
+        self._ordered = ordered
+        # In order, a slow one keeps those after it waiting; others may begin meanwhile, but not without end.
+        self._window = 2 * concurrency if ordered else concurrency
+        self._on_error = on_error
+        self._on_chunk = on_chunk
+        self._early: dict[int, MapResult[R]] = {}  # in order: those that came before their turn
+        self._next = 0
+        self._room: asyncio.Future[None] | None = None
+        self._exhausted = False
+        self._callers: BaseException | None = None  # what `on_chunk` raised
+        self._input_error: BaseException | None = None
+        self.read = 0
+        self.taken = 0
+        self.under_way = 0
+        self.waiting = 0
+        self._limited_s = 0.0
+        self._limited_since = 0.0
+
+    # ----------------------------------------------------------------------------------------------------------- input
+
+    def _start(self) -> None:
+        if self._async_source is not None:
+            self._spawn(self._read_all(self._async_source))
+        else:
+            self._fill()
+
+    def _has_room(self) -> bool:
+        return self.under_way < self._concurrency and self.read - self.taken < self._window and not self.over
+
+    def _fill(self) -> None:
+        """Begins as many as may be."""
+        source = self._source
+        if source is None:
+            room = self._room
+            if room is not None and not room.done() and self._has_room():
+                room.set_result(None)
+            return
+        while not self._exhausted and self._has_room():
+            try:
+                request = next(source)
+            except StopIteration:
+                self._end_of_input(None)
+            except Exception as error:  # noqa: BLE001 - the reader gets it, after what is under way
+                self._end_of_input(error)
+            else:
+                self._begin(request)
+
+    async def _read_all(self, source: AsyncIterator[R]) -> None:
+        error: Exception | None = None
+        try:
+            while True:
+                if not self._has_room():
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+                self._begin(await anext(source))
+        except StopAsyncIteration:
+            pass
+        except Exception as raised:  # noqa: BLE001 - as above
+            error = raised
+        self._end_of_input(error)
+
+    def _end_of_input(self, error: Exception | None) -> None:
+        self._exhausted, self._source, self._async_source = True, None, None
+        self._input_error = error
+
+    def _all_brought(self) -> bool:
+        if self._tasks or not self._exhausted:
+            return False
+        if self._input_error is not None:
+            self._failure, self._input_error = self._input_error, None
+        return True
+
+    # --------------------------------------------------------------------------------------------------------- one each
+
+    def _begin(self, request: R) -> None:
+        index, self.read = self.read, self.read + 1
+        self.under_way += 1
+        self._spawn(self._ask(index, request))
+
+    async def _ask(self, index: int, given: R) -> None:
+        assert self._loop is not None  # noqa: S101 - started
+        began = self._loop.time()
+        call: Call | None = None
+        completion: ChatCompletion | None = None
+        failure: TogetherError | ValueError | None = None
+        first_s: float | None = None
+        try:
+            request = request_of(given, self._defaults)
+            asks = self._asks
+            call = asks.call(request)
+            call.on_wait = self._note_wait
+            if asks.whole is not None:
+                completion = await asks.whole(call)
+            else:
+                stream = asks.stream(call, request)
+                try:
+                    completion = await self._read(index, stream)
+                finally:
+                    first_s = stream.stats.first_token_s
+        except (TogetherError, ValueError) as error:
+            if error is self._callers:
+                raise
+            failure = error
+        finally:
+            self.under_way -= 1
+        ended = self._loop.time()
+        if call is None:
+            timing = Timing(0.0, None, ended - began)
+            self._bring(MapResult(index, given, None, failure, 0, timing))
+            return
+        sent = call.first_sent_at
+        timing = Timing((ended if sent is None else sent) - began, first_s, ended - began)
+        self._bring(MapResult(index, given, completion, failure, call.attempts, timing, call.retries))
+
+    async def _read(self, index: int, stream: ChatCompletionStream) -> ChatCompletion:
+        on_chunk = self._on_chunk
+        if on_chunk is None:
+            return await stream.completion()
+        async with stream:
+            async for chunk in stream:
+                try:
+                    answer = on_chunk(index, chunk)
+                    if inspect.isawaitable(answer):
+                        await answer
+                except Exception as error:
+                    self._callers = error
+                    raise
+            return await stream.completion()
+
+    def _note_wait(self, change: int) -> None:
+        """A call begins, or ends, to wait for the limits."""
+        assert self._loop is not None  # noqa: S101 - started
+        if self.waiting == 0:
+            self._limited_since = self._loop.time()
+        self.waiting += change
+        if self.waiting == 0:
+            self._limited_s += self._loop.time() - self._limited_since
+
+    @property
+    def limited_s(self) -> float:
+        """Seconds so far in which at least one call waited for the limits."""
+        now = self._loop.time() if self.waiting and self._loop is not None else self._limited_since
+        return self._limited_s + (now - self._limited_since)
+
+    # ---------------------------------------------------------------------------------------------------------- output
+
+    def _bring(self, result: MapResult[R]) -> None:
+        if self.over:
+            return
+        if self._ordered:
+            self._early[result.index] = result
+            while (one := self._early.pop(self._next, None)) is not None:
+                self._next += 1
+                self._ready.append(one)
+            self._fill()
+        else:
+            self._ready.append(result)
+        if self._ready:
+            self._wake()
+
+    def _taken(self) -> None:
+        self.taken += 1
+        self._fill()
+
+    async def take(self, *, owner: bool) -> MapResult[R]:
+        """Returns the next result that is for the reader."""
+        while True:
+            result = await super().take(owner=owner)
+            if result.error is None or self._on_error == "return":
+                return result
+            if self._on_error == "raise":
+                await self.aclose()
+                raise result.error
+            try:
+                answer = cast("Callable[[MapResult[Any]], Any]", self._on_error)(result)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+            except BaseException:
+                await self.aclose()
+                raise
+            if answer is not None:
+                return cast("MapResult[R]", answer)
+
+    def leave(self) -> None:
+        """Tells all tasks to end, and lets go of the input."""
+        super().leave()
+        self._end_of_input(None)
+        self._early.clear()
+
+
+def request_of(given: object, defaults: Mapping[str, Any]) -> ChatCompletionRequest:
+    """Returns the request that an element of the input stands for.
+
+    Args:
+        given: A str, a conversation, a dict in the wire's shape, or a request.
+        defaults: Fields for what it says nothing about.
+
+    Raises:
+        ValueError: It is none of them, or a field is missing or out of range.
+    """
+    if isinstance(given, ChatCompletionRequest):
+        missing = {name: value for name, value in defaults.items() if getattr(given, name) is None}
+        if "extra_body" in defaults:
+            missing["extra_body"] = {**defaults["extra_body"], **given.extra_body}
+        return attrs.evolve(given, **missing) if missing else given
+    if isinstance(given, Mapping):
+        if "body" in given and "messages" not in given:
+            raise ValueError("got a line of a batch file, expected a request: pass its 'body', or use run_batch")
+        own = {name: value for name, value in given.items() if value is not None}
+        others = {name: value for name, value in defaults.items() if name != "extra_body"}
+        return ChatCompletionRequest.from_dict({**defaults.get("extra_body", {}), **others, **own})
+    if isinstance(given, (str, Sequence)) and not isinstance(given, (bytes, bytearray)):
+        if "model" not in defaults:
+            raise ValueError(
+                "model: missing; name it, as map(prompts, model='meta-llama/Llama-3.3-70B-Instruct-Turbo')"
+            )
+        return ChatCompletionRequest(messages=cast("MessagesLike", given), **defaults)
+    raise ValueError(f"got a {type(given).__name__}, expected a str, messages, a dict or a ChatCompletionRequest")
+
+
+def checked_concurrency(concurrency: object, limit: int | str | None) -> int:
+    """Returns how many requests a `map` may have under way.
+
+    Args:
+        concurrency: What the caller asked for, None for nothing.
+        limit: `Limits.concurrency`.
+
+    Raises:
+        ValueError: It is not a whole number from 1.
+    """
+    if concurrency is None:
+        return limit if isinstance(limit, int) else min(MOST_AT_ONCE, _files_allowed())
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise ValueError(f"concurrency: got {concurrency!r}, expected a whole number from 1, or None for as the limits")
+    return concurrency
+
+
+def _files_allowed() -> int:
+    """Returns how many connections the process may open by its limit of descriptors, which is 256 on some systems."""
+    if sys.platform == "win32":
+        return MOST_AT_ONCE
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_AT_ONCE if soft == resource.RLIM_INFINITY else max(1, soft - _OTHER_FILES)
+
+
+# ---------------------------------------------------------------------------------------------------------------- merge
+
+
+class Merged(_Results[tuple[K, C]]):
+    """Chunks of many streams as they come, each with the key of its stream. Made by `merge`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {len(self._group._tasks)} streams>"
+
+
+class _Merging(_Group[tuple[K, C]]):
+    def __init__(self, streams: Mapping[K, AsyncIterable[C]], *, returns: bool) -> None:
+        super().__init__()
+        self._streams: Mapping[K, AsyncIterable[C]] | None = streams
+        self._returns = returns
+        self._room: asyncio.Future[None] | None = None
+
+    def _start(self) -> None:
+        streams, self._streams = self._streams or {}, None
+        for key, stream in streams.items():
+            self._spawn(self._pump(key, stream))
+
+    async def _pump(self, key: K, stream: AsyncIterable[C]) -> None:
+        ready = self._ready
+        try:
+            async for chunk in stream:
+                ready.append((key, chunk))
+                self._wake()
+                while len(ready) >= _FULL:
+                    if self._room is None or self._room.done():
+                        self._room = asyncio.get_running_loop().create_future()
+                    await asyncio.shield(self._room)
+        except TogetherError as error:
+            if not self._returns:
+                error.add_note(f"the stream of {key!r}")
+                raise
+            ready.append((key, cast("C", error)))
+            self._wake()
+
+    def _taken(self) -> None:
+        if self._room is not None and not self._room.done() and len(self._ready) <= _FULL // 2:
+            self._room.set_result(None)
+
+
+def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["raise", "return"] = "raise") -> Merged[K, C]:
+    """Reads many streams at once.
+
+    ```python
+    async with merge({model: client.stream(prompt, model=model) for model in models}) as chunks:
+        async for model, chunk in chunks: ...
+    ```
+
+    Args:
+        streams: Streams by a key of yours; those that are not open are opened. Their `text()`s will do as well.
+        on_error: "raise" ends all streams with the first error; "return" yields the error in a chunk's place, and the
+            others go on.
+
+    Returns:
+        An async iterator of `(key, chunk)`; of one stream in its order. It reads no more than 64 chunks ahead.
+
+    Raises:
+        ValueError: `on_error` is something else.
+        TogetherError (while reading): As the streams raise it.
+    """
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
+    return Merged(_Merging(streams, returns=on_error == "return"))
