@@ -31,8 +31,9 @@ AT_IMPORT = {
     "retry": {"errors", "models"},
     "ratelimit": {"errors", "timeouts"},
     # I/O
+    "deadlines": set(),
     "exchange": {"errors", "protocol", "timeouts"},
-    "transport": {"_version", "errors", "exchange", "protocol", "secret", "timeouts"},
+    "transport": {"_version", "deadlines", "errors", "exchange", "protocol", "secret", "timeouts"},
     "call": {"errors", "models", "protocol", "ratelimit", "retry", "timeouts"},
     "stream": {"accumulator", "codec", "errors", "models", "protocol"},
     "structured": {"codec", "errors", "models"},
@@ -82,7 +83,7 @@ ON_FIRST_USE = {
 }
 FOR_TYPES = {
     "compat": {"client", "stream"},
-    "call": {"exchange", "protocol", "ratelimit", "transport"},
+    "call": {"exchange", "protocol", "ratelimit", "request", "transport"},
     "fanout": {"call", "stream"},
     "stream": {"call", "exchange"},
     "client": {"exchange", "transport"},

@@ -15,7 +15,7 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from together_async import protocol, retry
 from together_async.errors import (
@@ -38,26 +38,39 @@ if TYPE_CHECKING:
     from together_async.ratelimit.admission import Reservation
     from together_async.ratelimit.limiter import RateLimiter
     from together_async.ratelimit.limits import Priority
+    from together_async.request import ChatCompletionRequest
     from together_async.transport import Abortable, Transport
+
+
+class Home(Protocol):
+    """What a call needs of the client that makes it."""
+
+    def _transport_for(self, headers: Mapping[str, str] | None) -> Transport:
+        """Returns the connections of the running loop, if there is a key to use them with."""
+        ...
+
+    def _secrets_of(self, request: ChatCompletionRequest) -> list[str]:
+        """Returns what no error's text may repeat."""
+        ...
 
 
 class Call:
     """One call and its attempts.
 
     Args:
-        transport: Returns the connections of the running loop.
+        home: The client.
+        request: What to ask.
         limiter: Whose turn it is.
         budget: The client's.
-        http: What to send.
+        http: The same as it is sent.
         headers: Added to, or in place of, the client's.
         timeouts: The call's.
         rules: When to ask again.
         priority: Who goes first.
-        model: The model's name.
         size: The request's size.
         streamed: Whether the response comes token by token.
-        secrets: Returns what no error's text may repeat.
         sheds: Whether `Limits.max_queued` holds for it.
+        hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
         chance: A number from 0 to 1.
 
     Attributes:
@@ -73,13 +86,16 @@ class Call:
         "_abort",
         "_budget",
         "_headers",
+        "_home",
         "_http",
+        "_hurries",
         "_limiter",
         "_loop",
         "_model",
         "_number",
         "_pause_s",
         "_priority",
+        "_request",
         "_reservation",
         "_rules",
         "_sent_at",
@@ -90,7 +106,6 @@ class Call:
         "_streamed",
         "_timeouts",
         "_told_s",
-        "_transport",
         "_tries",
         "_waiter",
         "attempts",
@@ -99,14 +114,14 @@ class Call:
         "first_sent_at",
         "on_wait",
         "retries",
-        "secrets",
         "tokens",
     )
 
     def __init__(
         self,
         *,
-        transport: Callable[[], Transport],
+        home: Home,
+        request: ChatCompletionRequest,
         limiter: RateLimiter,
         budget: RetryBudget,
         http: HTTPRequest,
@@ -114,14 +129,14 @@ class Call:
         timeouts: Timeouts,
         rules: Retry,
         priority: Priority,
-        model: str,
         size: Size,
         streamed: bool,
-        secrets: Callable[[], list[str]],
         sheds: bool = True,
+        hurries: bool = False,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._transport = transport
+        self._home = home
+        self._request = request
         self._limiter = limiter
         self._budget = budget
         self._http = http
@@ -129,10 +144,9 @@ class Call:
         self._timeouts = timeouts
         self._rules = rules
         self._priority: Priority = priority
-        self._model = model
+        self._model = request.model
         self._size = size
         self._streamed = streamed
-        self.secrets = secrets
         self.chance = chance
         self.attempts = self._tries = 0
         self.retries: tuple[Retried, ...] = ()
@@ -140,7 +154,7 @@ class Call:
         self.estimated = False
         self.first_sent_at: float | None = None
         self.on_wait: Callable[[int], None] | None = None
-        self._sheds = sheds
+        self._sheds, self._hurries = sheds, hurries
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
@@ -155,6 +169,10 @@ class Call:
     def __repr__(self) -> str:
         return f"<Call to {self._model}, {self._tries} of {self._rules.attempts} attempts>"
 
+    def secrets(self) -> list[str]:
+        """Returns what no error's text may repeat."""
+        return self._home._secrets_of(self._request)
+
     # ----------------------------------------------------------------------------------------------------------- asking
 
     async def open(self) -> Exchange:
@@ -163,7 +181,7 @@ class Call:
         Raises:
             TogetherError: What the last attempt came to, or why there was none; with attempts and retries.
         """
-        transport = self._transport()
+        transport = self._home._transport_for(self._headers)
         self._loop = transport.loop
         if self._started is None:
             self._started = self._loop.time()
@@ -188,7 +206,7 @@ class Call:
             TogetherError: `error` itself, if there is no other attempt; else as `open`.
         """
         delay_s = self._decide(error)
-        transport = self._transport()
+        transport = self._home._transport_for(self._headers)
         transport.openings.add(self)
         try:
             await self._sleep(delay_s)
@@ -248,6 +266,7 @@ class Call:
                 number=self._number,
                 patience_s=self._rules.max_told,
                 sheds=self._sheds,
+                hurries=self._hurries,
                 late=late,
                 on_waiting=self._note_waiting,
             )

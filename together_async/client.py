@@ -18,7 +18,7 @@ from together_async import protocol, structured
 from together_async.call import Call
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
-from together_async.fanout import Asks, Fanout, MapResults, OnChunk, OnError, checked_concurrency
+from together_async.fanout import Asks, Defaults, Fanout, MapResults, OnChunk, OnError, checked_concurrency
 from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.admission import MOST_PAUSE_S
@@ -197,7 +197,7 @@ class AsyncTogether:
         exchange.on_close = functools.partial(call.ended, None)
         try:
             body = await exchange.read_all()
-            completion = protocol.completion_of(
+            completion = protocol.plain_completion(body) or protocol.completion_of(
                 body, status=exchange.status, headers=exchange.headers, secrets=call.secrets()
             )
             usage = completion.usage
@@ -287,8 +287,9 @@ class AsyncTogether:
             requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
                 `ChatCompletionRequest`s, or dicts in the wire's shape. An error that it raises comes out of the loop
                 when what is under way has come.
-            concurrency: How many requests may be under way at once, from 1. None takes `Limits.concurrency`, else 256,
-                or fewer where the process may not open as many connections; the rates are kept in any case.
+            concurrency: How many requests may be under way at once, from 1; they are sent as fast as the rates allow
+                that are known. None takes `Limits.concurrency`, else 256, or fewer where the process may not open as
+                many connections, and asks a service that has told nothing yet slowly at first.
             ordered: Whether results come in the order of the requests; else as they finish.
             on_error: "return" gives a result with an `error`; "raise" raises the first one and ends the others; a
                 function is called with each result that has an error, and what it returns comes in its place, None
@@ -315,14 +316,18 @@ class AsyncTogether:
         rules = _checked_retry(retry) or attrs.evolve(self._retry, max_told=max(self._retry.max_told, MOST_PAUSE_S))
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
 
+        hurries = concurrency is not None
+
         def call(request: ChatCompletionRequest) -> Call:
-            return self._call(request, headers, timeouts, rules, priority, streamed=stream, sheds=False)
+            return self._call(
+                request, headers, timeouts, rules, priority, streamed=stream, sheds=False, hurries=hurries
+            )
 
         return MapResults(
             Fanout(
                 requests,
                 Asks(call, None if stream else self._whole, self._stream),
-                defaults,
+                Defaults(defaults),
                 concurrency=checked_concurrency(concurrency, self._limiter.limits.concurrency),
                 ordered=ordered,
                 on_error=on_error,
@@ -350,20 +355,14 @@ class AsyncTogether:
         *,
         streamed: bool,
         sheds: bool = True,
+        hurries: bool = False,
     ) -> Call:
         """Returns a call that has yet to be opened."""
         check_priority(priority)
         extra = _checked_headers(headers) if headers else None
-
-        def secrets() -> list[str]:
-            return self._secrets(request)
-
-        def transport() -> Transport:
-            self._check_has_key(extra)
-            return self._transport_here()
-
         return Call(
-            transport=transport,
+            home=self,
+            request=request,
             limiter=self._limiter,
             budget=self._budget,
             http=protocol.build_request(request, stream=streamed),
@@ -371,11 +370,10 @@ class AsyncTogether:
             timeouts=timeouts if timeouts is not None else self._timeouts,
             rules=_checked_retry(retry) or self._retry,
             priority=priority,
-            model=request.model,
             size=size_of(request.messages, request.max_tokens, request.n),
             streamed=streamed,
-            secrets=secrets,
             sheds=sheds,
+            hurries=hurries,
         )
 
     def _check_has_key(self, headers: Mapping[str, str] | None) -> None:
@@ -390,7 +388,7 @@ class AsyncTogether:
                 )
             )
 
-    def _secrets(self, request: ChatCompletionRequest) -> list[str]:
+    def _secrets_of(self, request: ChatCompletionRequest) -> list[str]:
         """What no error's text may repeat: the key, and what the messages say."""
         texts: list[str] = [self._api_key]
         for message in request.messages:
@@ -401,8 +399,9 @@ class AsyncTogether:
 
     # ------------------------------------------------------------------------------------------------------- lifetime
 
-    def _transport_here(self) -> Transport:
+    def _transport_for(self, headers: Mapping[str, str] | None) -> Transport:
         """Returns the transport of the running loop, opened on first use; one of a loop that ended is given up."""
+        self._check_has_key(headers)
         if self._closed:
             raise _unsent(APIConnectionError("the client is closed; make a new one, or close it later"))
         transport = self._transport

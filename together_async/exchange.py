@@ -264,6 +264,8 @@ class Exchange:
             APIResponseValidationError: Longer than `limit`, or inflating beyond reason.
             APITimeoutError, APIConnectionError: As `read` does.
         """
+        if self._content.is_eof() and not self._compressed and self._failure is None and not self._waiting:
+            return self._all_at_hand(limit)
         pieces: list[bytes] = []
         size = 0
         progressed = False
@@ -272,14 +274,27 @@ class Exchange:
                 pieces.append(data)
                 size += len(data)
                 progressed = not data.isspace()  # gateways keep a long wait alive with blanks
-                if size > limit:
-                    self.close()
-                    raise APIResponseValidationError(
-                        f"got a body of more than {size} bytes, expected at most {limit}; if it is no attack, stream it"
-                    )
+                self._check_size(size, limit)
         except InflationError as error:
             raise APIResponseValidationError(str(error)) from error
         return b"".join(pieces)
+
+    def _all_at_hand(self, limit: int) -> bytes:
+        """A body that came with its head, as most short ones do: there is nothing to wait for, and no timer to set."""
+        try:
+            data = self._content.read_nowait(-1)
+        except Exception as error:  # noqa: BLE001 - rescue raises what it means
+            return self.rescue(error)
+        self.arrived = self._time()
+        self._check_size(len(data), limit)
+        return data
+
+    def _check_size(self, size: int, limit: int) -> None:
+        if size > limit:
+            self.close()
+            raise APIResponseValidationError(
+                f"got a body of more than {size} bytes, expected at most {limit}; if it is no attack, stream it"
+            )
 
     def _check_inflation(self, size: int, compressed: int) -> None:
         limit = max(_INFLATE_FREE, _INFLATE_RATIO * compressed)

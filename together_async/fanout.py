@@ -130,19 +130,14 @@ class _Group(Generic[T]):
         return not self._tasks
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Starts a task. Its last act is `_ended`: that is cheaper than a callback, and each request has a task."""
         assert self._loop is not None  # noqa: S101 - started
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._tasks.add(self._loop.create_task(work))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self.over:
-            if not task.cancelled():
-                task.exception()  # seen: the reader is gone
-            return
-        error = asyncio.CancelledError("a task of the group was cancelled") if task.cancelled() else task.exception()
-        if error is not None and self._failure is None:
+    def _ended(self, error: BaseException | None = None) -> None:
+        """The running task ends; an error ends the others too, as soon as the reader comes."""
+        self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        if error is not None and self._failure is None and not self.over:
             self._failure = error
         if error is not None or self._all_brought():
             self._wake()
@@ -195,7 +190,8 @@ class _Group(Generic[T]):
         """Ends all tasks. They have ended when it returns."""
         self.leave()
         while self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            done, _ = await asyncio.wait(tuple(self._tasks))
+            self._tasks -= done  # those that were cancelled before they began
         self._wake()
 
 
@@ -267,13 +263,39 @@ class MapResults(_Results[MapResult[R]]):
         return self._group.limited_s
 
 
+class _Asked:
+    """What is known of one request so far."""
+
+    __slots__ = ("call", "completion", "error", "first_token_s")
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+        self.completion: ChatCompletion | None = None
+        self.error: TogetherError | ValueError | None = None
+        self.first_token_s: float | None = None
+
+    def result(self, index: int, request: R, began: float, ended: float) -> MapResult[R]:
+        """Returns what is told of it."""
+        call = self.call
+        sent = began if call is None else ended if call.first_sent_at is None else call.first_sent_at
+        return MapResult(
+            index,
+            request,
+            self.completion,
+            self.error,
+            0 if call is None else call.attempts,
+            Timing(sent - began, self.first_token_s, ended - began),
+            () if call is None else call.retries,
+        )
+
+
 class Fanout(_Group[MapResult[R]]):
     """What goes on under one `map`.
 
     Args:
         source: The requests.
         asks: How each is asked.
-        defaults: The fields of a request that says nothing about them.
+        defaults: What holds for requests that do not say it themselves.
         concurrency: How many may be under way at once.
         ordered: Whether results come in the order of the input.
         on_error: What becomes of a result without a completion.
@@ -284,7 +306,7 @@ class Fanout(_Group[MapResult[R]]):
         self,
         source: Iterable[R] | AsyncIterable[R],
         asks: Asks,
-        defaults: Mapping[str, Any],
+        defaults: Defaults,
         *,
         concurrency: int,
         ordered: bool = False,
@@ -362,9 +384,11 @@ class Fanout(_Group[MapResult[R]]):
                 self._begin(await anext(source))
         except StopAsyncIteration:
             pass
-        except Exception as raised:  # noqa: BLE001 - as above
+        except Exception as raised:  # noqa: BLE001 - the reader gets it, after what is under way
             error = raised
-        self._end_of_input(error)
+        finally:
+            self._end_of_input(error)
+            self._ended()
 
     def _end_of_input(self, error: Exception | None) -> None:
         self._exhausted, self._source, self._async_source = True, None, None
@@ -385,39 +409,38 @@ class Fanout(_Group[MapResult[R]]):
         self._spawn(self._ask(index, request))
 
     async def _ask(self, index: int, given: R) -> None:
-        assert self._loop is not None  # noqa: S101 - started
-        began = self._loop.time()
-        call: Call | None = None
-        completion: ChatCompletion | None = None
-        failure: TogetherError | ValueError | None = None
-        first_s: float | None = None
+        began = self._now()
+        one = _Asked()
+        failure: BaseException | None = None
         try:
-            request = request_of(given, self._defaults)
-            asks = self._asks
-            call = asks.call(request)
-            call.on_wait = self._note_wait
-            if asks.whole is not None:
-                completion = await asks.whole(call)
-            else:
-                stream = asks.stream(call, request)
-                try:
-                    completion = await self._read(index, stream)
-                finally:
-                    first_s = stream.stats.first_token_s
+            await self._answer(index, given, one)
         except (TogetherError, ValueError) as error:
-            if error is self._callers:
-                raise
+            one.error = error
+            failure = error if error is self._callers else None
+        except Exception as error:  # noqa: BLE001 - the reader gets it
             failure = error
-        finally:
+        except BaseException as error:
             self.under_way -= 1
-        ended = self._loop.time()
-        if call is None:
-            timing = Timing(0.0, None, ended - began)
-            self._bring(MapResult(index, given, None, failure, 0, timing))
+            self._ended(error)
+            raise
+        self.under_way -= 1
+        if failure is None:
+            self._bring(one.result(index, given, began, self._now()))
+        self._ended(failure)
+
+    async def _answer(self, index: int, given: R, one: _Asked) -> None:
+        asks = self._asks
+        request = self._defaults.request(given)
+        call = one.call = asks.call(request)
+        call.on_wait = self._note_wait
+        if asks.whole is not None:
+            one.completion = await asks.whole(call)
             return
-        sent = call.first_sent_at
-        timing = Timing((ended if sent is None else sent) - began, first_s, ended - began)
-        self._bring(MapResult(index, given, completion, failure, call.attempts, timing, call.retries))
+        stream = asks.stream(call, request)
+        try:
+            one.completion = await self._read(index, stream)
+        finally:
+            one.first_token_s = stream.stats.first_token_s
 
     async def _read(self, index: int, stream: ChatCompletionStream) -> ChatCompletion:
         on_chunk = self._on_chunk
@@ -434,20 +457,21 @@ class Fanout(_Group[MapResult[R]]):
                     raise
             return await stream.completion()
 
+    def _now(self) -> float:
+        return cast("asyncio.AbstractEventLoop", self._loop).time()
+
     def _note_wait(self, change: int) -> None:
         """A call begins, or ends, to wait for the limits."""
-        assert self._loop is not None  # noqa: S101 - started
-        if self.waiting == 0:
-            self._limited_since = self._loop.time()
+        now = self._now()
+        if self.waiting:
+            self._limited_s += now - self._limited_since
+        self._limited_since = now
         self.waiting += change
-        if self.waiting == 0:
-            self._limited_s += self._loop.time() - self._limited_since
 
     @property
     def limited_s(self) -> float:
         """Seconds so far in which at least one call waited for the limits."""
-        now = self._loop.time() if self.waiting and self._loop is not None else self._limited_since
-        return self._limited_s + (now - self._limited_since)
+        return self._limited_s + (self._now() - self._limited_since if self.waiting else 0.0)
 
     # ---------------------------------------------------------------------------------------------------------- output
 
@@ -473,13 +497,14 @@ class Fanout(_Group[MapResult[R]]):
         """Returns the next result that is for the reader."""
         while True:
             result = await super().take(owner=owner)
-            if result.error is None or self._on_error == "return":
+            on_error = self._on_error
+            if result.error is None or on_error == "return":
                 return result
-            if self._on_error == "raise":
+            if on_error == "raise":
                 await self.aclose()
                 raise result.error
             try:
-                answer = cast("Callable[[MapResult[Any]], Any]", self._on_error)(result)
+                answer = on_error(result)  # pyright: ignore[reportCallIssue]  # mypy narrows it, pyright does not
                 if inspect.isawaitable(answer):
                     answer = await answer
             except BaseException:
@@ -495,34 +520,54 @@ class Fanout(_Group[MapResult[R]]):
         self._early.clear()
 
 
-def request_of(given: object, defaults: Mapping[str, Any]) -> ChatCompletionRequest:
-    """Returns the request that an element of the input stands for.
+class Defaults:
+    """What holds for requests that do not say it themselves.
 
     Args:
-        given: A str, a conversation, a dict in the wire's shape, or a request.
-        defaults: Fields for what it says nothing about.
-
-    Raises:
-        ValueError: It is none of them, or a field is missing or out of range.
+        fields: Fields of `ChatCompletionRequest`.
     """
-    if isinstance(given, ChatCompletionRequest):
-        missing = {name: value for name, value in defaults.items() if getattr(given, name) is None}
-        if "extra_body" in defaults:
-            missing["extra_body"] = {**defaults["extra_body"], **given.extra_body}
+
+    __slots__ = ("_fields", "_template")
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+        self._template: ChatCompletionRequest | None = None
+
+    def request(self, given: object) -> ChatCompletionRequest:
+        """Returns the request that an element of the input stands for.
+
+        Args:
+            given: A str, a conversation, a dict in the wire's shape, or a request.
+
+        Raises:
+            ValueError: It is none of them, or a field is missing or out of range.
+        """
+        if isinstance(given, ChatCompletionRequest):
+            return self._complete(given)
+        if isinstance(given, Mapping):
+            return self._from_dict(given)
+        if isinstance(given, (str, Sequence)) and not isinstance(given, (bytes, bytearray)):
+            messages = cast("MessagesLike", given)
+            if self._template is not None:
+                return self._template.asking(messages)
+            if "model" not in self._fields:
+                raise ValueError("model: missing; name it, as model='meta-llama/Llama-3.3-70B-Instruct-Turbo'")
+            self._template = ChatCompletionRequest(messages=messages, **self._fields)
+            return self._template
+        raise ValueError(f"got a {type(given).__name__}, expected a str, messages, a dict or a ChatCompletionRequest")
+
+    def _complete(self, given: ChatCompletionRequest) -> ChatCompletionRequest:
+        missing = {name: value for name, value in self._fields.items() if getattr(given, name) is None}
+        if extra := self._fields.get("extra_body"):
+            missing["extra_body"] = {**extra, **given.extra_body}
         return attrs.evolve(given, **missing) if missing else given
-    if isinstance(given, Mapping):
+
+    def _from_dict(self, given: Mapping[str, Any]) -> ChatCompletionRequest:
         if "body" in given and "messages" not in given:
             raise ValueError("got a line of a batch file, expected a request: pass its 'body', or use run_batch")
         own = {name: value for name, value in given.items() if value is not None}
-        others = {name: value for name, value in defaults.items() if name != "extra_body"}
-        return ChatCompletionRequest.from_dict({**defaults.get("extra_body", {}), **others, **own})
-    if isinstance(given, (str, Sequence)) and not isinstance(given, (bytes, bytearray)):
-        if "model" not in defaults:
-            raise ValueError(
-                "model: missing; name it, as map(prompts, model='meta-llama/Llama-3.3-70B-Instruct-Turbo')"
-            )
-        return ChatCompletionRequest(messages=cast("MessagesLike", given), **defaults)
-    raise ValueError(f"got a {type(given).__name__}, expected a str, messages, a dict or a ChatCompletionRequest")
+        others = {name: value for name, value in self._fields.items() if name != "extra_body"}
+        return ChatCompletionRequest.from_dict({**self._fields.get("extra_body", {}), **others, **own})
 
 
 def checked_concurrency(concurrency: object, limit: int | str | None) -> int:
@@ -578,6 +623,7 @@ class _Merging(_Group[tuple[K, C]]):
 
     async def _pump(self, key: K, stream: AsyncIterable[C]) -> None:
         ready = self._ready
+        failure: BaseException | None = None
         try:
             async for chunk in stream:
                 ready.append((key, chunk))
@@ -586,12 +632,17 @@ class _Merging(_Group[tuple[K, C]]):
                     if self._room is None or self._room.done():
                         self._room = asyncio.get_running_loop().create_future()
                     await asyncio.shield(self._room)
-        except TogetherError as error:
-            if not self._returns:
+        except Exception as error:  # noqa: BLE001 - the reader gets it
+            if isinstance(error, TogetherError) and self._returns:
+                ready.append((key, cast("C", error)))
+            else:
                 error.add_note(f"the stream of {key!r}")
-                raise
-            ready.append((key, cast("C", error)))
-            self._wake()
+                failure = error
+        except BaseException as error:
+            self._ended(error)
+            raise
+        self._ended(failure)
+        self._wake()
 
     def _taken(self) -> None:
         if self._room is not None and not self._room.done() and len(self._ready) <= _FULL // 2:

@@ -513,6 +513,15 @@ def _call_delta(call: ToolCall, position: int) -> ToolCallDelta:
     return make(ToolCallDelta, **{"index": position, **given})
 
 
+def plain_completion(body: bytes) -> ChatCompletion | None:
+    """Returns the completion of a whole response if it is one; None for what `completion_of` has to look at."""
+    try:
+        completion = codec.decode_completion(body)
+    except (codec.JSONError, APIResponseValidationError):
+        return None
+    return completion if completion.choices and not completion.error else None
+
+
 def completion_of(
     body: bytes, *, status: int, headers: Mapping[str, str], secrets: Iterable[str] = ()
 ) -> ChatCompletion:

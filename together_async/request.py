@@ -398,6 +398,16 @@ class ChatCompletionRequest:
             if (value := given[name]) is not None:
                 given[name] = check(name, value)
 
+    def asking(self, messages: MessagesLike) -> ChatCompletionRequest:
+        """Returns the same request with other messages; what has been checked is not checked again.
+
+        Raises:
+            ValueError: The messages are none.
+        """
+        other = object.__new__(type(self))
+        vars(other).update(vars(self), messages=_messages(messages))
+        return other
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the request's body as it is sent, without `stream`; `extra_body` is merged in and wins."""
         body = {name: value for name, value in vars(self).items() if value is not None}

@@ -625,18 +625,6 @@ class _Chunks(_Reader):
                 raise StopAsyncIteration
 
 
-class _Rest(_Chunks):
-    """The iterator of chunks that `completion()` reads: what comes before the first token can be asked for again."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Rest:
-        return self
-
-    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - the caller sees none of them
-        return self._accumulator.generated > 0
-
-
 class _Text(_Reader):
     """The iterator of one choice's text."""
 
@@ -699,3 +687,15 @@ class _Text(_Reader):
             if (choice.index or 0) == self._index
             and (text := choice.delta.content if "delta" in vars(choice) else choice.text)
         )
+
+
+class _Rest(_Text):
+    """What `completion()` reads: as a text, which is cheaper; what comes before a token can be asked for again."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> _Rest:
+        return self
+
+    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - the caller sees none of them
+        return self._accumulator.generated > 0

@@ -51,9 +51,11 @@ class Due(NamedTuple):
     seconds: float
 
 
-def earliest(*dues: Due | None) -> Due | None:
-    """Returns the first that will be late, None when nothing can be."""
-    return min((due for due in dues if due is not None), default=None)
+def earliest(one: Due | None, other: Due | None) -> Due | None:
+    """Returns the one that is late first, None when neither can be."""
+    if one is None or other is None:
+        return one or other
+    return one if one.at <= other.at else other
 
 
 def due(phase: TimeoutPhase, seconds: float | None, since: float) -> Due | None:

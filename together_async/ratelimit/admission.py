@@ -64,6 +64,7 @@ class Reservation:
         "_settled",
         "_state",
         "granted_at",
+        "hurries",
         "number",
         "patience_s",
         "priority",
@@ -86,6 +87,7 @@ class Reservation:
         self.number = number
         self.patience_s = patience_s
         self.granted_at: float | None = None
+        self.hurries = False
         self.waiter: Any = None
 
     def __repr__(self) -> str:
@@ -194,14 +196,24 @@ class Lane:
             queue = batch if batch and (not interactive or self.turns >= TURNS - 1) else interactive
             if not queue:
                 return None
-            self.first = one = queue.popleft()
-            one._state = _BOOKED
-            if one.size is not None:  # not before, since there may have been something to learn
-                one.tokens = self.estimator.total(one.size)
-            one._costs = (self.requests.cost(1.0), self.tokens.cost(one.tokens))
-            self.requests.take(one._costs[0], now)
-            self.tokens.take(one._costs[1], now)
+            self._book(queue.popleft(), now)
         return self.first
+
+    def enter_first(self, one: Reservation, now: float) -> None:
+        """Books a call that finds nobody waiting, without a place in a queue."""
+        self.queued += 1
+        self.least_patience_s = min(self.least_patience_s, one.patience_s)
+        self.refill(now)
+        self._book(one, now)
+
+    def _book(self, one: Reservation, now: float) -> None:
+        self.first = one
+        one._state = _BOOKED
+        if one.size is not None:  # not before, since there may have been something to learn
+            one.tokens = self.estimator.total(one.size)
+        one._costs = (self.requests.cost(1.0), self.tokens.cost(one.tokens))
+        self.requests.take(one._costs[0], now)
+        self.tokens.take(one._costs[1], now)
 
     def _live(self, priority: Priority) -> deque[Reservation]:
         queue = self.queues[priority]
@@ -246,7 +258,7 @@ class Lane:
         wait_s = max(self.paused_until - now, self.requests.wait_s(one._costs[0]), self.tokens.wait_s(one._costs[1]))
         if self.window is not None:
             wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
-        if not self.known and self.unanswered > self.answers:
+        if not self.known and self.unanswered > self.answers and not one.hurries:
             wait_s = max(wait_s, self.gap_at - now)
         return max(wait_s, 0.0)
 
@@ -353,6 +365,8 @@ class Admission:
         priority: Priority = "interactive",
         number: int | None = None,
         patience_s: float = math.inf,
+        at_once: bool = False,
+        hurries: bool = False,
     ) -> Reservation:
         """Puts a call into the queue; `advance` says when it may go, `check_room` whether it may wait.
 
@@ -363,6 +377,8 @@ class Admission:
             priority: Who goes first.
             number: Of the call's earlier reservation, if it asks again.
             patience_s: A pause that is longer than this is not waited for.
+            at_once: Lets it go, if nobody waits and it may; `advance` does not return it then.
+            hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
 
         Raises:
             RateLimitError: The model is paused for longer than `patience_s`.
@@ -378,9 +394,17 @@ class Admission:
         if number is None:
             number = self._numbers = self._numbers + 1
         one = Reservation(lane, tokens, priority=priority, number=number, patience_s=patience_s, epoch=self._epoch)
-        if lane.first is not None:  # who may have to step back
-            lane.refill(now)
-        lane.enter(one)
+        one.hurries = hurries
+        if at_once and not self._busy:
+            lane.enter_first(one, now)
+            if (self.places is None or self.in_flight < self.places) and lane.wait_s(one, now) <= 0:
+                lane.go(one, now)
+                self.in_flight += 1
+                return one
+        else:
+            if lane.first is not None:  # who may have to step back
+                lane.refill(now)
+            lane.enter(one)
         self.queued += 1
         self._busy[model] = lane
         return one

@@ -16,7 +16,7 @@ from together_async.ratelimit.admission import Admission, Reservation
 from together_async.ratelimit.estimate import Estimator, Size
 from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
 from together_async.ratelimit.told import Kind, Told
-from together_async.timeouts import Due, due, earliest
+from together_async.timeouts import Due, due
 
 _AWAY: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"
 
@@ -101,6 +101,7 @@ class RateLimiter:
         number: int | None = None,
         patience_s: float = math.inf,
         sheds: bool = True,
+        hurries: bool = False,
         late: Due | None = None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
     ) -> Reservation:
@@ -114,6 +115,7 @@ class RateLimiter:
             patience_s: A pause that is longer is not waited for.
             sheds: Whether `Limits.max_queued` holds for it, and counts it; not for one of a number that is bounded
                 already.
+            hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
             late: When to give up, on the event loop's clock.
             on_waiting: Called with a future before the wait, with None after it. Whoever sets an exception on the
                 future ends the wait with it.
@@ -124,13 +126,38 @@ class RateLimiter:
         """
         loop = self._enter_loop()
         admission, now = self._admission, self._clock()
-        one = admission.ask(model, tokens, now, priority=priority, number=number, patience_s=patience_s)
+        one = admission.ask(
+            model,
+            tokens,
+            now,
+            priority=priority,
+            number=number,
+            patience_s=patience_s,
+            at_once=True,
+            hurries=hurries,
+        )
+        if not one.granted:
+            await self._wait(one, loop, now, is_new=number is None, sheds=sheds, late=late, on_waiting=on_waiting)
+        return one
+
+    async def _wait(
+        self,
+        one: Reservation,
+        loop: asyncio.AbstractEventLoop,
+        now: float,
+        *,
+        is_new: bool,
+        sheds: bool,
+        late: Due | None,
+        on_waiting: Callable[[asyncio.Future[None] | None], None] | None,
+    ) -> None:
+        admission = self._admission
         self._pump(now)
         if one.granted:
-            return one
-        if number is None and sheds:
+            return
+        if is_new and sheds:
             try:
-                admission.check_room(model, now)
+                admission.check_room(one.model, now)
             except TogetherError:
                 self.withdraw(one)
                 raise
@@ -155,7 +182,6 @@ class RateLimiter:
             one.waiter = None
             if not sheds:
                 admission.note_patient(one, -1)
-        return one
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -289,7 +315,7 @@ class _Reserving:
 
     async def __aenter__(self) -> Self:
         model, tokens, priority, timeout = self._asked
-        late = earliest(due("queue", timeout, asyncio.get_running_loop().time()))
+        late = due("queue", timeout, asyncio.get_running_loop().time())
         self._one = await self._limiter.acquire(model, tokens, priority=priority, late=late)
         return self
 
