@@ -36,6 +36,8 @@ AT_IMPORT = {
     "transport": {"_version", "deadlines", "errors", "exchange", "protocol", "secret", "timeouts"},
     "call": {"errors", "models", "protocol", "ratelimit", "retry", "timeouts"},
     "stream": {"accumulator", "codec", "errors", "models", "protocol"},
+    "journal": {"codec", "errors", "models"},
+    "batch_input": {"codec"},
     "structured": {"codec", "errors", "models"},
     "compat": {"models", "request"},
     "fanout": {"errors", "models", "request"},

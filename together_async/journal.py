@@ -1,0 +1,298 @@
+"""A batch's output, line by line: what is written of a result, and what a line says when it is read again. Pure.
+
+A line is what Together's Batch API writes, `{"custom_id", "response": {"status_code", "body"}}` or `{"custom_id",
+"error": {"message", "code"}}`, and beside it `"meta"`: a hash of the body that was asked, so that an edited line of the
+input is asked again, and how it went, for the report.
+
+What may be wrong with a file that a crash has left: its last line is torn. A line counts when it is whole, which a JSON
+object is only with its last brace, so a whole last line without its line feed counts too. Lines that are none, before
+others that are, are damage of another kind; the batch puts them aside and asks again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import msgspec
+
+from together_async import codec
+from together_async.errors import APIStatusError, APITimeoutError, TogetherError
+from together_async.models import ChatCompletion
+
+_MOST_MESSAGE: Final = 2_000
+_HASH_BYTES: Final = 8
+
+_canonical: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+class JournalError(ValueError):
+    """A line that is no result."""
+
+
+def body_hash(body: Mapping[str, Any]) -> str:
+    """Returns what tells one body from another: 16 hexadecimal digits; the order of keys does not count."""
+    return hashlib.blake2b(_canonical(body), digest_size=_HASH_BYTES).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+
+@attrs.frozen
+class Record:
+    """What a line of the output says, without the answer itself.
+
+    Attributes:
+        custom_id: The request's name.
+        body_hash: Of the body that was asked; empty in files of the Batch API.
+        code: None for an answer; else what kind of error it was: an HTTP status, or a word.
+        message: The error's text.
+        model: The model that answered, empty for an error.
+        prompt_tokens: By the server's count.
+        completion_tokens: By the server's count.
+        sent_at: When the first attempt was sent, in seconds since 1970; None when none was, or nobody knows.
+        queued_s: Seconds it waited for the limits before.
+        first_token_s: Seconds from its begin to its first token, of streams.
+        total_s: Seconds from its begin to its end.
+        attempts: HTTP requests made for it.
+        retries: Why there was more than one: reason, and seconds waited until the next.
+    """
+
+    custom_id: str
+    body_hash: str = ""
+    code: str | None = None
+    message: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    sent_at: float | None = None
+    queued_s: float | None = None
+    first_token_s: float | None = None
+    total_s: float | None = None
+    attempts: int = 1
+    retries: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an answer."""
+        return self.code is None
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def error_code(error: Exception) -> str:
+    """Returns what kind of error it is, in a word: an HTTP status, `timeout_idle`, `incomplete_stream`, ..."""
+    if isinstance(error, APIStatusError):
+        return str(error.status_code)
+    if isinstance(error, APITimeoutError):
+        return f"timeout_{error.phase}"
+    if isinstance(error, TogetherError):
+        name = type(error).__name__.removesuffix("Error").removeprefix("API")
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_") or "error"
+    return "invalid_request"
+
+
+def error_record(record: Record, error: Exception) -> Record:
+    """Returns the record of a request that has no answer."""
+    return attrs.evolve(record, code=error_code(error), message=str(error)[:_MOST_MESSAGE])
+
+
+def answer_record(record: Record, completion: ChatCompletion) -> Record:
+    """Returns the record of a request that has one."""
+    usage = completion.usage
+    return attrs.evolve(
+        record,
+        model=completion.model or "",
+        prompt_tokens=(usage.prompt_tokens or 0) if usage is not None else 0,
+        completion_tokens=(usage.completion_tokens or 0) if usage is not None else 0,
+    )
+
+
+def encode_line(record: Record, completion: ChatCompletion | None = None) -> bytes:
+    """Returns the line for a result, with its line feed.
+
+    Args:
+        record: What became of it.
+        completion: The answer, which goes in as it came.
+    """
+    meta = {name: value for name in _META if (value := getattr(record, name)) not in (None, ())}
+    meta["hash"] = record.body_hash
+    line: dict[str, Any] = {"custom_id": record.custom_id}
+    if record.code is None:
+        raw: bytes | None = getattr(completion, "_raw", None)
+        # As it came, unless it came in several lines: then its blanks are not worth a broken line.
+        body: Any = msgspec.Raw(raw) if raw is not None and b"\n" not in raw and b"\r" not in raw else _dict(completion)
+        line["response"] = {"status_code": 200, "body": body}
+    else:
+        line["error"] = {"message": record.message, "code": record.code}
+    line["meta"] = meta
+    return codec.encode(line) + b"\n"
+
+
+_META: Final = ("sent_at", "queued_s", "first_token_s", "total_s", "attempts", "retries")
+
+
+def _dict(completion: ChatCompletion | None) -> dict[str, Any]:
+    return {} if completion is None else completion.to_dict()
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+
+
+class _Body(msgspec.Struct, gc=False):
+    model: str | None = ""
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct, gc=False):
+    status_code: int | None = 200
+    body: _Body | None = None
+
+
+class _Error(msgspec.Struct, gc=False):
+    message: str | None = ""
+    code: Any = None
+
+
+class _Meta(msgspec.Struct, gc=False):
+    hash: str = ""
+    sent_at: float | None = None
+    queued_s: float | None = None
+    first_token_s: float | None = None
+    total_s: float | None = None
+    attempts: int = 1
+    retries: tuple[tuple[str, float], ...] = ()
+
+
+class _Line(msgspec.Struct, gc=False):
+    custom_id: str
+    response: _Response | None = None
+    error: _Error | None = None
+    meta: _Meta | None = None
+
+
+_decode_line: Final = msgspec.json.Decoder(_Line).decode
+
+
+def decode_line(line: bytes) -> Record:
+    """Returns what a line of the output says, with its line feed or without.
+
+    Raises:
+        JournalError: It is no result, or not all of one.
+    """
+    try:
+        read = _decode_line(line)
+    except (ValueError, RecursionError) as error:
+        # UTF-8 that is broken, and JSON that is none, have texts of their own; none of them repeats the line.
+        raise JournalError(f"not a line of a batch's results ({error})") from None
+    response, failure = read.response, read.error
+    if response is None and failure is None:
+        raise JournalError("not a line of a batch's results (it has neither 'response' nor 'error')")
+    meta = read.meta or _Meta()
+    code, message = _failure(response, failure)
+    body = response.body if response is not None and code is None else None
+    usage = body.usage if body is not None else None
+    return Record(
+        custom_id=read.custom_id,
+        body_hash=meta.hash,
+        code=code,
+        message=message,
+        model=(body.model or "") if body is not None else "",
+        prompt_tokens=(usage.prompt_tokens or 0) if usage is not None else 0,
+        completion_tokens=(usage.completion_tokens or 0) if usage is not None else 0,
+        sent_at=meta.sent_at,
+        queued_s=meta.queued_s,
+        first_token_s=meta.first_token_s,
+        total_s=meta.total_s,
+        attempts=meta.attempts,
+        retries=meta.retries,
+    )
+
+
+def _failure(response: _Response | None, failure: _Error | None) -> tuple[str | None, str]:
+    """Returns code and text of an error; the Batch API also puts error statuses into `response`."""
+    if failure is not None:
+        return ("error" if failure.code is None else str(failure.code)), failure.message or ""
+    status = response.status_code if response is not None else None
+    return (None, "") if status is None or 200 <= status < 300 else (str(status), "")
+
+
+_BEGIN: Final = b'{"custom_id":'
+
+
+@attrs.define
+class Standing:
+    """What a file of results holds: who is done, and what is to be put in order before more is added.
+
+    Attributes:
+        results: By custom_id: hash of the body, and whether there is an answer.
+        lines: Lines read.
+        whole_size: Bytes up to the end of the last whole line; what comes after it is torn.
+        ends_open: Whether that line has no line feed yet.
+        set_aside: Numbers of lines that don't count: damaged ones, and those whose custom_id came again later.
+        tokens: By model: tokens of prompts, and of completions.
+    """
+
+    results: dict[str, tuple[str, bool]] = attrs.field(factory=dict)
+    lines: int = 0
+    whole_size: int = 0
+    ends_open: bool = False
+    set_aside: list[int] = attrs.field(factory=list)
+    tokens: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    _places: dict[str, int] = attrs.field(factory=dict)
+    _size: int = 0
+    _unread: list[int] = attrs.field(factory=list)
+
+    def add(self, line: bytes) -> None:
+        """Takes the next line, with its line feed if it has one.
+
+        Raises:
+            JournalError: It is of another kind of file; nothing may be changed there.
+        """
+        self.lines += 1
+        self._size += len(line)
+        try:
+            record = decode_line(line)
+        except JournalError as error:
+            if not _may_be_torn(line) and not self.results:
+                raise JournalError(f"line {self.lines}: {error}") from None
+            self._unread.append(self.lines)  # unless something whole comes, it is the torn end
+            return
+        self.set_aside += self._unread
+        self._unread.clear()
+        self.whole_size, self.ends_open = self._size, not line.endswith(b"\n")
+        custom_id = record.custom_id
+        if custom_id in self.results:
+            self.set_aside.append(self._places[custom_id])
+        self.results[custom_id] = (record.body_hash, record.ok)
+        self._places[custom_id] = self.lines
+        if record.ok:
+            prompt, completion = self.tokens.get(record.model, (0, 0))
+            self.tokens[record.model] = (prompt + record.prompt_tokens, completion + record.completion_tokens)
+
+    def place(self, custom_id: str) -> int:
+        """Returns the number of the line that counts for a custom_id."""
+        return self._places[custom_id]
+
+    @property
+    def torn_size(self) -> int:
+        """Bytes after the last whole line."""
+        return self._size - self.whole_size
+
+
+def _may_be_torn(line: bytes) -> bool:
+    """Whether a line that can't be read is the begin of one of ours, or blocks that a crash left empty."""
+    return line.startswith(_BEGIN) or _BEGIN.startswith(line.rstrip(b"\n")) or not line.strip(b"\0\n")
