@@ -36,8 +36,10 @@ AT_IMPORT = {
     "transport": {"_version", "deadlines", "errors", "exchange", "protocol", "secret", "timeouts"},
     "call": {"errors", "models", "protocol", "ratelimit", "retry", "timeouts"},
     "stream": {"accumulator", "codec", "errors", "models", "protocol"},
+    "pricing": set(),
     "journal": {"codec", "errors", "models"},
     "batch_input": {"codec"},
+    "results_file": {"journal"},
     "structured": {"codec", "errors", "models"},
     "compat": {"models", "request"},
     "fanout": {"errors", "models", "request"},
@@ -47,6 +49,7 @@ AT_IMPORT = {
         "errors",
         "fanout",
         "models",
+        "pricing",
         "protocol",
         "ratelimit",
         "request",
@@ -92,7 +95,21 @@ FOR_TYPES = {
     "pytest_plugin": {"__init__", "testing"},
 }
 
-PURE = ("models", "request", "errors", "codec", "sse", "protocol", "accumulator", "timeouts", "retry", "secret")
+PURE = (
+    "models",
+    "request",
+    "errors",
+    "codec",
+    "sse",
+    "protocol",
+    "accumulator",
+    "timeouts",
+    "retry",
+    "secret",
+    "pricing",
+    "journal",
+    "batch_input",
+)
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""
 IMPURE = {
     "aiohttp",

@@ -20,6 +20,7 @@ from together_async.compat import Chat
 from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
 from together_async.fanout import Asks, Defaults, Fanout, MapResults, OnChunk, OnError, checked_concurrency
 from together_async.models import ChatCompletion, Usage, note_attempts
+from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimate import size_of
@@ -334,6 +335,32 @@ class AsyncTogether:
                 on_chunk=on_chunk,
             )
         )
+
+    async def prices(self, *, timeouts: Timeouts | None = None) -> dict[str, Price]:
+        """Returns what each model of the service costs, by its name; models without a price are not in it.
+
+        Args:
+            timeouts: In place of the client's.
+
+        Raises:
+            APIStatusError: The server has no such list, or refuses it.
+            APIConnectionError, APITimeoutError: Nothing came back.
+            APIResponseValidationError: What came is not JSON.
+        """
+        transport = self._transport_for(None)
+        exchange = await transport.open(
+            protocol.MODELS_REQUEST,
+            headers=None,
+            timeouts=timeouts if timeouts is not None else self._timeouts,
+            started=transport.loop.time(),
+        )
+        try:
+            if not 200 <= exchange.status < 300:
+                body = await exchange.read_error_body()
+                raise protocol.status_error(exchange.status, exchange.headers, body, secrets=[self._api_key])
+            return read_prices(protocol.json_of(await exchange.read_all()))
+        finally:
+            exchange.close()
 
     @property
     def chat(self) -> Chat:

@@ -129,10 +129,12 @@ class _Group(Generic[T]):
     def _all_brought(self) -> bool:
         return not self._tasks
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Starts a task. Its last act is `_ended`: that is cheaper than a callback, and each request has a task."""
         assert self._loop is not None  # noqa: S101 - started
-        self._tasks.add(self._loop.create_task(work))
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        return task
 
     def _ended(self, error: BaseException | None = None) -> None:
         """The running task ends; an error ends the others too, as soon as the reader comes."""
@@ -262,6 +264,10 @@ class MapResults(_Results[MapResult[R]]):
         """Seconds so far in which at least one of them waited for the limits."""
         return self._group.limited_s
 
+    def drain(self) -> None:
+        """Reads no more of the input, and gives up the requests that wait for the limits; the others still come."""
+        self._group.drain()
+
 
 class _Asked:
     """What is known of one request so far."""
@@ -344,12 +350,15 @@ class Fanout(_Group[MapResult[R]]):
         self.waiting = 0
         self._limited_s = 0.0
         self._limited_since = 0.0
+        self._waiting_tasks: set[asyncio.Task[Any] | None] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._drained = False
 
     # ----------------------------------------------------------------------------------------------------------- input
 
     def _start(self) -> None:
         if self._async_source is not None:
-            self._spawn(self._read_all(self._async_source))
+            self._reader = self._spawn(self._read_all(self._async_source))
         else:
             self._fill()
 
@@ -421,7 +430,7 @@ class Fanout(_Group[MapResult[R]]):
             failure = error
         except BaseException as error:
             self.under_way -= 1
-            self._ended(error)
+            self._ended(None if self._drained else error)
             raise
         self.under_way -= 1
         if failure is None:
@@ -467,6 +476,10 @@ class Fanout(_Group[MapResult[R]]):
             self._limited_s += now - self._limited_since
         self._limited_since = now
         self.waiting += change
+        if change > 0:
+            self._waiting_tasks.add(asyncio.current_task())
+        else:
+            self._waiting_tasks.discard(asyncio.current_task())
 
     @property
     def limited_s(self) -> float:
@@ -512,6 +525,16 @@ class Fanout(_Group[MapResult[R]]):
                 raise
             if answer is not None:
                 return cast("MapResult[R]", answer)
+
+    def drain(self) -> None:
+        """Reads no more, ends what waits for the limits, and lets the rest come."""
+        self._drained = True
+        self._end_of_input(None)
+        for task in (self._reader, *self._waiting_tasks):
+            if task is not None:
+                task.cancel()
+        if self._all_brought():
+            self._wake()
 
     def leave(self) -> None:
         """Tells all tasks to end, and lets go of the input."""

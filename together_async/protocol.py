@@ -65,11 +65,16 @@ _MAX_MESSAGE = 500
 
 @attrs.frozen
 class HTTPRequest:
-    """What goes out: the path below the base URL, the body, and whether a stream is asked for."""
+    """What goes out: the path below the base URL, the body, whether a stream is asked for, and the method."""
 
     path: str
     body: bytes = attrs.field(repr=lambda body: f"<{len(body)} bytes>")
     stream: bool
+    method: str = "POST"
+
+
+MODELS_REQUEST: Final = HTTPRequest("models", b"", stream=False, method="GET")
+"""Asks for the list of models and their prices: https://docs.together.ai/reference/models-1."""
 
 
 def build_request(request: ChatCompletionRequest, *, stream: bool) -> HTTPRequest:
@@ -511,6 +516,18 @@ def _call_delta(call: ToolCall, position: int) -> ToolCallDelta:
     if "function" in given:
         given["function"] = make(FunctionDelta, **vars(given["function"]))
     return make(ToolCallDelta, **{"index": position, **given})
+
+
+def json_of(body: bytes) -> Any:
+    """Returns the JSON value of a body.
+
+    Raises:
+        APIResponseValidationError: It is none.
+    """
+    try:
+        return codec.decode_json(body)
+    except codec.JSONError as error:
+        raise APIResponseValidationError(f"got a body that is not JSON ({len(body)} bytes: {error})") from error
 
 
 def plain_completion(body: bytes) -> ChatCompletion | None:

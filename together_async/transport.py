@@ -216,7 +216,7 @@ class Transport:
             on_opening(opening)
         try:
             url, fields = self._url(request.path), self._headers if not headers else _merged(self._headers, headers)
-            response = await self._post(url, request.body, fields, timeouts, attempts, may_replace=may_replace)
+            response = await self._dispatch(request, url, fields, timeouts, attempts, may_replace=may_replace)
             if response.status in _REDIRECTS:
                 response = await self._follow(response, request, fields, timeouts, attempts, may_replace=may_replace)
             opening.end(None)
@@ -292,7 +292,7 @@ class Transport:
             if followed == _MAX_REDIRECTS:
                 raise _permanent(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
             url, followed = target.with_user(None), followed + 1
-            response = await self._post(url, request.body, sent, timeouts, attempts, may_replace=may_replace)
+            response = await self._dispatch(request, url, sent, timeouts, attempts, may_replace=may_replace)
         return response
 
     def _may_leave_for(self, target: URL, url: URL) -> bool:
@@ -306,10 +306,10 @@ class Transport:
         session = self._session
         return self._owned or session is None or not (session.headers or session.auth)
 
-    async def _post(
+    async def _dispatch(
         self,
+        request: HTTPRequest,
         url: URL,
-        body: bytes,
         headers: CIMultiDict[str],
         timeouts: Timeouts,
         attempts: list[int],
@@ -322,11 +322,14 @@ class Transport:
             # aiohttp sends these with CONNECT alone; without TLS the proxy reads the request itself.
             headers = _merged(headers, credentials)
         options: dict[str, Any] = {"headers": headers, "timeout": self._client_timeout(timeouts), **self._options}
+        posts = request.method == "POST"
         attempts[0] += 1
         sent_at = self.loop.time()
         try:
             try:
-                return await session.post(url, data=_sendable(body), **options)
+                if posts:
+                    return await session.post(url, data=_sendable(request.body), **options)
+                return await session.get(url, **options)
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 # A connector error is a connection that was never made; a message is a response that had begun.
                 # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
@@ -343,7 +346,7 @@ class Transport:
                     raise
             attempts[0] += 1
             session = self._fresh_session() if self._owned else session
-            return await session.post(url, data=_sendable(body), **options)
+            return await session.request(request.method, url, data=_sendable(request.body), **options)
         finally:
             if self._dialling:
                 self._dialling.discard(asyncio.current_task())
