@@ -40,9 +40,29 @@ AT_IMPORT = {
     "journal": {"codec", "errors", "models"},
     "batch_input": {"codec"},
     "results_file": {"journal"},
+    "budget": {"pricing"},
+    "batch_plan": {"batch_input", "fanout", "journal", "ratelimit", "request"},
+    "report_charts": {"journal"},
+    "report_tally": {"journal"},
+    "report": {"journal", "report_charts", "report_tally"},
+    "batch": {
+        "batch_input",
+        "batch_plan",
+        "budget",
+        "errors",
+        "fanout",
+        "journal",
+        "pricing",
+        "ratelimit",
+        "results_file",
+        "retry",
+        "timeouts",
+    },
     "structured": {"codec", "errors", "models"},
     "compat": {"models", "request"},
-    "fanout": {"errors", "models", "request"},
+    "group": set(),
+    "fanin": {"errors", "group"},
+    "fanout": {"errors", "group", "models", "request"},
     "client": {
         "call",
         "compat",
@@ -64,6 +84,7 @@ AT_IMPORT = {
         "_version",
         "client",
         "errors",
+        "fanin",
         "fanout",
         "models",
         "ratelimit",
@@ -82,7 +103,8 @@ AT_IMPORT = {
     "__main__": {"cli"},
 }
 ON_FIRST_USE = {
-    "client": {"transport"},
+    "client": {"batch", "transport"},
+    "batch": {"report"},
     "cli": {"local", "testing", "transport"},
     "pytest_plugin": {"__init__", "client", "testing"},
 }
@@ -91,7 +113,8 @@ FOR_TYPES = {
     "call": {"exchange", "protocol", "ratelimit", "request", "transport"},
     "fanout": {"call", "stream"},
     "stream": {"call", "exchange"},
-    "client": {"exchange", "transport"},
+    "batch": {"client", "report"},
+    "client": {"batch", "exchange", "journal", "transport"},
     "pytest_plugin": {"__init__", "testing"},
 }
 

@@ -25,7 +25,8 @@ from together_async.errors import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.fanout import MapResult, MapResults, Timing, merge
+from together_async.fanin import merge
+from together_async.fanout import MapResult, MapResults, Timing
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,

@@ -36,6 +36,7 @@ class LineError(ValueError):
 
     Attributes:
         line: Its number, from 1.
+        text: What is wrong, without the number.
         custom_id: Its name, as far as it has one.
     """
 
@@ -44,6 +45,11 @@ class LineError(ValueError):
         self.line = line
         self.text = text
         self.custom_id = custom_id
+
+    @property
+    def name(self) -> str:
+        """The name under which it stands in the output."""
+        return self.custom_id or f"line-{self.line}"
 
 
 @attrs.frozen
@@ -82,7 +88,12 @@ def format_of(name: str, asked: str | None) -> Format:
 
 
 def read_lines(
-    lines: Iterable[bytes], kind: Format, *, template: str | None = None, delimiter: str = ","
+    lines: Iterable[bytes],
+    kind: Format,
+    *,
+    template: str | None = None,
+    system: str | None = None,
+    delimiter: str = ",",
 ) -> Iterator[InputLine | LineError]:
     """Yields the requests of a file, and errors in the place of lines that are none. Empty lines are left out.
 
@@ -90,6 +101,7 @@ def read_lines(
         lines: The file's lines.
         kind: Its format.
         template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}"; `{line}` is a text's line.
+        system: For text and CSV: a system message before each prompt.
         delimiter: Of the CSV.
 
     Raises:
@@ -97,13 +109,16 @@ def read_lines(
         ValueError: The template can't be read.
     """
     if kind == "jsonl":
-        if template is not None:
-            raise ValueError("template: JSON lines hold whole requests; a template is for text and CSV")
+        for name, value in (("template", template), ("system", system)):
+            if value is not None:
+                raise ValueError(f"{name}: JSON lines hold whole requests; a {name} is for text and CSV")
         yield from map(_read_json, _numbered(lines))
     elif kind == "text":
-        yield from map(_TextReader(template), _numbered(lines))
+        yield from map(_TextReader(template, system), _numbered(lines))
     else:
-        yield from _read_csv(lines, template, delimiter)
+        if template is None:
+            raise ValueError('template: missing; a CSV needs one to make prompts of, as "Summarise: {body}"')
+        yield from _read_csv(lines, _Template(template, system), delimiter)
 
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -148,7 +163,8 @@ def _kind(value: object) -> str:
 class _Template:
     """What makes a prompt of fields: names in braces, doubled braces for themselves, nothing else."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, system: str | None) -> None:
+        self._before = [] if system is None else [{"role": "system", "content": system}]
         try:
             parts = list(string.Formatter().parse(text))
         except ValueError as error:
@@ -159,18 +175,15 @@ class _Template:
         self._parts = [(literal, name) for literal, name, _, _ in parts]
         self.names = [name for _, name in self._parts if name is not None]
 
-    def fill(self, fields: Mapping[str, str]) -> str:
-        """Returns the prompt."""
-        return "".join(literal + (fields[name] if name is not None else "") for literal, name in self._parts)
-
-
-def _request(prompt: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": prompt}]}
+    def fill(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """Returns the body of a request."""
+        prompt = "".join(literal + (fields[name] if name is not None else "") for literal, name in self._parts)
+        return {"messages": [*self._before, {"role": "user", "content": prompt}]}
 
 
 class _TextReader:
-    def __init__(self, template: str | None) -> None:
-        self._template = _Template("{line}" if template is None else template)
+    def __init__(self, template: str | None, system: str | None) -> None:
+        self._template = _Template("{line}" if template is None else template, system)
         if unknown := set(self._template.names) - {"line"}:
             raise ValueError(f"template: got {{{unknown.pop()}}}, and a text has {{line}} alone")
 
@@ -180,13 +193,10 @@ class _TextReader:
             prompt = text.decode()
         except UnicodeDecodeError as error:
             return LineError(number, f"not UTF-8 (byte {error.start})")
-        return InputLine(number, f"line-{number}", _request(self._template.fill({"line": prompt})))
+        return InputLine(number, f"line-{number}", self._template.fill({"line": prompt}))
 
 
-def _read_csv(lines: Iterable[bytes], template: str | None, delimiter: str) -> Iterator[InputLine | LineError]:
-    if template is None:
-        raise ValueError('template: missing; a CSV needs one to make prompts of, as "Summarise: {body}"')
-    made = _Template(template)
+def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterator[InputLine | LineError]:
     rows = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
     try:
         head = [name.strip() for name in next(rows, [])]
@@ -215,7 +225,7 @@ def _read_row(number: int, head: list[str], row: list[str], made: _Template) -> 
     custom_id = fields.get("custom_id", f"row-{number}")
     if not custom_id:
         return LineError(number, "custom_id: got an empty text, expected one that no other row has")
-    return InputLine(number, custom_id, _request(made.fill(fields)))
+    return InputLine(number, custom_id, made.fill(fields))
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:

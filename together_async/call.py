@@ -355,6 +355,10 @@ class Call:
         ):
             if forbidden:
                 return why
+        if not self._sheds and isinstance(error, RateLimitError):
+            # One of a bounded number, all of which wait together until the told time: that makes no storm, and a pause
+            # that hits hundreds at once would use the budget up.
+            return None
         return None if self._budget.spend() else "the client's retry budget is used up"
 
     def _note_wait(self) -> None:

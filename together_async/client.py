@@ -8,9 +8,10 @@ import os
 import sys
 import urllib.parse
 import warnings
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack
 
 import attrs
 
@@ -35,10 +36,13 @@ from together_async.timeouts import Timeouts
 
 if TYPE_CHECKING:
     import ssl as ssl_module
+    from datetime import datetime, timedelta
 
     import aiohttp
 
+    from together_async.batch import BatchSummary
     from together_async.exchange import Exchange
+    from together_async.journal import Record
     from together_async.transport import Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
@@ -311,9 +315,9 @@ class AsyncTogether:
             TypeError: An option that is none.
         """
         _check_options(options)
-        if stream is False and on_chunk is not None:
-            raise ValueError("on_chunk: there are chunks only with stream=True")
+        _check_map(model, timeouts, on_chunk, stream=stream)
         check_priority(priority)
+        headers = _checked_headers(headers) if headers else None
         rules = _checked_retry(retry) or attrs.evolve(self._retry, max_told=max(self._retry.max_told, MOST_PAUSE_S))
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
 
@@ -335,6 +339,94 @@ class AsyncTogether:
                 on_chunk=on_chunk,
             )
         )
+
+    async def run_batch(
+        self,
+        input: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        format: Literal["jsonl", "text", "csv"] | None = None,
+        template: str | None = None,
+        system: str | None = None,
+        concurrency: int | None = None,
+        stream: bool = True,
+        retry_errors: bool = False,
+        keep_going: bool = False,
+        max_cost: float | None = None,
+        max_tokens_total: int | None = None,
+        deadline: float | timedelta | datetime | None = None,
+        report: str | os.PathLike[str] | None = None,
+        on_result: Callable[[Record], None] | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        headers: Mapping[str, str] | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> BatchSummary:
+        """Asks for all requests of a file, and writes the results to another. Called again, it goes on.
+
+        ```python
+        summary = await client.run_batch("in.jsonl", "out.jsonl")
+        ```
+
+        A result counts when it is on disk. Whatever ends the process, the next call asks what has no result, and what
+        was edited since: requests are told apart by `custom_id` and a hash of the body, defaults included. Answers
+        to bodies that were edited move to a file beside the output, its name with `.superseded`.
+
+        Args:
+            input: JSON lines as the Batch API takes them, `{"custom_id": ..., "body": {...}}`; a text with a prompt in
+                each line; or a CSV, with a template.
+            output: JSON lines as the Batch API writes them, with `"meta"` beside: hash, timing and attempts.
+            model: For requests that name none.
+            format: Of the input; None goes by its suffix.
+            template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}".
+            system: For text and CSV: a system message before each prompt.
+            concurrency: As for `map`.
+            stream: Whether answers are streamed, so that silence is noticed and no gateway takes a long answer for
+                none. What is written is the completion in either case.
+            retry_errors: Whether errors of earlier runs are asked again.
+            keep_going: Whether lines that can't be asked become errors in the output; else nothing is sent.
+            max_cost: US dollars which all answers in the output together may cost, by the prices the service tells.
+            max_tokens_total: Tokens that they may use, prompts and answers together.
+            deadline: When to begin nothing more: seconds from now, a timedelta or a datetime.
+            report: Where to write a page (HTML) about how it went.
+            on_result: Called with the record of each result once it is on disk.
+            timeouts: In place of the client's.
+            retry: In place of the client's.
+            headers: In addition to, or in place of, the client's.
+            **options: Fields of `ChatCompletionRequest`, for requests that do not have them.
+
+        Returns:
+            How it ended: what has an answer, what has an error, and what has neither, because it was `stopped`.
+
+        Raises:
+            BatchInputError: Lines that can't be asked; `.errors` has each with its number.
+            OutputError: The output can't be written, holds something else, or another run has it.
+            OSError: The input can't be read.
+            ValueError, TypeError: An argument out of range, an option that is none.
+        """
+        from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
+
+        _check_options(options)
+        _check_map(model, timeouts, None, stream=stream)
+        settings = BatchOptions(
+            format=format,
+            template=template,
+            system=system,
+            concurrency=concurrency,
+            stream=stream,
+            retry_errors=retry_errors,
+            keep_going=keep_going,
+            max_cost=max_cost,
+            max_tokens_total=max_tokens_total,
+            deadline=deadline,
+            report=None if report is None else Path(report),
+            on_result=on_result,
+            timeouts=timeouts,
+            retry=retry,
+            headers=headers,
+        )
+        return await Batch(self, input, output, settings, {"model": model, **options}).run()
 
     async def prices(self, *, timeouts: Timeouts | None = None) -> dict[str, Price]:
         """Returns what each model of the service costs, by its name; models without a price are not in it.
@@ -532,6 +624,18 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
             "what only the server knows goes into extra_body"
         )
+
+
+def _check_map(model: object, timeouts: object, on_chunk: object, *, stream: bool) -> None:
+    """Finds at once what would be found with each request."""
+    if on_chunk is not None and not callable(on_chunk):
+        raise ValueError(f"on_chunk: got a {type(on_chunk).__name__}, expected a function of index and chunk")
+    if on_chunk is not None and not stream:
+        raise ValueError("on_chunk: there are chunks only with stream=True")
+    if timeouts is not None and not isinstance(timeouts, Timeouts):
+        raise ValueError(f"timeouts: got a {type(timeouts).__name__}, expected Timeouts, as Timeouts(total=120)")
+    if model is not None and (not isinstance(model, str) or not model.strip()):
+        raise ValueError(f"model: got a {type(model).__name__}, expected the name of a model")
 
 
 def _checked_key(key: object) -> Secret:

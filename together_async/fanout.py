@@ -1,7 +1,4 @@
-"""Many at once: `map`, which asks for many completions, and `merge`, which reads many streams.
-
-Both are a group of tasks that put what they get where one reader takes it. The tasks know the group, and only the
-reader's iterator knows that it is its own; so the iterator is dropped when its loop is left, and ends them all.
+"""Many requests: `map`, which asks for many completions at once.
 
 How much there is at any moment is bounded in both directions: what has been read of the input and not yet been taken by
 the reader is never more than `concurrency`, so a slow reader slows the input.
@@ -12,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
 from together_async.errors import TogetherError
+from together_async.group import NOT_TO_PASS, Group, Results, strayed
 from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, Usage
 from together_async.request import ChatCompletionRequest, MessagesLike
 
@@ -28,16 +24,11 @@ if TYPE_CHECKING:
     from together_async.stream import ChatCompletionStream
 
 R = TypeVar("R")
-K = TypeVar("K")
-C = TypeVar("C")
-T = TypeVar("T")
 
 MOST_AT_ONCE: Final = 256
 """Requests under way at once, when neither the caller nor the limits say how many."""
 _OTHER_FILES: Final = 64
 """Descriptors that are left to everything else in the process."""
-_FULL: Final = 64
-"""Chunks that `merge` keeps for a slow reader before it stops reading; it goes on at half of it."""
 
 Request: TypeAlias = MessagesLike | ChatCompletionRequest | Mapping[str, Any]
 """What `map` asks for: a str, a conversation, a request, or a dict in the wire's shape."""
@@ -106,140 +97,7 @@ class Asks:
         self.stream = stream
 
 
-# -------------------------------------------------------------------------------------------------------------- a group
-
-
-class _Group(Generic[T]):
-    """Tasks that bring something, and what they have brought."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ready: deque[T] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._failure: BaseException | None = None
-        self.over = False  # nothing more is brought
-
-    def _start(self) -> None:
-        """Starts the first tasks; called once, in the event loop."""
-
-    def _taken(self) -> None:
-        """Something has been taken away."""
-
-    def _all_brought(self) -> bool:
-        return not self._tasks
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Starts a task. Its last act is `_ended`: that is cheaper than a callback, and each request has a task."""
-        assert self._loop is not None  # noqa: S101 - started
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        return task
-
-    def _ended(self, error: BaseException | None = None) -> None:
-        """The running task ends; an error ends the others too, as soon as the reader comes."""
-        self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-        if error is not None and self._failure is None and not self.over:
-            self._failure = error
-        if error is not None or self._all_brought():
-            self._wake()
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    async def take(self, *, owner: bool) -> T:
-        """Returns what came next.
-
-        Raises:
-            StopAsyncIteration: There is nothing more.
-            Exception: What ended a task. All others have ended by then.
-        """
-        if self._loop is None and not self.over:
-            self._loop = asyncio.get_running_loop()
-            self._start()
-        while not self._ready:
-            if self._failure is not None or self.over or self._all_brought():
-                await self.aclose()
-                failure, self._failure = self._failure, None
-                raise failure or StopAsyncIteration
-            if self._waiter is not None:
-                raise RuntimeError("two tasks read the same results; let one of them read")
-            waiter = self._waiter = cast("asyncio.AbstractEventLoop", self._loop).create_future()
-            try:
-                await waiter
-            except BaseException:
-                if owner:
-                    await self.aclose()
-                raise
-            finally:
-                self._waiter = None
-        one = self._ready.popleft()
-        self._taken()
-        return one
-
-    def leave(self) -> None:
-        """Tells all tasks to end."""
-        self.over = True
-        self._ready.clear()
-        loop = self._loop
-        if self._tasks and loop is not None and not loop.is_closed():
-            for task in tuple(self._tasks):
-                task.cancel()
-
-    async def aclose(self) -> None:
-        """Ends all tasks. They have ended when it returns."""
-        self.leave()
-        while self._tasks:
-            done, _ = await asyncio.wait(tuple(self._tasks))
-            self._tasks -= done  # those that were cancelled before they began
-        self._wake()
-
-
-class _Results(Generic[T]):
-    """What both give back: an async iterator, and an async context manager whose end ends everything.
-
-    In a plain `async for` the loop's own iterator is the owner: when the loop is left by `break`, an error or a
-    cancellation, it is dropped, and every task is told to end at once. `async with` waits until they have.
-    """
-
-    __slots__ = ("__weakref__", "_entered", "_group", "_owner")
-
-    def __init__(self, group: _Group[T], *, owner: bool = True) -> None:
-        self._group = group
-        self._entered = False
-        self._owner = owner
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        owner, self._owner = self._owner, False
-        return type(self)(self._group, owner=owner)
-
-    async def __anext__(self) -> T:
-        return await self._group.take(owner=self._owner)
-
-    async def __aenter__(self) -> Self:
-        self._owner = False
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._group.aclose()
-
-    async def aclose(self) -> None:
-        """Ends all that is under way. It has ended when this returns; twice is fine."""
-        await self._group.aclose()
-
-    def __del__(self) -> None:
-        if getattr(self, "_owner", False):
-            self._group.leave()
-
-
-# ------------------------------------------------------------------------------------------------------------------ map
-
-
-class MapResults(_Results[MapResult[R]]):
+class MapResults(Results[MapResult[R]]):
     """The results of a `map`, as they come: an async iterator, and an async context manager. Made by `client.map`."""
 
     __slots__ = ()
@@ -295,7 +153,7 @@ class _Asked:
         )
 
 
-class Fanout(_Group[MapResult[R]]):
+class Fanout(Group[MapResult[R]]):
     """What goes on under one `map`.
 
     Args:
@@ -320,8 +178,6 @@ class Fanout(_Group[MapResult[R]]):
         on_chunk: OnChunk | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, (Iterable, AsyncIterable)):
-            raise ValueError(f"requests: got a {type(source).__name__}, expected an iterable of requests, as [prompt]")
         if on_error not in ("return", "raise") and not callable(on_error):
             raise ValueError(f"on_error: got {on_error!r}, expected 'return', 'raise' or a function of the result")
         self._source: Iterator[R] | None = None
@@ -329,7 +185,7 @@ class Fanout(_Group[MapResult[R]]):
         if isinstance(source, AsyncIterable):
             self._async_source = aiter(source)
         else:
-            self._source = iter(source)
+            self._source = _iterator(source)
         self._asks = asks
         self._defaults = defaults
         self._concurrency = concurrency
@@ -342,6 +198,7 @@ class Fanout(_Group[MapResult[R]]):
         self._next = 0
         self._room: asyncio.Future[None] | None = None
         self._exhausted = False
+        self._filling = False
         self._callers: BaseException | None = None  # what `on_chunk` raised
         self._input_error: BaseException | None = None
         self.read = 0
@@ -363,7 +220,12 @@ class Fanout(_Group[MapResult[R]]):
             self._fill()
 
     def _has_room(self) -> bool:
-        return self.under_way < self._concurrency and self.read - self.taken < self._window and not self.over
+        return (
+            self.under_way < self._concurrency
+            and self.read - self.taken < self._window
+            and not self.over
+            and self._failure is None
+        )
 
     def _fill(self) -> None:
         """Begins as many as may be."""
@@ -373,31 +235,42 @@ class Fanout(_Group[MapResult[R]]):
             if room is not None and not room.done() and self._has_room():
                 room.set_result(None)
             return
+        if self._filling:  # tasks may begin, and even end, at once
+            return
+        self._filling = True
         while not self._exhausted and self._has_room():
             try:
                 request = next(source)
             except StopIteration:
                 self._end_of_input(None)
             except Exception as error:  # noqa: BLE001 - the reader gets it, after what is under way
-                self._end_of_input(error)
+                self._end_of_input(strayed(error) if isinstance(error, NOT_TO_PASS) else error)
             else:
                 self._begin(request)
+        self._filling = False
 
     async def _read_all(self, source: AsyncIterator[R]) -> None:
-        error: Exception | None = None
+        self._begun()
+        failure: BaseException | None = None
         try:
-            while True:
+            while not self.over:
                 if not self._has_room():
                     self._room = asyncio.get_running_loop().create_future()
                     await self._room
-                self._begin(await anext(source))
+                request = await anext(source)
+                if not self.over:
+                    self._begin(request)
         except StopAsyncIteration:
-            pass
-        except Exception as raised:  # noqa: BLE001 - the reader gets it, after what is under way
-            error = raised
-        finally:
+            self._end_of_input(None)
+        except Exception as error:  # noqa: BLE001 - the reader gets it, after what is under way
             self._end_of_input(error)
-            self._ended()
+        except BaseException as error:
+            if not self._exhausted and self._failure is None:  # not from here
+                failure = error
+            raise
+        finally:
+            self._ended(failure)
+            del failure  # whose traceback holds this frame, and with it the input
 
     def _end_of_input(self, error: Exception | None) -> None:
         self._exhausted, self._source, self._async_source = True, None, None
@@ -419,6 +292,7 @@ class Fanout(_Group[MapResult[R]]):
 
     async def _ask(self, index: int, given: R) -> None:
         began = self._now()
+        self._begun()
         one = _Asked()
         failure: BaseException | None = None
         try:
@@ -429,13 +303,17 @@ class Fanout(_Group[MapResult[R]]):
         except Exception as error:  # noqa: BLE001 - the reader gets it
             failure = error
         except BaseException as error:
-            self.under_way -= 1
+            self._one_less()
             self._ended(None if self._drained else error)
             raise
-        self.under_way -= 1
+        self._one_less()
         if failure is None:
             self._bring(one.result(index, given, began, self._now()))
         self._ended(failure)
+
+    def _one_less(self) -> None:
+        if not self.over:
+            self.under_way -= 1
 
     async def _answer(self, index: int, given: R, one: _Asked) -> None:
         asks = self._asks
@@ -515,13 +393,16 @@ class Fanout(_Group[MapResult[R]]):
                 return result
             if on_error == "raise":
                 await self.aclose()
+                result.error.add_note(f"request {result.index} of the map, from 0")
                 raise result.error
             try:
                 answer = on_error(result)  # pyright: ignore[reportCallIssue]  # mypy narrows it, pyright does not
                 if inspect.isawaitable(answer):
                     answer = await answer
-            except BaseException:
+            except BaseException as error:
                 await self.aclose()
+                if isinstance(error, StopAsyncIteration):
+                    raise strayed(error) from error
                 raise
             if answer is not None:
                 return cast("MapResult[R]", answer)
@@ -541,6 +422,21 @@ class Fanout(_Group[MapResult[R]]):
         super().leave()
         self._end_of_input(None)
         self._early.clear()
+        self.under_way = 0
+
+
+def _iterator(source: Any) -> Iterator[Any]:
+    """Returns an iterator of what `map` was given.
+
+    Raises:
+        ValueError: There is none, or its elements are surely no requests.
+    """
+    if not isinstance(source, (str, bytes, Mapping)):
+        try:
+            return iter(source)
+        except TypeError:
+            pass
+    raise ValueError(f"requests: got a {type(source).__name__}, expected an iterable of requests, as [prompt]")
 
 
 class Defaults:
@@ -588,9 +484,13 @@ class Defaults:
     def _from_dict(self, given: Mapping[str, Any]) -> ChatCompletionRequest:
         if "body" in given and "messages" not in given:
             raise ValueError("got a line of a batch file, expected a request: pass its 'body', or use run_batch")
+        return ChatCompletionRequest.from_dict(self.body(given))
+
+    def body(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a body in the wire's shape with what it does not say itself."""
         own = {name: value for name, value in given.items() if value is not None}
         others = {name: value for name, value in self._fields.items() if name != "extra_body"}
-        return ChatCompletionRequest.from_dict({**self._fields.get("extra_body", {}), **others, **own})
+        return {**self._fields.get("extra_body", {}), **others, **own}
 
 
 def checked_concurrency(concurrency: object, limit: int | str | None) -> int:
@@ -618,80 +518,3 @@ def _files_allowed() -> int:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_AT_ONCE if soft == resource.RLIM_INFINITY else max(1, soft - _OTHER_FILES)
-
-
-# ---------------------------------------------------------------------------------------------------------------- merge
-
-
-class Merged(_Results[tuple[K, C]]):
-    """Chunks of many streams as they come, each with the key of its stream. Made by `merge`."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {len(self._group._tasks)} streams>"
-
-
-class _Merging(_Group[tuple[K, C]]):
-    def __init__(self, streams: Mapping[K, AsyncIterable[C]], *, returns: bool) -> None:
-        super().__init__()
-        self._streams: Mapping[K, AsyncIterable[C]] | None = streams
-        self._returns = returns
-        self._room: asyncio.Future[None] | None = None
-
-    def _start(self) -> None:
-        streams, self._streams = self._streams or {}, None
-        for key, stream in streams.items():
-            self._spawn(self._pump(key, stream))
-
-    async def _pump(self, key: K, stream: AsyncIterable[C]) -> None:
-        ready = self._ready
-        failure: BaseException | None = None
-        try:
-            async for chunk in stream:
-                ready.append((key, chunk))
-                self._wake()
-                while len(ready) >= _FULL:
-                    if self._room is None or self._room.done():
-                        self._room = asyncio.get_running_loop().create_future()
-                    await asyncio.shield(self._room)
-        except Exception as error:  # noqa: BLE001 - the reader gets it
-            if isinstance(error, TogetherError) and self._returns:
-                ready.append((key, cast("C", error)))
-            else:
-                error.add_note(f"the stream of {key!r}")
-                failure = error
-        except BaseException as error:
-            self._ended(error)
-            raise
-        self._ended(failure)
-        self._wake()
-
-    def _taken(self) -> None:
-        if self._room is not None and not self._room.done() and len(self._ready) <= _FULL // 2:
-            self._room.set_result(None)
-
-
-def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["raise", "return"] = "raise") -> Merged[K, C]:
-    """Reads many streams at once.
-
-    ```python
-    async with merge({model: client.stream(prompt, model=model) for model in models}) as chunks:
-        async for model, chunk in chunks: ...
-    ```
-
-    Args:
-        streams: Streams by a key of yours; those that are not open are opened. Their `text()`s will do as well.
-        on_error: "raise" ends all streams with the first error; "return" yields the error in a chunk's place, and the
-            others go on.
-
-    Returns:
-        An async iterator of `(key, chunk)`; of one stream in its order. It reads no more than 64 chunks ahead.
-
-    Raises:
-        ValueError: `on_error` is something else.
-        TogetherError (while reading): As the streams raise it.
-    """
-    if on_error not in ("raise", "return"):
-        raise ValueError(f"on_error: got {on_error!r}, expected 'raise' or 'return'")
-    return Merged(_Merging(streams, returns=on_error == "return"))

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -81,10 +81,6 @@ class ResultsFile:
             except BaseException:
                 self._close()
                 raise
-        except JournalError as error:
-            raise OutputError(
-                f"{self.path}: {error}; is it another file? Nothing in it was changed; name another output"
-            ) from None
         except OutputError:
             raise
         except OSError as error:
@@ -92,12 +88,9 @@ class ResultsFile:
         return self.standing
 
     def _read(self) -> Standing:
-        standing = Standing()
         with os.fdopen(os.dup(self._fd), "rb", buffering=1 << 20) as file:
             file.seek(0)
-            for line in file:
-                standing.add(line)
-        return standing
+            return _standing_of(file, self.path)
 
     def _repair(self) -> None:
         """Takes off a torn last line, and ends one that only lacks its line feed."""
@@ -271,9 +264,23 @@ class ResultsFile:
         self._wanted.set()
 
     def close(self) -> None:
-        """Closes the file and frees its lock. Twice is fine."""
+        """Writes what still waits, closes the file and frees its lock. It blocks for a moment; twice is fine.
+
+        Raises:
+            OutputError: What waits can't be written.
+        """
         self._disk.shutdown(wait=True)
-        self._close()
+        try:
+            lines = tuple(self._waiting)
+            if lines and self._failure is None and self._fd >= 0:
+                try:
+                    self._put(b"".join(line for line, _ in lines))
+                except OSError as error:
+                    self._failure = self._trouble("written", error)
+                    raise self._failure from error
+                self._written(lines)
+        finally:
+            self._close()
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -287,6 +294,33 @@ class ResultsFile:
         }
         reason = error.strerror or type(error).__name__
         return OutputError(error.errno, f"{self.path} can't be {what}: {reason}{hints.get(error.errno or 0, '')}")
+
+
+def _standing_of(lines: Iterable[bytes], path: Path) -> Standing:
+    standing = Standing()
+    try:
+        for line in lines:
+            standing.add(line)
+    except JournalError as error:
+        raise OutputError(
+            errno.EEXIST, f"{path}: {error}; is it another file? Nothing in it was changed; name another output"
+        ) from None
+    return standing
+
+
+def read_standing(path: Path) -> Standing:
+    """Returns what an output holds. It is neither locked nor changed. It blocks.
+
+    Raises:
+        OutputError: It can't be read, or holds something else.
+    """
+    try:
+        with path.open("rb", buffering=1 << 20) as file:
+            return _standing_of(file, path)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, f"{path} can't be read: {error.strerror}") from error
 
 
 def _open_locked(path: Path) -> int:

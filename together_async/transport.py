@@ -115,10 +115,14 @@ class Opening(Deadline):
         """Makes the waiting call raise `failure`."""
         if self._open and not self.expired:
             self.failure = failure
-            self.late()
+            self._expire()
 
     def late(self) -> None:
         """It took too long."""
+        if self._open and not self.expired:  # the client may be closed in the very turn
+            self._expire()
+
+    def _expire(self) -> None:
         self.expired = True
         self._task.cancel()
 

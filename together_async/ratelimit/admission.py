@@ -68,6 +68,7 @@ class Reservation:
         "number",
         "patience_s",
         "priority",
+        "sheds",
         "size",
         "tokens",
         "waiter",
@@ -88,6 +89,7 @@ class Reservation:
         self.patience_s = patience_s
         self.granted_at: float | None = None
         self.hurries = False
+        self.sheds = True
         self.waiter: Any = None
 
     def __repr__(self) -> str:
@@ -366,6 +368,7 @@ class Admission:
         number: int | None = None,
         patience_s: float = math.inf,
         at_once: bool = False,
+        sheds: bool = True,
         hurries: bool = False,
     ) -> Reservation:
         """Puts a call into the queue; `advance` says when it may go, `check_room` whether it may wait.
@@ -378,6 +381,7 @@ class Admission:
             number: Of the call's earlier reservation, if it asks again.
             patience_s: A pause that is longer than this is not waited for.
             at_once: Lets it go, if nobody waits and it may; `advance` does not return it then.
+            sheds: Whether `Limits.max_queued` counts it.
             hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
 
         Raises:
@@ -395,6 +399,7 @@ class Admission:
             number = self._numbers = self._numbers + 1
         one = Reservation(lane, tokens, priority=priority, number=number, patience_s=patience_s, epoch=self._epoch)
         one.hurries = hurries
+        one.sheds = sheds
         if at_once and not self._busy:
             lane.enter_first(one, now)
             if (self.places is None or self.in_flight < self.places) and lane.wait_s(one, now) <= 0:
@@ -405,9 +410,16 @@ class Admission:
             if lane.first is not None:  # who may have to step back
                 lane.refill(now)
             lane.enter(one)
-        self.queued += 1
+        self._count(one, 1)
         self._busy[model] = lane
         return one
+
+    def _count(self, one: Reservation, change: int) -> None:
+        """One more waits, or one less."""
+        self.queued += change
+        if not one.sheds:
+            one._lane.patient += change
+            self.patient += change
 
     def check_room(self, model: str, now: float) -> None:
         """Raises when a call that has to wait finds as many waiting as may.
@@ -426,12 +438,6 @@ class Admission:
                     "ask later, or raise it"
                 )
 
-    def note_patient(self, one: Reservation, change: int) -> None:
-        """One that `Limits.max_queued` does not count begins to wait (1), or has waited (-1)."""
-        if one._epoch == self._epoch:
-            one._lane.patient += change
-            self.patient += change
-
     def withdraw(self, one: Reservation, now: float) -> None:
         """A call that waits gives up, or one that was let go has not been sent: what it held is others' now."""
         lane = one._lane
@@ -447,7 +453,7 @@ class Admission:
     def _leave(self, one: Reservation) -> None:
         lane = one._lane
         lane.leave(one)
-        self.queued -= 1
+        self._count(one, -1)
         if not lane.queued:
             self._busy.pop(lane.model, None)
 
@@ -470,7 +476,7 @@ class Admission:
                 self.next_at = min(self.next_at, now + wait_s)
                 continue
             lane.go(one, now)
-            self.queued -= 1
+            self._count(one, -1)
             self.in_flight += 1
             granted.append(one)
             if not lane.queued:

@@ -134,6 +134,7 @@ class RateLimiter:
             number=number,
             patience_s=patience_s,
             at_once=True,
+            sheds=sheds,
             hurries=hurries,
         )
         if not one.granted:
@@ -161,8 +162,6 @@ class RateLimiter:
             except TogetherError:
                 self.withdraw(one)
                 raise
-        if not sheds:
-            admission.note_patient(one, 1)
         waiter: asyncio.Future[None] = loop.create_future()
         one.waiter = waiter
         timer = None if late is None else loop.call_at(late.at, _expire, waiter, late)
@@ -180,8 +179,6 @@ class RateLimiter:
             if on_waiting is not None:
                 on_waiting(None)
             one.waiter = None
-            if not sheds:
-                admission.note_patient(one, -1)
 
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
