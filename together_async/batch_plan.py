@@ -128,7 +128,7 @@ class Plan:
         edited: custom_ids with an answer to another body, which is asked anew.
         retried: custom_ids with an error that is asked anew.
         errors: Lines that can't be asked; the first thousand, unless all are kept.
-        wrong: How many there are.
+        wrong: How many there are, without those that stand in the output as errors already.
         keeps_all: Whether all of them are kept.
         by_model: What the requests to be asked are expected to use.
         strangers: Results in the output that no line of the input asks for.
@@ -153,12 +153,13 @@ class Plan:
 
     def refuse(self, error: LineError, result: tuple[str, bool] | None = None) -> None:
         """Takes a line that can't be asked, and what the output holds under its name."""
-        self.wrong += 1
         if result is not None and not result[1]:
-            self.failed += 1  # it was said before
-        elif result is not None:
+            self.failed += 1  # an earlier run has said so
+            return
+        if result is not None:
             self.edited.append(error.name)
-        if (result is None or result[1]) and (self.keeps_all or len(self.errors) < _KEPT):
+        self.wrong += 1
+        if self.keeps_all or len(self.errors) < _KEPT:
             self.errors.append(error)
 
 
@@ -188,7 +189,7 @@ def make_plan(
         for item in source.items():
             plan.total += 1
             plan.wanted.append(0)
-            line = _judge(source, item, seen)
+            line = _judge(item, seen)
             if isinstance(line, LineError):
                 seen.setdefault(line.name, line.line)
                 plan.refuse(line, results.get(line.name))
@@ -202,7 +203,7 @@ def make_plan(
     return plan
 
 
-def _judge(source: Source, item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
+def _judge(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
     """Returns the line, or what is wrong with it at first sight."""
     if isinstance(item, LineError):
         return item
