@@ -270,6 +270,11 @@ class Batch:
 
     # ----------------------------------------------------------------------------------------------------------- public
 
+    @property
+    def title(self) -> str:
+        """What to call it: the names of its files."""
+        return f"{self._source.path.name} -> {self._output.name}"
+
     async def check(self) -> Plan:
         """Looks at input and output, and sends nothing. What can't be asked is in the plan's `errors`.
 

@@ -70,7 +70,7 @@ class Call:
         size: The request's size.
         streamed: Whether the response comes token by token.
         sheds: Whether `Limits.max_queued` holds for it.
-        hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
+        hurries: Whether it is one of a number that the caller has named.
         chance: A number from 0 to 1.
 
     Attributes:

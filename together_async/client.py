@@ -292,9 +292,9 @@ class AsyncTogether:
             requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
                 `ChatCompletionRequest`s, or dicts in the wire's shape. An error that it raises comes out of the loop
                 when what is under way has come.
-            concurrency: How many requests may be under way at once, from 1; they are sent as fast as the rates allow
-                that are known. None takes `Limits.concurrency`, else 256, or fewer where the process may not open as
-                many connections, and asks a service that has told nothing yet slowly at first.
+            concurrency: How many requests may be under way at once, from 1; once a first answer has come, they are sent
+                as fast as the rates allow that are known. None takes `Limits.concurrency`, else 256, or fewer where the
+                process may not open as many connections, and asks a service that has told nothing slowly at first.
             ordered: Whether results come in the order of the requests; else as they finish.
             on_error: "return" gives a result with an `error`; "raise" raises the first one and ends the others; a
                 function is called with each result that has an error, and what it returns comes in its place, None

@@ -309,6 +309,7 @@ class Fanout(Group[MapResult[R]]):
         self._one_less()
         if failure is None:
             self._bring(one.result(index, given, began, self._now()))
+        one.error = None  # whose traceback holds this frame
         self._ended(failure)
 
     def _one_less(self) -> None:

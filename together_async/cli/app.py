@@ -11,6 +11,7 @@ from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED
 
 SUBCOMMANDS = {
     "chat": "together_async.cli.chat:chat",
+    "batch": "together_async.cli.batch:batch",
     "serve": "together_async.cli.serve:serve",
 }
 

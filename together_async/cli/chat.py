@@ -1,16 +1,13 @@
 """`together-async chat`: one answer, or a conversation, streamed to the terminal."""
 
-import os
 import sys
 from pathlib import Path
 
 import attrs
 import click
 
+from together_async.cli.target import DEFAULT_MODEL, LocalModel, Remote, refuse_with_local, remote
 from together_async.cli.terminal import as_unicode
-from together_async.client import DEFAULT_BASE_URL
-
-DEFAULT_MODEL = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
 
 EPILOG = """\
 \b
@@ -46,34 +43,6 @@ class ChatOptions:
     temperature: float | None
     as_json: bool
     quiet: bool
-
-
-@attrs.frozen
-class LocalModel:
-    """A model to run here, in place of a server to call.
-
-    Attributes:
-        path: A GGUF file, or None for the one that the extra `local` brings.
-    """
-
-    path: Path | None
-
-
-@attrs.frozen
-class Remote:
-    """A server to call.
-
-    Attributes:
-        base_url: Its address, ending in `/v1`.
-        api_key: The key it gets.
-        model: The model's name, as the server knows it.
-        stop: Texts that end an answer of this model, where it can't tell by itself.
-    """
-
-    base_url: str
-    api_key: str = attrs.field(repr=False)
-    model: str
-    stop: tuple[str, ...] | None = None
 
 
 @click.command(epilog=EPILOG, short_help="Ask once, or talk: the answer streams as it is written.")
@@ -137,40 +106,6 @@ def chat(
     from together_async.cli.session import converse, once  # noqa: PLC0415
 
     ctx.exit(converse(target, options) if question is None else once(target, options, question))
-
-
-def refuse_with_local(ctx: click.Context) -> None:
-    """Refuse options which a local model would silently ignore; variables, set for other calls, are ignored."""
-    for name in ("model", "base_url"):
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(
-                f"{flag} and --local exclude each other: --local runs its own server and model "
-                "(choose a file with --local-model)."
-            )
-
-
-def remote(base_url: str | None, model: str) -> Remote:
-    """Find the address and the key.
-
-    Args:
-        base_url: From the option or its variable; None or an empty string for Together AI.
-        model: The model to ask for.
-
-    Raises:
-        click.UsageError: Together AI is to be called and there is no key.
-    """
-    base_url = (base_url or DEFAULT_BASE_URL).rstrip("/")
-    if not base_url.startswith(("http://", "https://")):
-        raise click.UsageError(f"--base-url: got {base_url!r}, expected http://... or https://..., ending in /v1")
-    api_key = os.environ.get("TOGETHER_API_KEY", "").strip()
-    if not api_key and base_url == DEFAULT_BASE_URL:
-        raise click.UsageError(
-            "no API key: the variable TOGETHER_API_KEY is not set.\n"
-            "  export TOGETHER_API_KEY=...       with a key from your Together AI account, or\n"
-            "  together-async chat --local ...   a small model on this machine, without a key"
-        )
-    return Remote(base_url, api_key or "none", model)  # other servers want any key, or none at all
 
 
 def read_prompt(words: tuple[str, ...]) -> str:

@@ -15,7 +15,8 @@ import attrs
 import click
 
 from together_async import AsyncTogether, ChatCompletion, StreamStats, TogetherError
-from together_async.cli.chat import ChatOptions, LocalModel, Remote
+from together_async.cli.chat import ChatOptions
+from together_async.cli.target import LocalModel, Remote
 from together_async.cli.terminal import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Output, as_unicode, note, report
 
 HELP = """\

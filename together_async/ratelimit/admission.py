@@ -30,6 +30,8 @@ from together_async.ratelimit.window import Window
 
 TURNS: Final = 5
 """While both priorities wait, one turn of so many is the batch's."""
+FIRST_AT_ONCE: Final = 4
+"""Requests to a model that has not answered yet, of those whose number the caller has named; the next wait for gaps."""
 FIRST_GAP_S: Final = 1.0
 LEAST_GAP_S: Final = 0.02
 """A model that was never asked may allow a request per second, or a thousand. As long as no answer has told its limits,
@@ -260,9 +262,18 @@ class Lane:
         wait_s = max(self.paused_until - now, self.requests.wait_s(one._costs[0]), self.tokens.wait_s(one._costs[1]))
         if self.window is not None:
             wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
-        if not self.known and self.unanswered > self.answers and not one.hurries:
+        if not self.known and self._asks_much(hurries=one.hurries):
             wait_s = max(wait_s, self.gap_at - now)
         return max(wait_s, 0.0)
+
+    def _asks_much(self, *, hurries: bool) -> bool:
+        """Whether one more, of a model that has told nothing yet, has to wait for a gap.
+
+        Those whose number the caller has named wait for a first answer at most, which may tell the limits.
+        """
+        if hurries:
+            return not self.answers and self.unanswered >= FIRST_AT_ONCE
+        return self.unanswered > self.answers
 
     def go(self, one: Reservation, now: float) -> None:
         """Lets the booked one go."""
@@ -382,7 +393,7 @@ class Admission:
             patience_s: A pause that is longer than this is not waited for.
             at_once: Lets it go, if nobody waits and it may; `advance` does not return it then.
             sheds: Whether `Limits.max_queued` counts it.
-            hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
+            hurries: Whether it is one of a number that the caller has named.
 
         Raises:
             RateLimitError: The model is paused for longer than `patience_s`.

@@ -115,7 +115,7 @@ class RateLimiter:
             patience_s: A pause that is longer is not waited for.
             sheds: Whether `Limits.max_queued` holds for it, and counts it; not for one of a number that is bounded
                 already.
-            hurries: Whether it is one of a number that the caller wants at once, also of a model that is not known.
+            hurries: Whether it is one of a number that the caller has named.
             late: When to give up, on the event loop's clock.
             on_waiting: Called with a future before the wait, with None after it. Whoever sets an exception on the
                 future ends the wait with it.
