@@ -79,7 +79,7 @@ class _Command:
             batch = Batch(client, self._input, self._output or nowhere, options, fields)
             if self._shown.check or self._shown.dry_run:
                 plan = await batch.check()
-                prices = await self._prices(client) if self._shown.dry_run else {}
+                prices = await self._prices(client) if self._shown.dry_run else None
                 return _tell_plan(plan, prices, self._limiting, self._shown, self._input.name)
             return await self._run(batch)
 
@@ -187,14 +187,16 @@ class _Command:
 # ---------------------------------------------------------------------------------------------------- check and dry run
 
 
-def _tell_plan(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, shown: Shown, name: str) -> int:
-    tell: Callable[[Plan, Mapping[str, Price], Limiting, str], None] = _plan_as_json if shown.as_json else _plan_as_text
+def _tell_plan(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, shown: Shown, name: str) -> int:
+    tell: Callable[[Plan, Mapping[str, Price] | None, Limiting, str], None] = (
+        _plan_as_json if shown.as_json else _plan_as_text
+    )
     if not shown.quiet or plan.wrong:
         tell(plan, prices, limiting, name)
     return EXIT_USAGE if plan.wrong else EXIT_DONE
 
 
-def _plan_as_json(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, name: str) -> None:
+def _plan_as_json(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, name: str) -> None:
     click.echo(
         json.dumps(
             {
@@ -207,7 +209,7 @@ def _plan_as_json(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, n
                 "wrong": plan.wrong,
                 "errors": [{"line": error.line, "message": error.text} for error in plan.errors],
                 "models": {
-                    model: {**attrs.asdict(estimate), "cost": _cost(estimate, prices.get(model))}
+                    model: {**attrs.asdict(estimate), "cost": _cost(estimate, (prices or {}).get(model))}
                     for model, estimate in plan.by_model.items()
                 },
                 "least_minutes": _least_minutes(plan, limiting),
@@ -216,7 +218,7 @@ def _plan_as_json(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, n
     )
 
 
-def _plan_as_text(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, name: str) -> None:
+def _plan_as_text(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, name: str) -> None:
     for error in plan.errors[:_LISTED]:
         click.echo(f"{name} {error}", err=True)
     if plan.wrong > _LISTED:
@@ -226,7 +228,7 @@ def _plan_as_text(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, n
         f"{plan.to_do:,} to ask, {plan.wrong:,} that can't be asked"
     )
     for model, estimate in plan.by_model.items():
-        click.echo(f"  {model}: {_estimate(estimate, prices.get(model))}")
+        click.echo(f"  {model}: {_estimate(estimate)}{_price(estimate, model, prices)}")
     minutes = _least_minutes(plan, limiting)
     if minutes is not None:
         click.echo(f"  at least {duration(minutes * 60)} within the limits given")
@@ -237,11 +239,19 @@ def _plan_as_text(plan: Plan, prices: Mapping[str, Price], limiting: Limiting, n
         )
 
 
-def _estimate(estimate: Estimate, price: Price | None) -> str:
-    most, cost = estimate.most_completion_tokens, _cost(estimate, price)
+def _estimate(estimate: Estimate) -> str:
+    most = estimate.most_completion_tokens
     answers = "answers of unknown length (no max_tokens)" if most is None else f"at most {most:,} tokens of answers"
-    costs = f"at most {money(cost)}" if cost is not None else "cost unknown" if price else "price unknown"
-    return f"{estimate.requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts, {answers}; {costs}"
+    return f"{estimate.requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts, {answers}"
+
+
+def _price(estimate: Estimate, model: str, prices: Mapping[str, Price] | None) -> str:
+    """What it costs, where that was asked for."""
+    if prices is None:
+        return ""
+    price = prices.get(model)
+    cost = _cost(estimate, price)
+    return f"; at most {money(cost)}" if cost is not None else "; cost unknown" if price else "; price unknown"
 
 
 def _cost(estimate: Estimate, price: Price | None) -> float | None:
