@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from together_async import Limits, PaymentRequiredError, QueueFullError, RateLimitError
 from together_async.ratelimit import LimitsState
-from together_async.ratelimit.admission import FIRST_GAP_S, STOP_S, TURNS, Admission, Reservation
+from together_async.ratelimit.admission import FIRST_AT_ONCE, FIRST_GAP_S, STOP_S, TURNS, Admission, Reservation
 from together_async.ratelimit.bucket import FALL, GUARD_S
 from together_async.ratelimit.estimate import Size
 from together_async.ratelimit.limits import Priority
@@ -998,7 +998,7 @@ def test_reading_the_state_changes_nothing() -> None:
 
     def times(*, look: bool) -> list[float | None]:
         driver = Driver(Limits(requests_per_minute=120, tokens_per_minute=60_000))
-        calls = [driver.asked(700) for _ in range(30)]
+        calls = [driver.asked(700) for _ in range(20)]
         for step in range(1, 300):
             driver.to(step / 10)
             if look:
@@ -1256,3 +1256,167 @@ def test_repr_says_where_a_call_is() -> None:
     driver.end(first)
     assert "ended" in repr(first)
     assert (second.model, second.granted) == (MODEL, True)
+
+
+# ------------------------------------------------------------------------------------- at once, patient, in a hurry
+
+
+def shown(admission: Admission, now: float) -> Any:
+    """All that can be seen of an admission."""
+    return admission.state(now, EPOCH), admission.queued, admission.in_flight, admission.patient, set(admission._busy)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_asking_at_once_is_asking_and_advancing(seed: int) -> None:
+    """The short way for a call that finds nobody waiting: in whatever order calls ask, are answered, end and give up,
+    the same ones go at the same times, and the state is the same."""
+    rng = random.Random(seed)
+    limits = rng.choice(
+        [
+            Limits(),
+            Limits("auto"),
+            Limits(2),
+            Limits(3, requests_per_minute=120, tokens_per_minute=6_000),
+            Limits.per_model({MODEL: Limits(2)}, concurrency=3),
+        ]
+    )
+    plain, quick = Admission(limits), Admission(limits)
+    pairs: list[tuple[Reservation, Reservation]] = []
+    now = 0.0
+    for _ in range(300):
+        now += rng.choice([0, 0, 0.01, 0.3, 2.0])
+        match rng.randrange(5):
+            case 0 | 1:
+                options: dict[str, Any] = {
+                    "priority": rng.choice(["interactive", "batch"]),
+                    "sheds": rng.random() < 0.5,
+                    "hurries": rng.random() < 0.3,
+                }
+                model, tokens = rng.choice([MODEL, "other"]), rng.choice([0, 10, 300])
+                one = plain.ask(model, tokens, now, **options)
+                plain.advance(now)
+                pairs.append((one, quick.ask(model, tokens, now, at_once=True, **options)))
+            case 2 if pairs and pairs[0][0].priority == "interactive":
+                one, other = pairs.pop(0)
+                plain.withdraw(one, now)
+                quick.withdraw(other, now)
+            case 3 if pairs:
+                for admission, one in zip((plain, quick), rng.choice(pairs), strict=True):
+                    admission.answered(one, now, None, good=True)
+            case 4 if pairs and pairs[0][0].granted:
+                for admission, one in zip((plain, quick), pairs.pop(0), strict=True):
+                    admission.settle(one, 5, now)
+                    admission.release(one, now)
+        plain.advance(now)
+        quick.advance(now)
+        assert shown(plain, now) == shown(quick, now)
+        assert [one.granted_at for one, _ in pairs] == [other.granted_at for _, other in pairs]
+
+
+def test_asked_at_once_it_goes_and_advance_does_not_say_it_again() -> None:
+    """It is under way when `ask` returns; one that may not go is booked, and the next waits behind it."""
+    driver = Driver(Limits(1))
+    first, second, third = (driver.ask(at_once=True) for _ in range(3))
+    assert first.granted
+    assert driver.advance() == []
+    assert (driver.admission.in_flight, driver.admission.queued) == (1, 2)
+    driver.end(first)
+    assert (second.granted, third.granted) == (True, False)
+    driver.admission.withdraw(second, driver.now)
+    assert driver.advance() == [third]
+
+
+@pytest.mark.parametrize("model", [MODEL, "other"])
+def test_nobody_is_overtaken_at_once(model: str) -> None:
+    """Where somebody waits, of the same model or of another, asking at once is asking."""
+    driver = Driver(Limits.per_model({MODEL: Limits(requests_per_minute=60)}, concurrency=5))
+    held = [driver.asked() for _ in range(5)]
+    waits = driver.ask(at_once=True)
+    driver.admission.release(held[0], driver.now)  # nobody has been let go yet
+    late = driver.ask(model=model, at_once=True)
+    assert not late.granted
+    assert waits.number < late.number
+
+
+def test_a_number_that_was_named_waits_for_the_first_answer_at_most() -> None:
+    """Of a model that has told nothing, a few are asked at once; a good answer, whatever it tells, lets the others go;
+    who has named no number goes on doubling."""
+    for hurries, at_first, then in ((True, FIRST_AT_ONCE, 50), (False, 1, 3)):
+        driver = Driver(Limits(), known=False)
+        ones = [driver.asked(hurries=hurries) for _ in range(50)]
+        assert sum(one.granted for one in ones) == at_first
+        driver.answered(ones[0])
+        assert sum(one.granted for one in ones) == then
+
+
+def test_a_number_that_was_named_does_not_wait_for_ever_for_the_first_answer() -> None:
+    """A server that takes minutes is asked on after the gaps of an unknown model."""
+    driver = Driver(Limits(), known=False)
+    ones = [driver.asked(hurries=True) for _ in range(50)]
+    driver.to(10)
+    assert all(one.granted for one in ones)
+
+
+def test_a_number_that_was_named_keeps_to_what_is_told() -> None:
+    """The first answer says two a second: the others don't rush."""
+    driver = Driver(Limits(), known=False)
+    ones = [driver.asked(hurries=True) for _ in range(50)]
+    driver.to(0.1)
+    driver.answered(ones[0], told(2, 0))
+    before = sum(one.granted for one in ones)
+    driver.to(5.1)
+    assert sum(one.granted for one in ones) - before <= 11
+
+
+@pytest.mark.parametrize("per_model", [False, True])
+def test_the_patient_are_neither_refused_nor_counted(per_model: bool) -> None:
+    """`max_queued` is for the others: as many of them may wait as if there were no patient ones."""
+    limits = Limits.per_model({MODEL: Limits(1, max_queued=2)}) if per_model else Limits(1, max_queued=2)
+    driver = Driver(limits)
+    held = driver.asked()
+    patient = [driver.asked(sheds=False) for _ in range(10)]
+    for _ in range(2):
+        driver.asked()
+        driver.admission.check_room(MODEL, driver.now)
+    driver.asked()
+    with pytest.raises(QueueFullError, match=r"2 calls wait and Limits\.max_queued is 2"):
+        driver.admission.check_room(MODEL, driver.now)
+    driver.admission.withdraw(patient[-1], driver.now)
+    driver.end(held)
+    with pytest.raises(QueueFullError):
+        driver.admission.check_room(MODEL, driver.now)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_patient_are_counted_right_whatever_happens(seed: int) -> None:
+    """Let go, withdrawn, refused for a pause or a 402, forgotten with their loop: as many as wait."""
+    rng = random.Random(seed)
+    driver = Driver(Limits.per_model({"other": Limits(2)}, concurrency=4))
+    ones: list[Reservation] = []
+    for _ in range(200):
+        admission = driver.admission
+        match rng.randrange(7):
+            case 0 | 1 | 2:
+                admission.resume()
+                admission.lane(MODEL, driver.now).paused_until = -math.inf
+                ones.append(
+                    driver.asked(
+                        model=rng.choice([MODEL, "other"]), sheds=rng.random() < 0.5, at_once=True, patience_s=5
+                    )
+                )
+            case 3 if ones:
+                admission.withdraw(ones.pop(rng.randrange(len(ones))), driver.now)
+            case 4:
+                for one in [one for one in ones if one.granted][:2]:
+                    driver.end(one, 0)
+            case 5 if rng.random() < 0.2:
+                admission.stop(PaymentRequiredError("402", status_code=402), driver.now)
+            case 6 if rng.random() < 0.2:
+                admission.forget_calls()
+                ones = []
+        driver.advance()
+        waiting = [one for lane in admission._lanes.values() for one in lane.waiting()]
+        assert admission.queued == len(waiting)
+        assert admission.patient == sum(not one.sheds for one in waiting)
+        for lane in admission._lanes.values():
+            assert lane.patient == sum(not one.sheds for one in lane.waiting())

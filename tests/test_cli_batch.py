@@ -119,8 +119,8 @@ class TestRun:
         assert code == 0, beside
         sent = chats(server)[0].request
         assert sent is not None
-        assert (sent["model"], sent["max_tokens"], sent["temperature"], sent["echo"]) == ("m/m", 7, 0.5, True)
-        assert (sent["stop"], sent["response_format"]) == (["END", "X"], {"type": "json_object"})
+        assert (sent.model, sent.max_tokens, sent.temperature, sent.echo) == ("m/m", 7, 0.5, True)
+        assert (sent.stop, sent.response_format) == (("END", "X"), {"type": "json_object"})
         assert results(tmp_path / "a.jsonl").keys() == {"line-1", "line-3"}
         articles = tmp_path / "articles.csv"
         articles.write_text('custom_id,body\nx,"one, two"\ny,three\n')
@@ -153,7 +153,7 @@ class TestRefused:
         code, _, beside = await ask(server, given, "-o", out, "--keep-going")
         assert (code, "2 of 4 answered, 2 failed" in beside) == (1, True)
         assert results(out)["bad"]["error"]["code"] == "invalid_request"
-        assert "line-4" in results(out)
+        assert "invalid-line-4" in results(out)
 
     async def test_check(self, server: EmulatorServer, tmp_path: Path) -> None:
         """`--check` only looks: 0 when all can be asked, 2 when not; it needs no output and sends nothing."""

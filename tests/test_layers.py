@@ -41,18 +41,19 @@ AT_IMPORT = {
     "batch_input": {"codec"},
     "results_file": {"journal"},
     "budget": {"pricing"},
+    "outage": set(),
     "batch_plan": {"batch_input", "fanout", "journal", "ratelimit", "request"},
-    "report_charts": {"journal"},
-    "report_tally": {"journal"},
-    "report": {"journal", "report_charts", "report_tally"},
+    "batch_values": {"journal", "ratelimit", "retry", "timeouts"},
+    "report": {"journal"},
     "batch": {
         "batch_input",
         "batch_plan",
+        "batch_values",
         "budget",
         "errors",
         "fanout",
         "journal",
-        "pricing",
+        "outage",
         "ratelimit",
         "results_file",
         "retry",
@@ -99,7 +100,22 @@ AT_IMPORT = {
     "local": {"_local_process", "errors"},
     "testing": {"codec", "request", "sse"},
     "pytest_plugin": set(),
-    "cli": {"__init__", "_version", "client", "errors", "local", "models", "stream", "testing"},
+    "cli": {
+        "__init__",
+        "_version",
+        "batch",
+        "batch_plan",
+        "batch_values",
+        "client",
+        "errors",
+        "local",
+        "models",
+        "pricing",
+        "ratelimit",
+        "results_file",
+        "stream",
+        "testing",
+    },
     "__main__": {"cli"},
 }
 ON_FIRST_USE = {
@@ -114,7 +130,7 @@ FOR_TYPES = {
     "fanout": {"call", "stream"},
     "stream": {"call", "exchange"},
     "batch": {"client", "report"},
-    "client": {"batch", "exchange", "journal", "transport"},
+    "client": {"batch_values", "exchange", "journal", "transport"},
     "pytest_plugin": {"__init__", "testing"},
 }
 
@@ -132,6 +148,8 @@ PURE = (
     "pricing",
     "journal",
     "batch_input",
+    "budget",
+    "outage",
 )
 """No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""
 IMPURE = {

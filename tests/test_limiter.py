@@ -594,6 +594,59 @@ def test_one_more_than_may_wait_is_refused_at_once(most: int) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_the_patient_take_nobodys_room(most: int) -> None:
+    """Of those that `max_queued` does not count any number waits, and as many of the others as ever; also in the turn
+    of the loop in which patient ones were let go, but have not run yet."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(3, max_queued=most))
+        held = [await taken(limiter) for _ in range(3)]
+        patient = Waiters(limiter)
+        await patient.add(5, sheds=False, priority="batch")
+        for one in held:
+            limiter.release(one)
+        asking = [taken(limiter) for _ in range(most + 2)]
+        refused = 0
+        for each in asking:
+            try:
+                each.send(None)
+            except QueueFullError:
+                refused += 1
+        assert refused == 2
+        assert limiter.state.queued == 2 + most
+        for each in asking:
+            each.close()
+        for one in await asyncio.gather(*patient.tasks[:3]):
+            limiter.release(one)
+        for one in await asyncio.gather(*patient.tasks[3:]):
+            limiter.release(one)
+        assert (limiter.state.in_flight, limiter.state.queued, limiter._admission.patient) == (0, 0, 0)
+
+    run(main())
+
+
+def test_the_patient_that_give_up_are_not_counted_any_more() -> None:
+    """Cancelled, late or refused."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(1))
+        held = await taken(limiter)
+        patient = Waiters(limiter)
+        await patient.add(2, sheds=False)
+        await patient.add(1, sheds=False, late=due("queue", 1.0, now()))
+        assert limiter._admission.patient == 3
+        patient.tasks[0].cancel()
+        await asyncio.sleep(2)
+        assert limiter._admission.patient == 1
+        limiter.stop(PaymentRequiredError("402", status_code=402))
+        await patient.ended()
+        assert limiter._admission.patient == 0
+        limiter.release(held)
+
+    run(main())
+
+
 def test_call_that_asks_again_is_not_refused_for_a_full_queue() -> None:
     """It has been let in before; others that came later fill the queue."""
 

@@ -1,31 +1,28 @@
 """`run_batch`: a file of requests in, a file of results out, resumable whatever happens in between.
 
 Who does what: `batch_plan` says what there is to do, `fanout` asks, `results_file` writes. Here is what holds them
-together: what becomes of a result, when to stop, and what is told of it.
+together: what becomes of a result, when to begin the next request, and when to stop.
 
 A result is an answer or an error. Errors that may pass (429s, 5xx, lost connections, timeouts) become one only when
-the request has been asked again after all others, in further rounds. When ten such failures come in a row, the requests
-are not to blame: then nothing more begins, and one at a time is tried, after pauses of one second to one minute.
+the request has been asked again after all others, in further rounds, while the service answered to others. When it does
+not (`outage`), nothing more begins, and one request at a time is tried, after pauses of one second to one minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import math
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 
-from together_async import retry as retrying
 from together_async.batch_input import InputLine, LineError
 from together_async.batch_plan import BatchInputError, Plan, Source, make_plan
+from together_async.batch_values import BatchOptions, BatchProgress, BatchSummary, Tally
 from together_async.budget import Budget
 from together_async.errors import (
     APIConnectionError,
@@ -37,176 +34,35 @@ from together_async.errors import (
 )
 from together_async.fanout import MapResult, MapResults
 from together_async.journal import Record, answer_record, body_hash, encode_line, error_record
-from together_async.pricing import Price
-from together_async.ratelimit import LimitsState
+from together_async.outage import IN_A_ROW, LAST_TRIES, Outage
 from together_async.ratelimit.estimate import size_of
 from together_async.results_file import OutputError, ResultsFile, read_standing
-from together_async.retry import Retry
+from together_async.retry import is_retryable, reason
 from together_async.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from together_async.client import AsyncTogether
     from together_async.report import Sample
 
+__all__ = ["Batch", "BatchInputError", "BatchOptions", "BatchProgress", "BatchSummary", "OutputError"]
+
+T = TypeVar("T")
+
 MOST_ROUNDS: Final = 5
 """How often a request whose errors may pass is asked, each time after all others."""
-IN_A_ROW: Final = 10
-"""Failures that may pass, one after another, after which it is not the requests."""
-MOST_PAUSE_S: Final = 60.0
-"""Longest pause between two tries then."""
-FIRST_TRIES: Final = 4
-"""Tries of a service that has not answered once."""
-PATIENCE_S: Final = 3_600.0
-"""How long a service that has answered may be away."""
-RATE_S: Final = 60
-"""Seconds over which rates are counted."""
+PRICE_TIMEOUTS: Final = Timeouts(connect=5, first_token=10, total=20)
 _LINES_PER_TURN: Final = 1_000
 
 
 @attrs.frozen
-class BatchSummary:
-    """How a batch stands when it ends.
+class _Asked:
+    """One request under way."""
 
-    Attributes:
-        input: The file of requests.
-        output: The file of results.
-        total: Requests in the input.
-        done: How many of them have an answer, from this run or an earlier one.
-        failed: How many have an error.
-        resumed: How many of both were there before.
-        edited: How many answers were to another body, and were asked anew.
-        prompt_tokens: Used by all answers in the output, by the server's count.
-        completion_tokens: The same.
-        cost: What they cost in US dollars; None when the price of a model is not known.
-        elapsed_s: Seconds of this run.
-        retried: How many results took more than one attempt.
-        limited_s: Seconds in which something waited for the limits.
-        stopped: Why it ended before everything was asked; None when it did not.
-        strangers: Results in the output that no line of the input asks for.
-    """
-
-    input: str
-    output: str
-    total: int
-    done: int
-    failed: int
-    resumed: int
-    edited: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
-    elapsed_s: float
-    retried: int
-    limited_s: float
-    stopped: str | None
-    strangers: int
-
-    @property
-    def remaining(self) -> int:
-        """How many have no result yet; the same call goes on with them."""
-        return self.total - self.done - self.failed
-
-    @property
-    def ok(self) -> bool:
-        """Whether every request has an answer."""
-        return self.done == self.total
-
-    def facts(self) -> dict[str, str]:
-        """Returns the same for people: names and values."""
-        facts = {
-            "input": self.input,
-            "output": self.output,
-            "answers": f"{self.done:,} of {self.total:,}",
-            "errors": f"{self.failed:,}",
-            "from earlier runs": f"{self.resumed:,}",
-            "asked anew, because edited": f"{self.edited:,}",
-            "without a result yet": f"{self.remaining:,}",
-            "tokens": f"{self.prompt_tokens:,} prompt + {self.completion_tokens:,} answer",
-            "cost": "" if self.cost is None else f"${self.cost:,.4f}",
-            "this run": f"{dt.timedelta(seconds=round(self.elapsed_s))}",
-            "waited for limits": f"{dt.timedelta(seconds=round(self.limited_s))}",
-            "stopped": self.stopped or "",
-        }
-        return {name: value for name, value in facts.items() if value not in ("", "0", "0:00:00")}
-
-
-@attrs.frozen
-class BatchProgress:
-    """How a batch stands at one moment.
-
-    Attributes:
-        total: Requests in the input.
-        done: How many have an answer that is on disk.
-        failed: How many have an error that is on disk.
-        resumed: How many of both were there before.
-        retried: Results of this run that took more than one attempt.
-        in_flight: Requests sent and not ended.
-        queued: Requests that wait for the limits.
-        requests_per_minute: Results in the last minute.
-        tokens_per_minute: Tokens used in the last minute.
-        limits: What the client knows about the limits.
-        limited_s: Seconds so far in which something waited for the limits.
-        tokens: Used by all answers in the output.
-        cost: What they cost in US dollars; None when a price is not known.
-        elapsed_s: Seconds of this run so far.
-        eta_s: Seconds to go at the present rate; None while there is none.
-        state: What is going on, in a few words: empty when all is well.
-    """
-
-    total: int
-    done: int
-    failed: int
-    resumed: int
-    retried: int
-    in_flight: int
-    queued: int
-    requests_per_minute: float
-    tokens_per_minute: float
-    limits: LimitsState
-    limited_s: float
-    tokens: int
-    cost: float | None
-    elapsed_s: float
-    eta_s: float | None
-    state: str
-
-
-def _at_least(least: float, expected: str) -> Any:
-    def validate(_: object, field: Any, value: Any) -> None:
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < math.inf:
-            raise ValueError(f"{field.name}: got {value!r}, expected {expected}, or None for no limit")
-
-    return validate
-
-
-def _deadline(_: object, field: Any, value: Any) -> None:
-    if value is None or isinstance(value, (dt.datetime, dt.timedelta)):
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{field.name}: got {value!r}, expected seconds above 0, a timedelta, a datetime, or None")
-
-
-@attrs.frozen(kw_only=True)
-class BatchOptions:
-    """How a batch is run; the keywords of `run_batch`, which says what they mean."""
-
-    format: str | None = None
-    template: str | None = None
-    system: str | None = None
-    concurrency: int | None = None
-    stream: bool = True
-    retry_errors: bool = False
-    keep_going: bool = False
-    max_cost: float | None = attrs.field(default=None, validator=_at_least(0, "US dollars above 0"))
-    max_tokens_total: int | None = attrs.field(default=None, validator=_at_least(0, "a number of tokens above 0"))
-    deadline: float | dt.timedelta | dt.datetime | None = attrs.field(default=None, validator=_deadline)
-    report: Path | None = None
-    on_result: Callable[[Record], None] | None = None
-    timeouts: Timeouts | None = None
-    retry: Retry | None = None
-    headers: Mapping[str, str] | None = None
+    place: int
+    custom_id: str
+    body_hash: str
+    model: str
+    prompt_tokens: float
 
 
 class Batch:
@@ -227,7 +83,7 @@ class Batch:
         fields: Fields of `ChatCompletionRequest`, for requests that do not have them.
 
     Raises:
-        ValueError: An option or a field out of range; input and output are one file.
+        ValueError: An option or a field out of range; one file stands for two things.
     """
 
     def __init__(
@@ -243,11 +99,9 @@ class Batch:
         self._output = Path(output)
         given = {name: value for name, value in (fields or {}).items() if value is not None}
         self._source = Source.of(Path(input), options.format, options.template, options.system, given)
-        if self._source.path.exists() and self._output.exists() and self._source.path.samefile(self._output):
-            raise ValueError(f"output: {self._output} is the input itself; name another file")
+        _check_files(self._source.path, self._output, options.report)
         self.plan = Plan()
-        self.prices: Mapping[str, Price] = {}
-        self._budget = Budget(options.max_tokens_total, options.max_cost, {})
+        self._budget = Budget(options.max_tokens_total, options.max_cost)
         self._file: ResultsFile | None = None
         self._results: MapResults[dict[str, Any]] | None = None
         self._stopped: str | None = None
@@ -255,18 +109,17 @@ class Batch:
         self._changed = asyncio.Event()
         self._asked: dict[int, _Asked] = {}
         self._next_index = 0
-        self._round = 0
         self._again: dict[int, tuple[bytes, Record]] = {}  # by place in the input: the error it would have
-        self._in_a_row = self._tries = 0
-        self._answered_at: float | None = None
+        self._outage = Outage()
         self._last_failure: TogetherError | None = None
-        self._tally = _Tally()
+        self._callers: Exception | None = None  # what `on_result` raised
+        self._tally = Tally()
         self._samples: list[Sample] = []
-        self._began = 0.0
+        self._began: float | None = None
         self._limited_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Batch {self._source.path.name} -> {self._output.name}, {self._tally.done} of {self.plan.total} done>"
+        return f"<Batch {self.title}, {self._tally.done} of {self.plan.total} done>"
 
     # ----------------------------------------------------------------------------------------------------------- public
 
@@ -282,34 +135,39 @@ class Batch:
             OSError: A file can't be read.
             OutputError: The output holds something else.
         """
-        results = {} if not self._output.exists() else (await asyncio.to_thread(_peek, self._output))
-        return await asyncio.to_thread(make_plan, self._source, results, retry_errors=self._options.retry_errors)
+
+        def look() -> Plan:
+            results = read_standing(self._output).results if self._output.exists() else {}
+            return make_plan(self._source, results, retry_errors=self._options.retry_errors)
+
+        return await _in_thread(look)
 
     async def run(self) -> BatchSummary:
-        """Asks what has no result yet.
+        """Asks what has no result yet. Once: to go on later, make another one.
 
         Raises:
             BatchInputError: The input holds what can't be asked, and `keep_going` is off.
             OutputError: The output can't be opened or written, or another run has it.
             OSError: The input can't be read.
             ValueError: `max_cost` is set, and the price of a model is not known.
+            RuntimeError: It has been run before.
         """
+        if self._began is not None:
+            raise RuntimeError("a batch is run once; to go on with what is left, make another one of the same files")
         self._began = time.monotonic()
         self._state = "reading input and output"
+        await _in_thread(self._source.check_readable)
         file = self._file = ResultsFile(self._output, self._written)
         try:
             await _in_thread(file.open)
-            plan = self.plan = await _in_thread(self._make_plan)
-            if plan.wrong and not self._options.keep_going:
-                raise BatchInputError(self._source.path.name, plan.errors, plan.wrong, plan.total)
-            if plan.edited or plan.retried or file.standing.set_aside:
-                await _in_thread(lambda: file.compact(plan.retried, kept_aside=plan.edited))
-            await self._prepare()
+            await self._prepare(file)
             await self._run(file)
             if self._options.report is not None:
                 await _in_thread(lambda: self._write_report(file))
         finally:
             file.close()
+        if self._callers is not None:
+            raise self._callers
         return self._summary()
 
     def drain(self, why: str) -> None:
@@ -324,9 +182,9 @@ class Batch:
     @property
     def progress(self) -> BatchProgress:
         """How it stands now. Made when it is read."""
-        tally, results = self._tally, self._results
+        tally, results, now = self._tally, self._results, time.monotonic()
         waiting = results.waiting if results is not None else 0
-        per_minute, tokens_per_minute = tally.rates(time.monotonic())
+        per_minute, tokens_per_minute = tally.rates(now)
         remaining = max(0, self.plan.total - tally.done - tally.failed)
         return BatchProgress(
             total=self.plan.total,
@@ -341,46 +199,51 @@ class Batch:
             limits=self._client.limits,
             limited_s=results.limited_s if results is not None else self._limited_s,
             tokens=self._budget.tokens,
-            cost=self._cost,
-            elapsed_s=time.monotonic() - self._began if self._began else 0.0,
+            cost=self._budget.known_cost,
+            elapsed_s=0.0 if self._began is None else now - self._began,
             eta_s=remaining / per_minute * 60 if per_minute else None,
             state=self._state,
         )
 
     # -------------------------------------------------------------------------------------------------------- preparing
 
-    def _make_plan(self) -> Plan:
-        assert self._file is not None  # noqa: S101 - opened
-        return make_plan(
-            self._source,
-            self._file.standing.results,
-            retry_errors=self._options.retry_errors,
-            keeps_all=self._options.keep_going,
-            stopped=lambda: self._stopped is not None,
+    async def _prepare(self, file: ResultsFile) -> None:
+        """Makes the plan, puts the output in order, and enters what earlier runs have used."""
+        options = self._options
+        plan = self.plan = await _in_thread(
+            lambda: make_plan(
+                self._source,
+                file.standing.results,
+                retry_errors=options.retry_errors,
+                keeps_all=options.keep_going,
+                stopped=lambda: self._stopped is not None,
+            )
         )
-
-    async def _prepare(self) -> None:
-        """Finds out prices, and enters what earlier runs have used."""
-        assert self._file is not None  # noqa: S101 - opened
-        options, plan = self._options, self.plan
-        if plan.to_do or options.max_cost is not None:
-            try:
-                self.prices = await self._client.prices(timeouts=Timeouts(connect=5, first_token=10, total=20))
-            except TogetherError as error:
-                if options.max_cost is not None:
-                    raise ValueError(f"max_cost: the service does not tell its prices ({error})") from error
-        self._budget = Budget(options.max_tokens_total, options.max_cost, self.prices)
-        if options.max_cost is not None and (unknown := sorted(plan.by_model.keys() - self.prices.keys())):
-            raise ValueError(f"max_cost: the service tells no price for {', '.join(unknown[:5])}")
-        for model, (prompt, completion) in self._file.standing.tokens.items():
-            self._budget.spend(model, prompt, completion)
+        if plan.wrong and not options.keep_going:
+            raise BatchInputError(self._source.path.name, plan.errors, plan.wrong, plan.total)
         self._tally.done, self._tally.failed = plan.done, plan.failed
+        if options.max_cost is not None and plan.to_do and self._stopped is None:
+            await self._find_prices_or_refuse()
+        if plan.edited or plan.retried or file.standing.set_aside:
+            await _in_thread(lambda: file.compact(plan.retried, kept_aside=plan.edited))
+        for model, (prompt, completion) in file.standing.tokens.items():
+            self._budget.spend(model, prompt, completion)
         if self._stopped is None:
             self._state = ""
 
-    @property
-    def _cost(self) -> float | None:
-        return None if self._budget.unpriced or not self.prices else self._budget.cost
+    async def _find_prices_or_refuse(self) -> None:
+        try:
+            self._budget.prices = await self._client.prices(timeouts=PRICE_TIMEOUTS)
+        except TogetherError as error:
+            raise ValueError(f"max_cost: the service does not tell its prices ({error})") from error
+        if unknown := sorted(self.plan.by_model.keys() - self._budget.prices.keys()):
+            raise ValueError(f"max_cost: the service tells no price for {', '.join(unknown[:5])}")
+
+    async def _find_prices(self) -> None:
+        """Nobody waits for prices that are only shown."""
+        if not self._budget.prices and self.plan.to_do:
+            with contextlib.suppress(TogetherError):
+                self._budget.prices = await self._client.prices(timeouts=PRICE_TIMEOUTS)
 
     # ---------------------------------------------------------------------------------------------------------- running
 
@@ -388,15 +251,16 @@ class Batch:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(file.write())
-                watch = group.create_task(self._watch())
+                beside = [group.create_task(self._watch()), group.create_task(self._find_prices())]
                 await self._write_wrong_lines(file)
                 await self._ask(file)
                 for line, record in self._again.values() if self._stopped is None else ():
-                    file.add(line, record)
+                    await self._add(file, line, record)
                 file.finish()
-                watch.cancel()
-        except* OutputError as errors:
-            raise errors.exceptions[0] from None
+                for task in beside:
+                    task.cancel()
+        except* Exception as errors:  # noqa: BLE001 - raised without the group, which is nobody's business
+            raise _first(errors) from None
         finally:
             if self._results is not None:
                 self._limited_s = self._results.limited_s
@@ -405,7 +269,7 @@ class Batch:
     async def _write_wrong_lines(self, file: ResultsFile) -> None:
         """With `keep_going`: lines that can't be asked become errors in the output."""
         for error in self.plan.errors:
-            record = Record(error.name, code="invalid_request", message=str(error), attempts=0)
+            record = Record(error.name, error.body_hash, code="invalid_request", message=str(error), attempts=0)
             await self._add(file, encode_line(record), record)
 
     async def _ask(self, file: ResultsFile) -> None:
@@ -419,27 +283,30 @@ class Batch:
             headers=options.headers,
         )
         if self._stopped is not None:
-            results.drain()
+            return
         async with results:
             async for result in results:
                 await self._take(result, file)
 
     async def _requests(self) -> AsyncIterator[dict[str, Any]]:
         """Yields what is to be asked, round after round."""
-        wanted = self.plan.wanted
-        for self._round in range(MOST_ROUNDS):
+        wanted, rounds = self.plan.wanted, 0
+        while rounds < MOST_ROUNDS:
+            answers = self._outage.answers
             async for place, line in self._lines(wanted):
                 body = self._source.body(line)
-                one = _Asked(place, line.custom_id, body_hash(body), self._round)
                 if not await self._may_begin(body):
                     return
-                self._promise(body)
-                self._asked[self._next_index] = one
-                self._next_index += 1
-                yield self._sent(body)
+                yield self._begin(place, line, body)
             while self._asked and self._stopped is None:
                 await self._change()
             if not self._again or self._stopped is not None:
+                return
+            if self._outage.answers > answers:
+                rounds += 1
+            elif len(self._again) < IN_A_ROW and self._outage.answers and self._outage.tries >= LAST_TRIES:
+                return  # it may be these after all
+            elif not await self._pause():
                 return
             wanted = bytearray(len(wanted))
             for place in self._again:
@@ -448,17 +315,25 @@ class Batch:
     async def _lines(self, wanted: bytearray) -> AsyncIterator[tuple[int, InputLine]]:
         """Yields the lines that are wanted, with their places in the input."""
         left = wanted.count(1)
-        for place, item in enumerate(self._source.items()):
-            if not left or place >= len(wanted):
-                return
-            if place % _LINES_PER_TURN == 0:
-                await asyncio.sleep(0)
-            if wanted[place] and not isinstance(item, LineError):
-                left -= 1
-                yield place, item
+        with contextlib.closing(self._source.items()) as items:
+            for place, item in enumerate(items):
+                if not left or place >= len(wanted):
+                    return
+                if place % _LINES_PER_TURN == 0:
+                    await asyncio.sleep(0)
+                if wanted[place] and not isinstance(item, LineError):
+                    left -= 1
+                    yield place, item
 
-    def _sent(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A body as it is sent: streams are asked for their usage, which not all servers tell by themselves."""
+    def _begin(self, place: int, line: InputLine, body: dict[str, Any]) -> dict[str, Any]:
+        """Notes that a request begins, and returns its body as it is sent.
+
+        Streams are asked for their usage, which not all servers tell by themselves.
+        """
+        model, prompt, most = self._expected(body)
+        self._budget.promise(self._next_index, model, prompt, most)
+        self._asked[self._next_index] = _Asked(place, line.custom_id, body_hash(body), model, prompt)
+        self._next_index += 1
         if self._options.stream and "stream_options" not in body:
             return {**body, "stream_options": {"include_usage": True}}
         return body
@@ -473,24 +348,22 @@ class Batch:
     async def _may_begin(self, body: Mapping[str, Any]) -> bool:
         """Waits until the next request may begin; False when nothing more does."""
         while self._stopped is None:
-            if self._in_a_row >= IN_A_ROW:
-                if self._asked:
-                    await self._change()  # those under way may bring better news
-                    continue
-                await self._pause()
-                return self._stopped is None
-            room = self._room(body)
+            if self._outage.likely:
+                if not self._asked:
+                    return await self._pause()
+                await self._change()  # those under way may bring better news
+                continue
+            room = self._budget.room(*self._expected(body)) if self._budget.is_set else "now"
             if room == "now":
                 return True
-            if room == "never":
-                limit = "max_tokens_total" if self._options.max_cost is None else "max_cost or max_tokens_total"
-                self.drain(f"the next request may exceed {limit}")
-            else:
+            if room == "later":
                 await self._change()
+            else:
+                self.drain(f"the next request may exceed {self._budget.limits}")
         return False
 
     def _expected(self, body: Mapping[str, Any]) -> tuple[str, float, float]:
-        """Returns model, and the tokens of prompt and answer that a request may use at most, as far as one can know."""
+        """Returns model, and the tokens of prompt and answer that a request may use at most, as far as can be known."""
         model = str(body.get("model"))
         size = size_of(body.get("messages") or (), body.get("max_tokens"), body.get("n"))
         estimator = self._client._limiter.estimator(model)
@@ -498,29 +371,21 @@ class Batch:
         most = estimator.total(size) - prompt if size.max_tokens is None else size.max_tokens * size.n
         return model, prompt, most
 
-    def _room(self, body: Mapping[str, Any]) -> str:
-        return self._budget.room(*self._expected(body)) if self._budget.is_set else "now"
-
-    def _promise(self, body: Mapping[str, Any]) -> None:
-        if self._budget.is_set:
-            self._budget.promise(self._next_index, *self._expected(body))
-
-    async def _pause(self) -> None:
-        """The service is away: waits before one more request tries it; gives up when it has been long enough."""
-        self._tries += 1
-        now = time.monotonic()
-        never = self._answered_at is None and self._tries >= FIRST_TRIES
-        if never or (self._answered_at is not None and now - self._answered_at > PATIENCE_S):
-            away = "once" if never else f"for {(now - (self._answered_at or now)) / 60:.0f} minutes"
+    async def _pause(self) -> bool:
+        """The service is away: waits before it is tried again. False when that has been done long enough."""
+        outage, now = self._outage, time.monotonic()
+        pause_s = outage.pause_s(now)
+        if pause_s is None:
+            away = f"for {outage.away_s(now) / 60:.0f} minutes" if outage.answers else "once"
             self.drain(f"the service has not answered {away}: {self._last_failure}")
-            return
-        delay_s = min(MOST_PAUSE_S, 2.0 ** (self._tries - 1))
-        why = retrying.reason(self._last_failure) if self._last_failure is not None else "no answer"
-        self._state = f"the service is away ({why}), next try in {delay_s:.0f} s"
+            return False
+        why = reason(self._last_failure) if self._last_failure is not None else "no answer"
+        self._state = f"the service is away ({why}), next try in {pause_s:.0f} s"
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
+            async with asyncio.timeout(pause_s):
                 while self._stopped is None:
                     await self._change()
+        return self._stopped is None
 
     # ---------------------------------------------------------------------------------------------- what has come of it
 
@@ -528,70 +393,68 @@ class Batch:
         """Decides what becomes of a result."""
         one = self._asked.pop(result.index)
         self._budget.settle(result.index)
-        error, timing = result.error, result.timing
-        record = Record(
-            one.custom_id,
-            one.body_hash,
-            sent_at=None if result.attempts == 0 else time.time() - timing.total_s + timing.queued_s,
-            queued_s=round(timing.queued_s, 6),
-            first_token_s=None if timing.first_token_s is None else round(timing.first_token_s, 6),
-            total_s=round(timing.total_s, 6),
-            attempts=result.attempts,
-            retries=tuple((reason, round(waited_s, 3)) for reason, waited_s in result.retries),
-        )
+        record, error = _record(one, result), result.error
         if result.completion is not None:
-            self._in_a_row = self._tries = 0
-            self._answered_at = time.monotonic()
-            self._state = "" if self._stopped is None else self._state
-            self._again.pop(one.place, None)
-            record = answer_record(record, result.completion)
-            self._budget.spend(record.model, record.prompt_tokens, record.completion_tokens)
+            self._answered(one.place)
+            record = answer_record(record, result.completion, expected_prompt_tokens=round(one.prompt_tokens))
+            self._budget.spend(one.model, record.prompt_tokens, record.completion_tokens)
             await self._add(file, encode_line(record, result.completion), record)
-        elif error is not None:
-            record = error_record(record, error)
-            if not isinstance(error, TogetherError) or not self._passes(one, record, error):
-                self._again.pop(one.place, None)
-                await self._add(file, encode_line(record), record)
+        elif error is not None and not self._passes(one, error, record := error_record(record, error)):
+            self._answered(one.place)
+            await self._add(file, encode_line(record), record)
         self._changed.set()
 
-    async def _add(self, file: ResultsFile, line: bytes, record: Record) -> None:
-        await file.room()
-        file.add(line, record)
+    def _answered(self, place: int) -> None:
+        self._outage.answered()
+        self._again.pop(place, None)
+        if self._stopped is None:
+            self._state = ""
 
-    def _passes(self, one: _Asked, record: Record, error: TogetherError) -> bool:
+    def _passes(self, one: _Asked, error: Exception, record: Record) -> bool:
         """Whether an error is not the request's: it is asked again, in this run or in a later one."""
+        if not isinstance(error, TogetherError):
+            return False
         if isinstance(error, (AuthenticationError, PaymentRequiredError)) or (
             isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError) and not error.transient
         ):
             self.drain(str(error))
             return True
-        if not (retrying.is_retryable(error) or isinstance(error, (APITimeoutError, StreamTimeoutError))):
-            self._in_a_row = 0
+        if not (is_retryable(error) or isinstance(error, (APITimeoutError, StreamTimeoutError))):
             return False
-        self._in_a_row += 1
+        self._outage.failed(time.monotonic())
         self._last_failure = error
         self._again[one.place] = (encode_line(record), record)
         return True
 
+    async def _add(self, file: ResultsFile, line: bytes, record: Record) -> None:
+        await file.room()
+        file.add(line, record)
+
     def _written(self, records: list[Record]) -> None:
         """Lines are on disk."""
-        now = time.monotonic()
+        now, on_result = time.monotonic(), self._options.on_result
         for record in records:
             self._tally.add(record, now)
-            if self._options.on_result is not None:
-                self._options.on_result(record)
+            if on_result is not None and self._callers is None:
+                try:
+                    on_result(record)
+                except Exception as error:  # noqa: BLE001 - raised when what is under way has come
+                    self._callers = error
+                    self.drain("on_result has raised an error")
 
     # ------------------------------------------------------------------------------------------------------- looking on
 
     async def _watch(self) -> None:
         """Once a second: notes how it stands, for the report, and looks at the clock."""
-        ends = self._ends_at()
+        ends = self._options.ends_at(time.time())
         while True:
-            if ends is not None and time.time() >= ends:
+            left = 1.0 if ends is None else ends - time.time()
+            if left <= 0:
                 self.drain("the deadline is reached")
+                ends = None
             if self._options.report is not None:
                 self._samples.append(self._sample())
-            await asyncio.sleep(1.0 if ends is None else max(0.001, min(1.0, ends - time.time())))
+            await asyncio.sleep(min(1.0, max(left, 0.001)))
 
     def _sample(self) -> Sample:
         from together_async.report import Sample  # noqa: PLC0415 - only for a report
@@ -623,18 +486,8 @@ class Batch:
                 f"the report {path} can't be written: {error.strerror}; the results are safe in {file.path}",
             ) from error
 
-    def _ends_at(self) -> float | None:
-        deadline = self._options.deadline
-        if deadline is None:
-            return None
-        if isinstance(deadline, dt.datetime):
-            return deadline.timestamp()
-        return time.time() + (deadline.total_seconds() if isinstance(deadline, dt.timedelta) else deadline)
-
     def _summary(self) -> BatchSummary:
-        tally, plan, file = self._tally, self.plan, self._file
-        assert file is not None  # noqa: S101 - run
-        tokens = list(file.standing.tokens.values())
+        tally, plan, budget = self._tally, self.plan, self._budget
         return BatchSummary(
             input=str(self._source.path),
             output=str(self._output),
@@ -643,10 +496,10 @@ class Batch:
             failed=tally.failed,
             resumed=plan.done + plan.failed,
             edited=len(plan.edited),
-            prompt_tokens=sum(prompt for prompt, _ in tokens) + tally.prompt_tokens,
-            completion_tokens=sum(completion for _, completion in tokens) + tally.completion_tokens,
-            cost=self._cost,
-            elapsed_s=time.monotonic() - self._began,
+            prompt_tokens=budget.prompt_tokens,
+            completion_tokens=budget.completion_tokens,
+            cost=budget.known_cost,
+            elapsed_s=time.monotonic() - (self._began or 0.0),
             retried=tally.retried,
             limited_s=self._limited_s,
             stopped=self._stopped,
@@ -654,55 +507,56 @@ class Batch:
         )
 
 
-@attrs.frozen
-class _Asked:
-    """One request under way."""
-
-    place: int
-    custom_id: str
-    body_hash: str
-    round: int
-
-
-class _Tally:
-    """What is on disk, and how fast it came."""
-
-    def __init__(self) -> None:
-        self.done = self.failed = self.retried = 0
-        self.prompt_tokens = self.completion_tokens = 0
-        self._seconds: deque[list[float]] = deque(maxlen=RATE_S + 1)  # second, results, tokens
-        self._first: float | None = None
-
-    def add(self, record: Record, now: float) -> None:
-        """Takes a result."""
-        self.done += record.ok
-        self.failed += not record.ok
-        self.retried += record.attempts > 1
-        self.prompt_tokens += record.prompt_tokens
-        self.completion_tokens += record.completion_tokens
-        if self._first is None:
-            self._first = now
-        second = math.floor(now)
-        if not self._seconds or self._seconds[-1][0] != second:
-            self._seconds.append([second, 0, 0])
-        self._seconds[-1][1] += 1
-        self._seconds[-1][2] += record.total_tokens
-
-    def rates(self, now: float) -> tuple[float, float]:
-        """Returns results and tokens per minute, over the last minute or since the first result."""
-        if self._first is None:
-            return 0.0, 0.0
-        seconds = [one for one in self._seconds if one[0] > now - RATE_S]
-        span_s = max(1.0, min(RATE_S, now - self._first))
-        return sum(one[1] for one in seconds) * 60 / span_s, sum(one[2] for one in seconds) * 60 / span_s
+def _record(one: _Asked, result: MapResult[Any]) -> Record:
+    """Returns what is told of a result, whatever it is."""
+    timing = result.timing
+    return Record(
+        one.custom_id,
+        one.body_hash,
+        model=one.model,
+        sent_at=None if result.attempts == 0 else round(time.time() - timing.total_s + timing.queued_s, 3),
+        queued_s=round(timing.queued_s, 6),
+        first_token_s=None if timing.first_token_s is None else round(timing.first_token_s, 6),
+        total_s=round(timing.total_s, 6),
+        attempts=result.attempts,
+        retries=tuple((reason, round(waited_s, 3)) for reason, waited_s in result.retries),
+    )
 
 
-def _peek(path: Path) -> dict[str, tuple[str, bool]]:
-    """Returns what an output holds; it is neither locked nor changed."""
-    return read_standing(path).results
+def _check_files(input: Path, output: Path, report: Path | None) -> None:
+    """Raises unless each file has one purpose."""
+    places = {"output": output, "report": report, "output's .superseded": output.with_name(f"{output.name}.superseded")}
+    taken = {_place(input): "input"}
+    for name, path in places.items():
+        if path is None:
+            continue
+        if not path.name:
+            raise ValueError(f"{name}: got {str(path)!r}, expected the name of a file")
+        other = taken.setdefault(_place(path), name)
+        if other != name:
+            raise ValueError(f"{name}: {path} is the {other} itself; name another file")
+    if report is not None and not report.parent.is_dir():
+        raise ValueError(f"report: there is no folder {report.parent}")
 
 
-async def _in_thread(function: Callable[[], Any]) -> Any:
+def _place(path: Path) -> object:
+    """Returns what is the same for two names of one file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """Returns the first error of a group, or of the groups in it."""
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return cast("Exception", found)
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
     """Runs a function in a thread, and waits for it even if the caller is cancelled: it may hold a file."""
     work = asyncio.ensure_future(asyncio.to_thread(function))
     try:

@@ -28,6 +28,7 @@ SUFFIXES: Final[Mapping[str, Format]] = {
     ".tsv": "csv",
 }
 _URL: Final = "/chat/completions"
+_MOST_FIELD: Final = 1 << 30
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -38,10 +39,12 @@ class LineError(ValueError):
         line: Its number, from 1.
         text: What is wrong, without the number.
         custom_id: Its name, as far as it has one.
+        body_hash: Of its body, which may be mended; of what has none, a text that is no hash.
     """
 
-    def __init__(self, line: int, text: str, custom_id: str | None = None) -> None:
+    def __init__(self, line: int, text: str, custom_id: str | None = None, body_hash: str = "none") -> None:
         super().__init__(f"line {line}: {text}")
+        self.body_hash = body_hash
         self.line = line
         self.text = text
         self.custom_id = custom_id
@@ -49,7 +52,7 @@ class LineError(ValueError):
     @property
     def name(self) -> str:
         """The name under which it stands in the output."""
-        return self.custom_id or f"line-{self.line}"
+        return self.custom_id or f"invalid-line-{self.line}"
 
 
 @attrs.frozen
@@ -192,14 +195,18 @@ class _TextReader:
         try:
             prompt = text.decode()
         except UnicodeDecodeError as error:
-            return LineError(number, f"not UTF-8 (byte {error.start})")
+            return LineError(number, f"not UTF-8 (byte {error.start})", f"line-{number}")
         return InputLine(number, f"line-{number}", self._template.fill({"line": prompt}))
 
 
 def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterator[InputLine | LineError]:
+    # For the whole process, as the module has it: a document in a field may be longer than its 131,072 characters.
+    csv.field_size_limit(max(csv.field_size_limit(), _MOST_FIELD))
     rows = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
     try:
-        head = [name.strip() for name in next(rows, [])]
+        head = [name.strip() for name in next(rows)]
+    except StopIteration:
+        return  # an empty file
     except (csv.Error, UnicodeDecodeError) as error:
         raise LineError(1, f"no head of a CSV: {_csv_text(error)}") from None
     if missing := [name for name in made.names if name not in head]:

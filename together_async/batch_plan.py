@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import errno
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,7 +72,16 @@ class Source:
         next(read_lines([], source.kind, template=template, system=system), None)
         return source
 
-    def items(self) -> Iterator[InputLine | LineError]:
+    def check_readable(self) -> None:
+        """Raises unless the file can be read, and read again: a pipe can't be.
+
+        Raises:
+            OSError: It can't.
+        """
+        with self.path.open("rb") if self.path.is_file() or not self.path.exists() else _no_file(self.path):
+            pass
+
+    def items(self) -> Generator[InputLine | LineError]:
         """Yields what stands in the file, from its begin.
 
         Raises:
@@ -90,6 +100,11 @@ class Source:
     def body(self, line: InputLine) -> dict[str, Any]:
         """Returns a request as it is asked."""
         return self.defaults.body(line.body)
+
+
+def _no_file(path: Path) -> Any:
+    kind = "a folder" if path.is_dir() else "no regular file, and the input is read more than once; save it to one"
+    raise OSError(errno.EINVAL, f"it is {kind}", str(path))
 
 
 @attrs.define
@@ -132,6 +147,7 @@ class Plan:
         keeps_all: Whether all of them are kept.
         by_model: What the requests to be asked are expected to use.
         strangers: Results in the output that no line of the input asks for.
+        cut: Whether it was given up before the end of the input.
     """
 
     total: int = 0
@@ -145,6 +161,7 @@ class Plan:
     keeps_all: bool = False
     by_model: dict[str, Estimate] = attrs.field(factory=dict)
     strangers: int = 0
+    cut: bool = False
 
     @property
     def to_do(self) -> int:
@@ -154,9 +171,11 @@ class Plan:
     def refuse(self, error: LineError, result: tuple[str, bool] | None = None) -> None:
         """Takes a line that can't be asked, and what the output holds under its name."""
         if result is not None and not result[1]:
-            self.failed += 1  # an earlier run has said so
-            return
-        if result is not None:
+            if result[0] == error.body_hash:
+                self.failed += 1  # an earlier run has said so
+                return
+            self.retried.append(error.name)
+        elif result is not None:
             self.edited.append(error.name)
         self.wrong += 1
         if self.keeps_all or len(self.errors) < _KEPT:
@@ -196,7 +215,8 @@ def make_plan(
             else:
                 _plan_line(plan, source, line, results.get(line.custom_id), retry_errors=retry_errors)
             if plan.total % 1_000 == 0 and stopped():
-                break
+                plan.cut = True
+                return plan
     except LineError as error:
         plan.refuse(error)
     plan.strangers = len(results) - sum(name in seen for name in results)
@@ -204,9 +224,10 @@ def make_plan(
 
 
 def _judge(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
-    """Returns the line, or what is wrong with it at first sight."""
+    """Returns the line, or what is wrong with it at first sight; no two have one name."""
     if isinstance(item, LineError):
-        return item
+        known = item.custom_id is not None and item.custom_id in seen
+        return LineError(item.line, item.text) if known else item
     first = seen.setdefault(item.custom_id, item.number)
     if first != item.number:
         return LineError(item.number, f"custom_id: {item.custom_id[:80]!r} stands in line {first} too")
@@ -227,7 +248,7 @@ def _plan_line(
     try:
         request = ChatCompletionRequest.from_dict(body)
     except ValueError as error:
-        plan.refuse(LineError(line.number, _named(str(error)), line.custom_id), result)
+        plan.refuse(LineError(line.number, _named(str(error)), line.custom_id, body_hash(body)), result)
         return
     if result is not None:
         (plan.edited if result[1] else plan.retried).append(line.custom_id)

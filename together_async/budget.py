@@ -21,55 +21,79 @@ class Budget:
     Args:
         max_tokens: Most tokens of prompts and answers together; None for any number.
         max_cost: Most US dollars; None for any.
-        prices: By model.
 
     Attributes:
-        tokens: Spent so far.
-        cost: The same in US dollars, as far as prices are known.
-        unpriced: Whether tokens were spent of a model whose price is not known.
+        prices: By model; they may come later, as long as no cost is to be kept.
+        prompt_tokens: Spent so far.
+        completion_tokens: Spent so far.
     """
 
-    def __init__(self, max_tokens: float | None, max_cost: float | None, prices: Mapping[str, Price]) -> None:
-        self._most = (math.inf if max_tokens is None else max_tokens, math.inf if max_cost is None else max_cost)
-        self.prices = prices
-        self.tokens = 0
-        self.cost = 0.0
-        self.unpriced = False
+    def __init__(self, max_tokens: float | None, max_cost: float | None) -> None:
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
+        self._max_cost = math.inf if max_cost is None else max_cost
+        self.prices: Mapping[str, Price] = {}
+        self.prompt_tokens = self.completion_tokens = 0
+        self._spent: dict[str, tuple[int, int]] = {}
         self._promised: dict[int, tuple[float, float]] = {}
-
-    def spend(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Enters what was used."""
-        self.tokens += prompt_tokens + completion_tokens
-        price = self.prices.get(model)
-        if price is not None:
-            self.cost += price.of(prompt_tokens, completion_tokens)
-        elif prompt_tokens or completion_tokens:
-            self.unpriced = True
-
-    def room(self, model: str, prompt_tokens: float, completion_tokens: float) -> Room:
-        """Returns whether a request that is expected to use as much may begin: now, later perhaps, or never."""
-        tokens, cost = self._expected(model, prompt_tokens, completion_tokens)
-        promised_tokens = sum(one for one, _ in self._promised.values()) if self._promised else 0.0
-        promised_cost = sum(one for _, one in self._promised.values()) if self._promised else 0.0
-        fits = (
-            self.tokens + promised_tokens + tokens <= self._most[0]
-            and self.cost + promised_cost + cost <= self._most[1]
-        )
-        return "now" if fits else "later" if self._promised else "never"
+        self._promised_tokens = self._promised_cost = 0.0
 
     @property
     def is_set(self) -> bool:
         """Whether there is anything to keep."""
-        return min(self._most) < math.inf
+        return min(self._max_tokens, self._max_cost) < math.inf
+
+    @property
+    def limits(self) -> str:
+        """The names of what is to be kept."""
+        limits = (("max_tokens_total", self._max_tokens), ("max_cost", self._max_cost))
+        return " or ".join(name for name, most in limits if most < math.inf)
+
+    @property
+    def tokens(self) -> int:
+        """Spent so far."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def cost(self) -> float:
+        """US dollars spent so far, of models whose price is known."""
+        return sum(price.of(*spent) for model, spent in self._spent.items() if (price := self.prices.get(model)))
+
+    @property
+    def known_cost(self) -> float | None:
+        """The same, None when something was spent that has no price, or nothing is known of prices."""
+        return self.cost if self.prices and self._spent.keys() <= self.prices.keys() else None
+
+    def spend(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """Enters what was used."""
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        prompt, completion = self._spent.get(model, (0, 0))
+        self._spent[model] = (prompt + prompt_tokens, completion + completion_tokens)
+
+    def room(self, model: str, prompt_tokens: float, completion_tokens: float) -> Room:
+        """Returns whether a request that is expected to use as much may begin: now, later perhaps, or never."""
+        tokens, cost = self._expected(model, prompt_tokens, completion_tokens)
+        if (
+            self.tokens + self._promised_tokens + tokens <= self._max_tokens
+            and self.cost + self._promised_cost + cost <= self._max_cost
+        ):
+            return "now"
+        return "later" if self._promised else "never"
 
     def promise(self, key: int, model: str, prompt_tokens: float, completion_tokens: float) -> None:
         """Sets aside what a request that begins is expected to use."""
         if self.is_set:
-            self._promised[key] = self._expected(model, prompt_tokens, completion_tokens)
+            tokens, cost = self._promised[key] = self._expected(model, prompt_tokens, completion_tokens)
+            self._promised_tokens += tokens
+            self._promised_cost += cost
 
     def settle(self, key: int) -> None:
         """The request has ended."""
-        self._promised.pop(key, None)
+        tokens, cost = self._promised.pop(key, (0.0, 0.0))
+        self._promised_tokens -= tokens
+        self._promised_cost -= cost
+        if not self._promised:  # what sums of fractions leave
+            self._promised_tokens = self._promised_cost = 0.0
 
     def _expected(self, model: str, prompt_tokens: float, completion_tokens: float) -> tuple[float, float]:
         price = self.prices.get(model)

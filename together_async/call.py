@@ -80,6 +80,7 @@ class Call:
         estimated: Whether that is what was seen, because the server's own count did not come.
         first_sent_at: When its first attempt began, on the event loop's clock; None when there was none.
         on_wait: Hears when it begins (1) and ends (-1) to wait for its turn.
+        on_rest: The same for the wait before another attempt.
     """
 
     __slots__ = (
@@ -112,6 +113,7 @@ class Call:
         "chance",
         "estimated",
         "first_sent_at",
+        "on_rest",
         "on_wait",
         "retries",
         "tokens",
@@ -154,6 +156,7 @@ class Call:
         self.estimated = False
         self.first_sent_at: float | None = None
         self.on_wait: Callable[[int], None] | None = None
+        self.on_rest: Callable[[int], None] | None = None
         self._sheds, self._hurries = sheds, hurries
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
@@ -377,11 +380,15 @@ class Call:
         assert self._loop is not None  # noqa: S101 - opened
         waiter = self._waiter = self._loop.create_future()
         timer = self._loop.call_later(seconds, _end, waiter)
+        if self.on_rest is not None:
+            self.on_rest(1)
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiter = None
+            if self.on_rest is not None:
+                self.on_rest(-1)
 
     # ---------------------------------------------------------------------------------------------------------- ending
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from together_async.batch import BatchSummary
+    from together_async.batch_values import BatchSummary
     from together_async.exchange import Exchange
     from together_async.journal import Record
     from together_async.transport import Transport
@@ -409,6 +409,7 @@ class AsyncTogether:
 
         _check_options(options)
         _check_map(model, timeouts, None, stream=stream)
+        _checked_headers(headers or {})
         settings = BatchOptions(
             format=format,
             template=template,
@@ -420,7 +421,7 @@ class AsyncTogether:
             max_cost=max_cost,
             max_tokens_total=max_tokens_total,
             deadline=deadline,
-            report=None if report is None else Path(report),
+            report=Path(report) if report is not None else None,
             on_result=on_result,
             timeouts=timeouts,
             retry=retry,

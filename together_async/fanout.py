@@ -123,7 +123,7 @@ class MapResults(Results[MapResult[R]]):
         return self._group.limited_s
 
     def drain(self) -> None:
-        """Reads no more of the input, and gives up the requests that wait for the limits; the others still come."""
+        """Reads no more of the input, and gives up requests of which nothing is under way; the others still come."""
         self._group.drain()
 
 
@@ -207,7 +207,7 @@ class Fanout(Group[MapResult[R]]):
         self.waiting = 0
         self._limited_s = 0.0
         self._limited_since = 0.0
-        self._waiting_tasks: set[asyncio.Task[Any] | None] = set()
+        self._resting: set[asyncio.Task[Any] | None] = set()
         self._reader: asyncio.Task[None] | None = None
         self._drained = False
 
@@ -320,7 +320,7 @@ class Fanout(Group[MapResult[R]]):
         asks = self._asks
         request = self._defaults.request(given)
         call = one.call = asks.call(request)
-        call.on_wait = self._note_wait
+        call.on_wait, call.on_rest = self._note_wait, self._note_rest
         if asks.whole is not None:
             one.completion = await asks.whole(call)
             return
@@ -355,10 +355,14 @@ class Fanout(Group[MapResult[R]]):
             self._limited_s += now - self._limited_since
         self._limited_since = now
         self.waiting += change
+        self._note_rest(change)
+
+    def _note_rest(self, change: int) -> None:
+        """A call begins, or ends, to wait with nothing sent."""
         if change > 0:
-            self._waiting_tasks.add(asyncio.current_task())
+            self._resting.add(asyncio.current_task())
         else:
-            self._waiting_tasks.discard(asyncio.current_task())
+            self._resting.discard(asyncio.current_task())
 
     @property
     def limited_s(self) -> float:
@@ -409,14 +413,22 @@ class Fanout(Group[MapResult[R]]):
                 return cast("MapResult[R]", answer)
 
     def drain(self) -> None:
-        """Reads no more, ends what waits for the limits, and lets the rest come."""
+        """Reads no more, ends what waits for the limits or for another attempt, and lets the rest come."""
         self._drained = True
         self._end_of_input(None)
-        for task in (self._reader, *self._waiting_tasks):
+        for task in (self._reader, *self._resting):
             if task is not None:
                 task.cancel()
         if self._all_brought():
             self._wake()
+
+    def _never_began(self, task: asyncio.Task[None]) -> None:
+        if self._drained:
+            self._tasks.discard(task)
+            if self._all_brought():
+                self._wake()
+        else:
+            super()._never_began(task)
 
     def leave(self) -> None:
         """Tells all tasks to end, and lets go of the input."""

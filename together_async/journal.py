@@ -11,6 +11,7 @@ others that are, are damage of another kind; the batch puts them aside and asks 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -49,15 +50,16 @@ class Record:
         body_hash: Of the body that was asked; empty in files of the Batch API.
         code: None for an answer; else what kind of error it was: an HTTP status, or a word.
         message: The error's text.
-        model: The model that answered, empty for an error.
-        prompt_tokens: By the server's count.
-        completion_tokens: By the server's count.
+        model: The model that was asked; of files of the Batch API, the one that answered.
+        prompt_tokens: By the server's count, else estimated.
+        completion_tokens: The same.
         sent_at: When the first attempt was sent, in seconds since 1970; None when none was, or nobody knows.
         queued_s: Seconds it waited for the limits before.
         first_token_s: Seconds from its begin to its first token, of streams.
         total_s: Seconds from its begin to its end.
         attempts: HTTP requests made for it.
         retries: Why there was more than one: reason, and seconds waited until the next.
+        counted: Whether the tokens are the server's count.
     """
 
     custom_id: str
@@ -73,6 +75,7 @@ class Record:
     total_s: float | None = None
     attempts: int = 1
     retries: tuple[tuple[str, float], ...] = ()
+    counted: bool = True
 
     @property
     def ok(self) -> bool:
@@ -105,14 +108,22 @@ def error_record(record: Record, error: Exception) -> Record:
     return attrs.evolve(record, code=error_code(error), message=str(error)[:_MOST_MESSAGE])
 
 
-def answer_record(record: Record, completion: ChatCompletion) -> Record:
-    """Returns the record of a request that has one."""
+def answer_record(record: Record, completion: ChatCompletion, *, expected_prompt_tokens: int = 0) -> Record:
+    """Returns the record of a request that has an answer.
+
+    Args:
+        record: What else is told of it.
+        completion: The answer.
+        expected_prompt_tokens: What counts where the server did not count; four characters are a token then.
+    """
     usage = completion.usage
+    if usage is not None and (usage.prompt_tokens is not None or usage.completion_tokens is not None):
+        return attrs.evolve(
+            record, prompt_tokens=usage.prompt_tokens or 0, completion_tokens=usage.completion_tokens or 0
+        )
+    characters = sum(len(choice.message.content or "") for choice in completion.choices)
     return attrs.evolve(
-        record,
-        model=completion.model or "",
-        prompt_tokens=(usage.prompt_tokens or 0) if usage is not None else 0,
-        completion_tokens=(usage.completion_tokens or 0) if usage is not None else 0,
+        record, prompt_tokens=expected_prompt_tokens, completion_tokens=-(-characters // 4), counted=False
     )
 
 
@@ -125,6 +136,10 @@ def encode_line(record: Record, completion: ChatCompletion | None = None) -> byt
     """
     meta = {name: value for name in _META if (value := getattr(record, name)) not in (None, ())}
     meta["hash"] = record.body_hash
+    if record.model and record.model != getattr(completion, "model", record.model):
+        meta["model"] = record.model  # which has the price
+    if not record.counted:
+        meta["tokens"] = (record.prompt_tokens, record.completion_tokens)
     line: dict[str, Any] = {"custom_id": record.custom_id}
     if record.code is None:
         raw: bytes | None = getattr(completion, "_raw", None)
@@ -148,12 +163,12 @@ def _dict(completion: ChatCompletion | None) -> dict[str, Any]:
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: Any = 0  # servers' own; one that is no number must not hide an answer
+    completion_tokens: Any = 0
 
 
 class _Body(msgspec.Struct, gc=False):
-    model: str | None = ""
+    model: Any = ""
     usage: _Usage | None = None
 
 
@@ -162,8 +177,13 @@ class _Response(msgspec.Struct, gc=False):
     body: _Body | None = None
 
 
+class _LooseResponse(msgspec.Struct, gc=False):
+    status_code: Any = 200
+    body: Any = None
+
+
 class _Error(msgspec.Struct, gc=False):
-    message: str | None = ""
+    message: Any = ""
     code: Any = None
 
 
@@ -175,6 +195,8 @@ class _Meta(msgspec.Struct, gc=False):
     total_s: float | None = None
     attempts: int = 1
     retries: tuple[tuple[str, float], ...] = ()
+    model: str | None = None
+    tokens: tuple[int, int] | None = None
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -184,7 +206,17 @@ class _Line(msgspec.Struct, gc=False):
     meta: _Meta | None = None
 
 
+class _LooseLine(msgspec.Struct, gc=False):
+    """Of other hands: whatever is not as expected there must not make an answer none."""
+
+    custom_id: str
+    response: _LooseResponse | None = None
+    error: Any = None
+    meta: Any = None
+
+
 _decode_line: Final = msgspec.json.Decoder(_Line).decode
+_decode_loosely: Final = msgspec.json.Decoder(_LooseLine).decode
 
 
 def decode_line(line: bytes) -> Record:
@@ -195,6 +227,8 @@ def decode_line(line: bytes) -> Record:
     """
     try:
         read = _decode_line(line)
+    except msgspec.ValidationError:
+        read = _read_loosely(line)
     except (ValueError, RecursionError) as error:
         # UTF-8 that is broken, and JSON that is none, have texts of their own; none of them repeats the line.
         raise JournalError(f"not a line of a batch's results ({error})") from None
@@ -204,28 +238,67 @@ def decode_line(line: bytes) -> Record:
     meta = read.meta or _Meta()
     code, message = _failure(response, failure)
     body = response.body if response is not None and code is None else None
-    usage = body.usage if body is not None else None
+    prompt, completion = meta.tokens or _tokens(body)
     return Record(
         custom_id=read.custom_id,
         body_hash=meta.hash,
         code=code,
         message=message,
-        model=(body.model or "") if body is not None else "",
-        prompt_tokens=(usage.prompt_tokens or 0) if usage is not None else 0,
-        completion_tokens=(usage.completion_tokens or 0) if usage is not None else 0,
+        model=meta.model or (body.model if body is not None and isinstance(body.model, str) else ""),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
         sent_at=meta.sent_at,
         queued_s=meta.queued_s,
         first_token_s=meta.first_token_s,
         total_s=meta.total_s,
         attempts=meta.attempts,
         retries=meta.retries,
+        counted=meta.tokens is None,
     )
+
+
+def _read_loosely(line: bytes) -> _Line:
+    """Returns what can be made of a line whose values are not of the types expected."""
+    try:
+        read = _decode_loosely(line)
+    except (ValueError, RecursionError) as error:
+        raise JournalError(f"not a line of a batch's results ({error})") from None
+    response, failure = read.response, read.error
+    made = _Line(read.custom_id)
+    if response is not None:
+        status = response.status_code
+        made.response = _Response(status if isinstance(status, int) else 200)
+        if isinstance(response.body, dict):
+            usage = response.body.get("usage")
+            counts = usage if isinstance(usage, dict) else {}
+            made.response.body = _Body(
+                response.body.get("model"), _Usage(counts.get("prompt_tokens"), counts.get("completion_tokens"))
+            )
+    if isinstance(failure, dict):
+        made.error = _Error(failure.get("message"), failure.get("code"))
+    elif failure is not None:
+        made.error = _Error(str(failure))
+    with contextlib.suppress(msgspec.ValidationError):
+        made.meta = msgspec.convert(read.meta, _Meta | None)
+    return made
+
+
+def _tokens(body: _Body | None) -> tuple[int, int]:
+    usage = body.usage if body is not None else None
+    return (0, 0) if usage is None else (_count(usage.prompt_tokens), _count(usage.completion_tokens))
+
+
+def _count(value: Any) -> int:
+    """Returns a number of tokens; some servers write a text."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e18 else 0
 
 
 def _failure(response: _Response | None, failure: _Error | None) -> tuple[str | None, str]:
     """Returns code and text of an error; the Batch API also puts error statuses into `response`."""
     if failure is not None:
-        return ("error" if failure.code is None else str(failure.code)), failure.message or ""
+        return ("error" if failure.code is None else str(failure.code)), str(failure.message or "")
     status = response.status_code if response is not None else None
     return (None, "") if status is None or 200 <= status < 300 else (str(status), "")
 
@@ -267,13 +340,15 @@ class Standing:
         try:
             record = decode_line(line)
         except JournalError as error:
-            if not _may_be_torn(line) and not self.results:
+            if _may_be_torn(line):
+                self._unread.append(self.lines)  # unless something comes after it, it is the torn end
+                return
+            if not self.results:
                 raise JournalError(f"line {self.lines}: {error}") from None
-            self._unread.append(self.lines)  # unless something whole comes, it is the torn end
+            self._keep(line)
+            self.set_aside.append(self.lines)
             return
-        self.set_aside += self._unread
-        self._unread.clear()
-        self.whole_size, self.ends_open = self._size, not line.endswith(b"\n")
+        self._keep(line)
         custom_id = record.custom_id
         if custom_id in self.results:
             self.set_aside.append(self._places[custom_id])
@@ -282,6 +357,12 @@ class Standing:
         if record.ok:
             prompt, completion = self.tokens.get(record.model, (0, 0))
             self.tokens[record.model] = (prompt + record.prompt_tokens, completion + record.completion_tokens)
+
+    def _keep(self, line: bytes) -> None:
+        """A line that is whole: what could not be read before it was no torn end."""
+        self.set_aside += self._unread
+        self._unread.clear()
+        self.whole_size, self.ends_open = self._size, not line.endswith(b"\n")
 
     def place(self, custom_id: str) -> int:
         """Returns the number of the line that counts for a custom_id."""
@@ -294,5 +375,13 @@ class Standing:
 
 
 def _may_be_torn(line: bytes) -> bool:
-    """Whether a line that can't be read is the begin of one of ours, or blocks that a crash left empty."""
-    return line.startswith(_BEGIN) or _BEGIN.startswith(line.rstrip(b"\n")) or not line.strip(b"\0\n")
+    """Whether a line that can't be read is the begin of one of ours, or blocks that a crash has left empty."""
+    if b"\0" in line:
+        return not line.strip(b"\0\n") or line.startswith(_BEGIN)
+    if line.endswith(b"\n"):
+        return False  # the line feed is written last
+    try:
+        codec.decode_json(line)
+    except codec.JSONError:
+        return line.startswith(_BEGIN) or _BEGIN.startswith(line)
+    return False

@@ -49,7 +49,8 @@ class ResultsFile:
     """
 
     def __init__(self, path: Path, on_written: Callable[[list[Record]], None] | None = None) -> None:
-        self.path = path
+        # Of a link the file itself, which is what is replaced when it is put in order.
+        self.path = Path(os.path.realpath(path))
         self.standing = Standing()
         self._on_written = on_written
         self._fd = -1
@@ -74,8 +75,11 @@ class ResultsFile:
             OutputError: It can't be opened or is no regular file; another run has it; it holds something else.
         """
         try:
+            is_new = not self.path.exists()
             self._fd = _open_locked(self.path)
             try:
+                if is_new:
+                    _sync_folder(self.path.parent)
                 self.standing = self._read()
                 self._repair()
             except BaseException:
