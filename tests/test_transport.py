@@ -942,7 +942,8 @@ async def opened(opening: list[Opening], after_s: float = 100.0) -> tuple[bool, 
     cancellations its task has left to be told of."""
     task = asyncio.current_task()
     assert task is not None
-    opening.append(Opening(asyncio.get_running_loop().time() + after_s))
+    loop = asyncio.get_running_loop()
+    opening.append(Opening(loop.time() + after_s, loop))
     try:
         await asyncio.sleep(1_000)
     except BaseException as error:  # noqa: BLE001 - looked at by the test
@@ -984,7 +985,7 @@ async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled
 
 async def test_an_opening_that_has_ended_hears_of_nothing() -> None:
     """A timer or a close that comes later cancels nobody, whatever the task does now."""
-    opening = Opening(0.0)
+    opening = Opening(0.0, asyncio.get_running_loop())
     assert not opening.end(None)
     opening.late()
     opening.abort(CLOSED)

@@ -36,7 +36,7 @@ from together_async.fanout import MapResult, MapResults
 from together_async.journal import Record, answer_record, body_hash, encode_line, error_record
 from together_async.outage import IN_A_ROW, LAST_TRIES, Outage
 from together_async.ratelimit.estimate import size_of
-from together_async.results_file import OutputError, ResultsFile, read_standing
+from together_async.results_file import OutputError, ResultsFile, finished, read_standing
 from together_async.retry import is_retryable, reason
 from together_async.timeouts import Timeouts
 
@@ -558,10 +558,4 @@ def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
 
 async def _in_thread(function: Callable[[], T]) -> T:
     """Runs a function in a thread, and waits for it even if the caller is cancelled: it may hold a file."""
-    work = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await work
-        raise
+    return await finished(asyncio.ensure_future(asyncio.to_thread(function)))

@@ -193,7 +193,10 @@ class Call:
         last: TogetherError | None = None
         try:
             while True:
-                one = self._reservation = await self._turn(last)
+                one = self._ask(last)
+                if not one.granted:
+                    await self._turn(one, last)
+                self._reservation, self._number = one, one.number
                 try:
                     return await self._attempt(transport, one)
                 except TogetherError as error:
@@ -254,15 +257,10 @@ class Call:
             return exchange
         raise await self._refusal(one, exchange, told)
 
-    async def _turn(self, last: TogetherError | None) -> Reservation:
-        """Waits for the call's turn. What goes wrong here ends the call; `last` is what sent it here again."""
-        timeouts = self._timeouts
-        assert self._loop is not None and self._started is not None  # noqa: S101, PT018 - opened
-        now = self._loop.time()
-        late = earliest(due("queue", timeouts.queue, now), due("total", timeouts.total, self._started))
-        limiter = self._limiter
+    def _ask(self, last: TogetherError | None) -> Reservation:
+        """Asks for a turn. What goes wrong here ends the call; `last` is what sent it here again."""
         try:
-            one = await limiter.acquire(
+            return self._limiter.ask(
                 self._model,
                 self._size,
                 priority=self._priority,
@@ -270,15 +268,25 @@ class Call:
                 patience_s=self._rules.max_told,
                 sheds=self._sheds,
                 hurries=self._hurries,
-                late=late,
-                on_waiting=self._note_waiting,
             )
         except TogetherError as error:
-            self._note_wait()
-            error.attempts, error.retries = self.attempts, self.retries
-            raise error from last
-        self._number = one.number
-        return one
+            raise self._turned_away(error) from last
+
+    async def _turn(self, one: Reservation, last: TogetherError | None) -> None:
+        """Waits for a turn that was asked for."""
+        timeouts = self._timeouts
+        assert self._loop is not None and self._started is not None  # noqa: S101, PT018 - opened
+        late = earliest(due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started))
+        is_new = self._number is None
+        try:
+            await self._limiter.wait(one, is_new=is_new, sheds=self._sheds, late=late, on_waiting=self._note_waiting)
+        except TogetherError as error:
+            raise self._turned_away(error) from last
+
+    def _turned_away(self, error: TogetherError) -> TogetherError:
+        self._note_wait()
+        error.attempts, error.retries = self.attempts, self.retries
+        return error
 
     async def _refusal(self, one: Reservation, exchange: Exchange, told: Told | None) -> TogetherError:
         """Returns the error for a response that is none of success, when the limits have heard of it."""
@@ -340,7 +348,10 @@ class Call:
         if ending is not None:
             if self._rules.attempts > 1 and (self.retries or retry.is_retryable(error)):
                 error.add_note(retry.note(self.retries, ending))
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose traceback holds this frame
         self._since = self._now()
         self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
         # After a 429 the limiter pauses the model, for everybody; the call waits there, in its old place.
@@ -442,14 +453,15 @@ class Call:
             return
         limiter = self._limiter
         prompt, completion, total = _counts(usage)
-        estimator = limiter.estimator(self._model)
+        estimator = one.estimator
         if total is None:
             self.estimated = True
             total = estimator.prompt(self._size) + seen
         else:
             estimator.learn(self._size, prompt, completion)
-            if not self._streamed and completion and self._loop is not None and not self._loop.is_closed():
-                limiter.took(one, self._loop.time() - self._sent_at, tokens=completion)
+            loop = self._loop
+            if one.timed and not self._streamed and completion and loop is not None and not loop.is_closed():
+                limiter.took(one, loop.time() - self._sent_at, tokens=completion)
         self.tokens = total
         limiter.release(one, total)
 

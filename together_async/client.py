@@ -157,7 +157,7 @@ class AsyncTogether:
             TypeError: An option that is none; things the server knows and this package does not go to `extra_body`.
         """
         request = _request(messages, model, options)
-        return self._stream(self._call(request, headers, timeouts, retry, priority, streamed=True), request)
+        return self._stream(self._checked_call(request, headers, timeouts, retry, priority, streamed=True), request)
 
     def _stream(self, call: Call, request: ChatCompletionRequest) -> ChatCompletionStream:
         return ChatCompletionStream(
@@ -184,7 +184,7 @@ class AsyncTogether:
             APIResponseValidationError: What came is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
-        return await self._whole(self._call(request, headers, timeouts, retry, priority, streamed=False))
+        return await self._whole(self._checked_call(request, headers, timeouts, retry, priority, streamed=False))
 
     async def _whole(self, call: Call) -> ChatCompletion:
         """Asks until there is an answer, or an error that stays."""
@@ -323,10 +323,16 @@ class AsyncTogether:
 
         hurries = concurrency is not None
 
-        def call(request: ChatCompletionRequest) -> Call:
-            return self._call(
-                request, headers, timeouts, rules, priority, streamed=stream, sheds=False, hurries=hurries
-            )
+        call = functools.partial(
+            self._call,
+            headers=headers,
+            timeouts=timeouts or self._timeouts,
+            rules=rules,
+            priority=priority,
+            streamed=stream,
+            sheds=False,
+            hurries=hurries,
+        )
 
         return MapResults(
             Fanout(
@@ -465,7 +471,7 @@ class AsyncTogether:
         """What is going on under the limits now: in flight, queued, learned limits, pauses, 429s and 503s seen."""
         return self._limiter.state
 
-    def _call(
+    def _checked_call(
         self,
         request: ChatCompletionRequest,
         headers: Mapping[str, str] | None,
@@ -474,21 +480,40 @@ class AsyncTogether:
         priority: Priority,
         *,
         streamed: bool,
+    ) -> Call:
+        """Returns a call that has yet to be opened, after a look at what the caller said."""
+        check_priority(priority)
+        return self._call(
+            request,
+            headers=_checked_headers(headers) if headers else None,
+            timeouts=timeouts if timeouts is not None else self._timeouts,
+            rules=_checked_retry(retry) or self._retry,
+            priority=priority,
+            streamed=streamed,
+        )
+
+    def _call(
+        self,
+        request: ChatCompletionRequest,
+        *,
+        headers: Mapping[str, str] | None,
+        timeouts: Timeouts,
+        rules: Retry,
+        priority: Priority,
+        streamed: bool,
         sheds: bool = True,
         hurries: bool = False,
     ) -> Call:
         """Returns a call that has yet to be opened."""
-        check_priority(priority)
-        extra = _checked_headers(headers) if headers else None
         return Call(
             home=self,
             request=request,
             limiter=self._limiter,
             budget=self._budget,
             http=protocol.build_request(request, stream=streamed),
-            headers=extra,
-            timeouts=timeouts if timeouts is not None else self._timeouts,
-            rules=_checked_retry(retry) or self._retry,
+            headers=headers,
+            timeouts=timeouts,
+            rules=rules,
             priority=priority,
             size=size_of(request.messages, request.max_tokens, request.n),
             streamed=streamed,

@@ -78,14 +78,15 @@ class Exchange:
         started: float,
         sent: float | None = None,
         live: set[Exchange],
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop() if loop is None else loop
         self._time = self._loop.time
         self._response = response
         self._content = response.content
         self._compressed = "Content-Encoding" in response.headers
         self._timeouts = timeouts
-        self._total = due("total", timeouts.total, started)
+        self._total = None if timeouts.total is None else due("total", timeouts.total, started)
         # When the silence began, had the reader been waiting ever since.
         self._since = started if sent is None else sent
         self.arrived = self._time()  # when bytes last came, or whatever else ended a read
@@ -100,7 +101,8 @@ class Exchange:
         self.attempts = 1
         self.on_close: Callable[[], None] | None = None  # hears of it once the connection is closed, by whomever
         live.add(self)
-        self._watch()
+        if self._total is not None:
+            self._watch()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "waiting" if self._waiting else "open"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterable, Mapping
-from typing import Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from together_async.errors import TogetherError
 from together_async.group import Group, Results
@@ -13,7 +14,7 @@ K = TypeVar("K")
 C = TypeVar("C")
 
 _FULL: Final = 64
-"""Chunks that `merge` keeps for a slow reader before it stops reading; it goes on at half of it."""
+"""Chunks that `merge` keeps for a slow reader, each stream its share of them, at least one."""
 
 
 class Merged(Results[tuple[K, C]]):
@@ -25,12 +26,25 @@ class Merged(Results[tuple[K, C]]):
         return f"<{type(self).__name__} {len(self._group._tasks)} streams>"
 
 
+class _Lane:
+    """One of the streams: how many of its chunks wait, and what it waits for when they are too many."""
+
+    __slots__ = ("room", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.room: asyncio.Future[None] | None = None
+
+
 class _Merging(Group[tuple[K, C]]):
+    """Each stream has a share of the room, so that none can take another's."""
+
     def __init__(self, streams: Mapping[K, AsyncIterable[C]], *, returns: bool) -> None:
         super().__init__()
         self._streams: Mapping[K, AsyncIterable[C]] | None = streams
         self._returns = returns
-        self._room: asyncio.Future[None] | None = None
+        self._share = max(1, _FULL // max(1, len(streams)))
+        self._lanes: deque[_Lane] = deque()  # of what is ready, in its order
 
     def _start(self) -> None:
         streams, self._streams = self._streams or {}, None
@@ -39,19 +53,17 @@ class _Merging(Group[tuple[K, C]]):
 
     async def _pump(self, place: int, key: K, stream: AsyncIterable[C]) -> None:
         self._begun()
-        ready = self._ready
+        lane = _Lane()
         failure: BaseException | None = None
         try:
             async for chunk in stream:
-                ready.append((key, chunk))
-                self._wake()
-                while len(ready) >= _FULL:
-                    if self._room is None or self._room.done():
-                        self._room = asyncio.get_running_loop().create_future()
-                    await asyncio.shield(self._room)
+                self._put(lane, key, chunk)
+                while lane.waiting >= self._share:
+                    lane.room = asyncio.get_running_loop().create_future()
+                    await lane.room
         except Exception as error:  # noqa: BLE001 - the reader gets it
             if isinstance(error, TogetherError) and self._returns:
-                ready.append((key, cast("C", error)))
+                self._put(lane, key, cast("C", error))
             else:
                 error.add_note(f"stream {place} of those that are merged, from 0")  # keys may be prompts
                 failure = error
@@ -59,14 +71,27 @@ class _Merging(Group[tuple[K, C]]):
             self._ended(error)
             raise
         self._ended(failure)
+
+    def _put(self, lane: _Lane, key: K, chunk: C) -> None:
+        self._ready.append((key, chunk))
+        self._lanes.append(lane)
+        lane.waiting += 1
         self._wake()
 
     def _taken(self) -> None:
-        if self._room is not None and not self._room.done() and len(self._ready) <= _FULL // 2:
-            self._room.set_result(None)
+        lane = self._lanes.popleft()
+        lane.waiting -= 1
+        if lane.room is not None and not lane.room.done() and lane.waiting <= self._share // 2:
+            lane.room.set_result(None)
 
 
-def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["raise", "return"] = "raise") -> Merged[K, C]:
+@overload
+def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["raise"] = "raise") -> Merged[K, C]: ...
+@overload
+def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["return"]) -> Merged[K, C | TogetherError]: ...
+
+
+def merge(streams: Mapping[K, AsyncIterable[Any]], *, on_error: Literal["raise", "return"] = "raise") -> Merged[K, Any]:
     """Reads many streams at once.
 
     ```python
@@ -80,7 +105,8 @@ def merge(streams: Mapping[K, AsyncIterable[C]], *, on_error: Literal["raise", "
             others go on.
 
     Returns:
-        An async iterator of `(key, chunk)`; of one stream in its order. It reads 64 chunks ahead, and one of each.
+        An async iterator of `(key, chunk)`; of one stream in its order. It reads 64 chunks ahead, each stream
+        its share, at least one.
 
     Raises:
         ValueError: `on_error` is something else, `streams` is no mapping of streams, or has one of them twice.

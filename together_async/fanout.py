@@ -270,7 +270,8 @@ class Fanout(Group[MapResult[R]]):
             raise
         finally:
             self._ended(failure)
-            del failure  # whose traceback holds this frame, and with it the input
+            self._reader = None
+            del failure, source  # whose traceback holds this frame, and with it the input
 
     def _end_of_input(self, error: Exception | None) -> None:
         self._exhausted, self._source, self._async_source = True, None, None
@@ -293,10 +294,16 @@ class Fanout(Group[MapResult[R]]):
     async def _ask(self, index: int, given: R) -> None:
         began = self._now()
         self._begun()
-        one = _Asked()
+        one, asks = _Asked(), self._asks
         failure: BaseException | None = None
         try:
-            await self._answer(index, given, one)
+            request = self._defaults.request(given)
+            call = one.call = asks.call(request)
+            call.on_wait, call.on_rest = self._note_wait, self._note_rest
+            if asks.whole is not None:
+                one.completion = await asks.whole(call)
+            else:
+                one.completion = await self._streamed(index, one, asks.stream(call, request))
         except (TogetherError, ValueError) as error:
             one.error = error
             failure = error if error is self._callers else None
@@ -316,17 +323,9 @@ class Fanout(Group[MapResult[R]]):
         if not self.over:
             self.under_way -= 1
 
-    async def _answer(self, index: int, given: R, one: _Asked) -> None:
-        asks = self._asks
-        request = self._defaults.request(given)
-        call = one.call = asks.call(request)
-        call.on_wait, call.on_rest = self._note_wait, self._note_rest
-        if asks.whole is not None:
-            one.completion = await asks.whole(call)
-            return
-        stream = asks.stream(call, request)
+    async def _streamed(self, index: int, one: _Asked, stream: ChatCompletionStream) -> ChatCompletion:
         try:
-            one.completion = await self._read(index, stream)
+            return await self._read(index, stream)
         finally:
             one.first_token_s = stream.stats.first_token_s
 
@@ -346,7 +345,7 @@ class Fanout(Group[MapResult[R]]):
             return await stream.completion()
 
     def _now(self) -> float:
-        return cast("asyncio.AbstractEventLoop", self._loop).time()
+        return self._loop.time()  # type: ignore[union-attr]  # started
 
     def _note_wait(self, change: int) -> None:
         """A call begins, or ends, to wait for the limits."""
@@ -474,6 +473,8 @@ class Defaults:
         Raises:
             ValueError: It is none of them, or a field is missing or out of range.
         """
+        if isinstance(given, str) and self._template is not None:
+            return self._template.asking(given)  # most of all requests, so before the classes that are slow to ask
         if isinstance(given, ChatCompletionRequest):
             return self._complete(given)
         if isinstance(given, Mapping):

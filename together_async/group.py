@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -63,7 +63,9 @@ class Group(Generic[T]):
         return task
 
     def _begun(self) -> None:
-        cast("asyncio.Task[None]", asyncio.current_task()).remove_done_callback(self._never_began)
+        task = asyncio.current_task(self._loop)
+        if task is not None:
+            task.remove_done_callback(self._never_began)
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -72,7 +74,7 @@ class Group(Generic[T]):
 
     def _ended(self, error: BaseException | None = None) -> None:
         """The running task ends, by an error or without."""
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+        task: asyncio.Task[None] = asyncio.current_task(self._loop)  # type: ignore[assignment]  # in one of ours
         task.remove_done_callback(self._never_began)  # of a task that began at once it was added afterwards
         self._tasks.discard(task)
         if error is not None:

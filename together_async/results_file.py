@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from together_async.journal import JournalError, Record, Standing, decode_line
 
@@ -25,6 +25,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 PACE_S: Final = 0.02
 """Least seconds from the begin of one write to that of the next: what comes in between shares it."""
@@ -35,6 +37,20 @@ _TRIES: Final = 10
 
 class OutputError(OSError):
     """The output can't be opened, read or written; the text says which, why, and what to do."""
+
+
+async def finished(work: asyncio.Future[T]) -> T:
+    """Waits for what can't be stopped, a thread's work; a cancellation is passed on when it has ended."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        work.exception()  # seen
+        raise cancelled
+    return work.result()
 
 
 class ResultsFile:
@@ -105,8 +121,8 @@ class ResultsFile:
         if standing.ends_open:
             self._put(b"\n")
             standing.ends_open = False
-        elif standing.torn_size:
-            os.fsync(self._fd)
+        elif standing.torn_size or standing.lines:
+            os.fsync(self._fd)  # a run that was killed may have written what it did not sync
 
     def compact(self, dropped: Collection[str] = (), *, kept_aside: Collection[str] = ()) -> None:
         """Takes lines out: those that don't count, and those of some names. It blocks: call it in a thread.
@@ -221,14 +237,13 @@ class ResultsFile:
             if lines:
                 writing = loop.run_in_executor(self._disk, self._put, b"".join(line for line, _ in lines))
                 try:
-                    await asyncio.shield(writing)
+                    await finished(writing)
                 except OSError as error:
                     self._failure = self._trouble("written", error)
                     self._room.set()
                     raise self._failure from error
                 except asyncio.CancelledError:
-                    with contextlib.suppress(OSError):
-                        await writing  # the thread can't be stopped, and the file is not to be closed under it
+                    if writing.exception() is None:
                         self._written(lines)
                     raise
                 self._written(lines)

@@ -605,6 +605,7 @@ class _Chunks(_Reader):
                         and delta.tool_calls is None
                         and chunk.usage is None
                         and chunk.error is None
+                        and chunk.warnings is None
                         and (not self._careful or _text_only(delta))
                     ):
                         append(content)

@@ -101,9 +101,9 @@ class Opening(Deadline):
 
     __slots__ = ("_cancelling", "_open", "_task", "expired", "failure")
 
-    def __init__(self, at: float) -> None:
+    def __init__(self, at: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(at)
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - in a coroutine
         self._task = task
         self._cancelling = task.cancelling()
@@ -211,9 +211,11 @@ class Transport:
             closed.attempts = 0
             raise closed
         sent = started if sent is None else sent
-        late = earliest(due("first_token", timeouts.first_token, sent), due("total", timeouts.total, started))
+        late = due("first_token", timeouts.first_token, sent)
+        if timeouts.total is not None:
+            late = earliest(late, due("total", timeouts.total, started))
         attempts = [0]
-        opening = Opening(math.inf if late is None else late.at)
+        opening = Opening(math.inf if late is None else late.at, self.loop)
         self._deadlines.add(opening)
         self.openings.add(opening)
         if on_opening is not None:
@@ -234,7 +236,9 @@ class Transport:
         finally:
             self.openings.discard(opening)
             self._deadlines.discard(opening)
-        exchange = Exchange(response, timeouts=timeouts, started=started, sent=sent, live=self.exchanges)
+        exchange = Exchange(
+            response, timeouts=timeouts, started=started, sent=sent, live=self.exchanges, loop=self.loop
+        )
         exchange.attempts = attempts[0]
         set_read_size(response, READ_SIZE)
         return exchange

@@ -1,7 +1,7 @@
 """What type checkers say about the public surface. Never run: mypy and pyright read it."""
 
-from collections.abc import AsyncIterator
-from typing import assert_type
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import Any, assert_type
 
 from together_async import (
     AsyncTogether,
@@ -10,10 +10,17 @@ from together_async import (
     ChatCompletionMessage,
     ChatCompletionRequest,
     ChatCompletionStream,
+    MapResult,
+    MapResults,
     Message,
+    Retried,
+    Retry,
     StreamError,
     Timeouts,
+    Timing,
+    TogetherError,
     Usage,
+    merge,
 )
 from together_async.local import LocalServer
 from together_async.sse import EventStreamParser, ServerSentEvent, encode_event
@@ -55,6 +62,78 @@ async def compatible(client: AsyncTogether) -> None:
     assert_type(streamed, ChatCompletionStream)
     whole = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
     assert_type(whole, ChatCompletion)
+
+
+async def many(client: AsyncTogether, numbered: AsyncIterator[tuple[int, str]]) -> None:
+    results = client.map(["hi"], model="m", max_tokens=64, concurrency=8, ordered=True)
+    assert_type(results, MapResults[str])
+    assert_type(results.under_way, int)
+    assert_type(results.waiting, int)
+    assert_type(results.limited_s, float)
+    async with results as entered:
+        assert_type(entered, MapResults[str])
+        async for result in entered:
+            assert_type(result, MapResult[str])
+            assert_type(result.request, str)
+            assert_type(result.index, int)
+            assert_type(result.completion, ChatCompletion | None)
+            assert_type(result.error, TogetherError | ValueError | None)
+            assert_type(result.attempts, int)
+            assert_type(result.retries, tuple[Retried, ...])
+            assert_type(result.usage, Usage | None)
+            assert_type(result.timing, Timing)
+            assert_type(result.timing.first_token_s, float | None)
+            result.index = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    assert_type(await anext(results), MapResult[str])
+    results.drain()
+    await results.aclose()
+
+    async for of_dict in client.map(
+        [{"messages": "hi", "model": "m"}], retry=Retry(attempts=1), priority="interactive"
+    ):
+        assert_type(of_dict.request, dict[str, str])
+    async for of_request in client.map(ChatCompletionRequest(messages=text, model="m") for text in "ab"):
+        assert_type(of_request, MapResult[ChatCompletionRequest])
+    async for of_messages in client.map(conversations(), model="m", timeouts=Timeouts(total=5)):
+        assert_type(of_messages, MapResult[list[Message]])
+
+    def note(index: int, chunk: ChatCompletionChunk) -> None:
+        assert_type(chunk.choices[0].delta.content, str | None)
+
+    async def note_later(index: int, chunk: ChatCompletionChunk) -> None: ...
+
+    def decide(result: MapResult[Any]) -> MapResult[Any] | None: ...
+
+    def decide_later(result: MapResult[Any]) -> Awaitable[MapResult[Any] | None]:
+        raise NotImplementedError
+
+    client.map(["hi"], model="m", stream=True, on_chunk=note, on_error=decide)
+    client.map(["hi"], model="m", stream=True, on_chunk=note_later, on_error=decide_later)
+    client.map(["hi"], model="m", on_error="raise")
+    client.map(["hi"], model="m", on_error="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.map(["hi"], model="m", priority="urgent")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.map(["hi"], model="m", concurrency="8")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.map(["hi"], model="m", temprature=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.map(5, model="m")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.map(["hi"], model="m", on_chunk=len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def conversations() -> Iterator[list[Message]]:
+    yield [Message.user("hi")]
+
+
+async def merged(client: AsyncTogether) -> None:
+    streams = {model: client.stream("hi", model=model) for model in ("a", "b")}
+    async with merge(streams) as chunks:
+        async for model, chunk in chunks:
+            assert_type(model, str)
+            assert_type(chunk, ChatCompletionChunk)
+    async for pair in merge({5: client.stream("hi", model="m").text()}, on_error="raise"):
+        assert_type(pair, tuple[int, str])
+    async for _, of_map in merge({"a": client.map(["hi"], model="m")}):
+        assert_type(of_map, MapResult[str])
+    merge([client.stream("hi", model="m")])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    merge(streams, on_error=print)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def local() -> None:

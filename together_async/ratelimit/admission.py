@@ -104,6 +104,16 @@ class Reservation:
         return self._lane.model
 
     @property
+    def estimator(self) -> Estimator:
+        """What was learned about the sizes of the model's requests."""
+        return self._lane.estimator
+
+    @property
+    def timed(self) -> bool:
+        """Whether anybody wants to know how long the answer takes."""
+        return self._lane.window is not None
+
+    @property
     def granted(self) -> bool:
         """Whether it is under way."""
         return self._state == _GRANTED
@@ -284,7 +294,7 @@ class Lane:
         self.queued -= 1
         if one.priority == "batch":
             self.turns = 0
-        elif self.queues["batch"]:
+        elif self._live("batch"):
             self.turns += 1
         if self.window is not None:
             self.window.sent(self.in_flight, now)
@@ -521,9 +531,9 @@ class Admission:
         lane, sent_at = one._lane, one.granted_at
         if one._answered or sent_at is None or not self._under_way(one):
             return
-        lane.refill(now)
-        self._learn(one, now, told)
         if told is not None:
+            lane.refill(now)
+            self._learn(one, now, told)
             lane.known = True
         if good:
             lane.answers += 1

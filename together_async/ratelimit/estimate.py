@@ -23,6 +23,7 @@ DEVIATIONS: Final = 2.0
 FIRST_COUNTS: Final = 3
 """The guess at a deviation after the first sample counts like as many more."""
 _LEAST_WEIGHT: Final = 0.05
+_SAMPLES: Final = 20
 
 
 class Size(NamedTuple):
@@ -74,14 +75,14 @@ class _Mean:
 
     def add(self, sample: float) -> None:
         self.samples += 1
-        weight = max(1 / self.samples, _LEAST_WEIGHT)
-        if self.samples == 1:
+        samples, off = self.samples, sample - self.value
+        weight = 1 / samples if samples < _SAMPLES else _LEAST_WEIGHT
+        if samples == 1:
             self.deviation = sample / 2  # RFC 6298, 2.2
         else:
-            self.deviation += max(1 / (self.samples + FIRST_COUNTS), _LEAST_WEIGHT) * (
-                abs(sample - self.value) - self.deviation
-            )
-        self.value += weight * (sample - self.value)
+            slowly = 1 / (samples + FIRST_COUNTS) if samples + FIRST_COUNTS < _SAMPLES else _LEAST_WEIGHT
+            self.deviation += slowly * ((off if off > 0 else -off) - self.deviation)
+        self.value += weight * off
 
 
 class Estimator:

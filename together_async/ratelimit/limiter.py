@@ -124,12 +124,30 @@ class RateLimiter:
             QueueFullError, APITimeoutError, RateLimitError, PaymentRequiredError: See `reserve`.
             APIConnectionError: The limiter is in use in another event loop.
         """
-        loop = self._enter_loop()
-        admission, now = self._admission, self._clock()
-        one = admission.ask(
+        one = self.ask(
+            model, tokens, priority=priority, number=number, patience_s=patience_s, sheds=sheds, hurries=hurries
+        )
+        if not one.granted:
+            await self.wait(one, is_new=number is None, sheds=sheds, late=late, on_waiting=on_waiting)
+        return one
+
+    def ask(
+        self,
+        model: str,
+        tokens: float | Size,
+        *,
+        priority: Priority,
+        number: int | None,
+        patience_s: float,
+        sheds: bool,
+        hurries: bool,
+    ) -> Reservation:
+        """Asks for a turn, as `acquire` does; one that is not granted has to be waited for with `wait`, at once."""
+        self._enter_loop()
+        return self._admission.ask(
             model,
             tokens,
-            now,
+            self._clock(),
             priority=priority,
             number=number,
             patience_s=patience_s,
@@ -137,22 +155,18 @@ class RateLimiter:
             sheds=sheds,
             hurries=hurries,
         )
-        if not one.granted:
-            await self._wait(one, loop, now, is_new=number is None, sheds=sheds, late=late, on_waiting=on_waiting)
-        return one
 
-    async def _wait(
+    async def wait(
         self,
         one: Reservation,
-        loop: asyncio.AbstractEventLoop,
-        now: float,
         *,
         is_new: bool,
         sheds: bool,
         late: Due | None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None,
     ) -> None:
-        admission = self._admission
+        """Waits for the turn of a reservation that `ask` did not grant."""
+        admission, loop, now = self._admission, self._enter_loop(), self._clock()
         self._pump(now)
         if one.granted:
             return
