@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from together_async.models import ChatCompletion
 
 _MOST_MESSAGE: Final = 2_000
 _HASH_BYTES: Final = 8
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _canonical: Final = msgspec.json.Encoder(order="deterministic").encode
 
@@ -99,7 +101,7 @@ def error_code(error: Exception) -> str:
         return f"timeout_{error.phase}"
     if isinstance(error, TogetherError):
         name = type(error).__name__.removesuffix("Error").removeprefix("API")
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_") or "error"
+        return _WORDS.sub("_", name).lower() or "error"
     return "invalid_request"
 
 
