@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -21,8 +22,10 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def answer(call: Call) -> None:
-    """A stream or a whole completion, as asked."""
-    if call.json.get("stream"):
+    """A stream or a whole completion, as asked; the list of models is empty."""
+    if not call.body:
+        await call.send(response([]))
+    elif call.json.get("stream"):
         await call.head()
         await call.chunk(say("6 ", "7 ", "8 "))
         await call.send(b"0\r\n\r\n")
@@ -49,6 +52,8 @@ def test_no_block_is_left_out() -> None:
         "def sdk_code",
         "def on_this_machine",
         "def answer_all",
+        "def many",
+        "def overnight",
         "def test_a_broken_answer",
     )
     assert all(any(name in source for name in covered) for source in BLOCKS)
@@ -124,6 +129,43 @@ async def test_code_for_the_sdks(capsys: pytest.CaptureFixture[str]) -> None:
     async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
         await block("def sdk_code")["sdk_code"](client, MODEL)
     assert capsys.readouterr().out == "6 7 8 "
+
+
+async def test_many_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Results as they come, and streams of several models side by side."""
+    names = block("def many")
+    async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        await names["many"](client, ["Why?"] * 3, MODEL)
+        assert sorted(line[:6] for line in capsys.readouterr().out.splitlines()) == ["0 Blue", "1 Blue", "2 Blue"]
+        await names["compare"](client, "Why?", ["a", "b"])
+    assert sorted(capsys.readouterr().out.splitlines()) == [f"{model} {n} " for model in "ab" for n in "678"]
+
+
+def test_a_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in, a file out."""
+    monkeypatch.chdir(tmp_path)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Why?"}]}
+    Path("in.jsonl").write_text(json.dumps({"custom_id": "a", "body": body}))
+
+    async def main(base_url: str) -> None:
+        async with AsyncTogether(KEY, base_url=base_url) as client:
+            await block("def overnight")["overnight"](client)
+
+    with threaded(answer) as server:
+        asyncio.run(main(server.base_url))
+    assert capsys.readouterr().out.startswith("1 0 0 ")
+    assert json.loads(Path("out.jsonl").read_text())["custom_id"] == "a"
+
+
+def test_the_commands_are_the_commands() -> None:
+    """Every option that the README shows is one of the command's."""
+    from together_async.cli.batch import batch
+
+    options = {option for parameter in batch.params for option in parameter.opts}
+    section = README[README.index("## Many prompts") : README.index("## Limits and retries")]
+    shown = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", section))
+    assert shown
+    assert shown <= options
 
 
 async def test_limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
