@@ -219,7 +219,7 @@ def make_plan(
                 return plan
     except LineError as error:
         plan.refuse(error)
-    plan.strangers = len(results) - sum(name in seen for name in results)
+    plan.strangers = len(results.keys() - seen.keys()) if results else 0
     return plan
 
 

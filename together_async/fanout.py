@@ -503,6 +503,8 @@ class Defaults:
     def body(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a body in the wire's shape with what it does not say itself."""
         own = {name: value for name, value in given.items() if value is not None}
+        if not self._fields:
+            return own
         others = {name: value for name, value in self._fields.items() if name != "extra_body"}
         return {**self._fields.get("extra_body", {}), **others, **own}
 

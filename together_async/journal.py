@@ -121,7 +121,7 @@ def answer_record(record: Record, completion: ChatCompletion, *, expected_prompt
     usage = completion.usage
     if usage is not None and (usage.prompt_tokens is not None or usage.completion_tokens is not None):
         return attrs.evolve(
-            record, prompt_tokens=usage.prompt_tokens or 0, completion_tokens=usage.completion_tokens or 0
+            record, prompt_tokens=_count(usage.prompt_tokens), completion_tokens=_count(usage.completion_tokens)
         )
     characters = sum(len(choice.message.content or "") for choice in completion.choices)
     return attrs.evolve(
@@ -201,6 +201,9 @@ class _Meta(msgspec.Struct, gc=False):
     tokens: tuple[int, int] | None = None
 
 
+_NO_META: Final = _Meta()
+
+
 class _Line(msgspec.Struct, gc=False):
     custom_id: str
     response: _Response | None = None
@@ -227,26 +230,16 @@ def decode_line(line: bytes) -> Record:
     Raises:
         JournalError: It is no result, or not all of one.
     """
-    try:
-        read = _decode_line(line)
-    except msgspec.ValidationError:
-        read = _read_loosely(line)
-    except (ValueError, RecursionError) as error:
-        # UTF-8 that is broken, and JSON that is none, have texts of their own; none of them repeats the line.
-        raise JournalError(f"not a line of a batch's results ({error})") from None
-    response, failure = read.response, read.error
-    if response is None and failure is None:
-        raise JournalError("not a line of a batch's results (it has neither 'response' nor 'error')")
-    meta = read.meta or _Meta()
-    code, message = _failure(response, failure)
-    body = response.body if response is not None and code is None else None
-    prompt, completion = meta.tokens or _tokens(body)
+    read = _parse(line)
+    meta = read.meta or _NO_META
+    code, message = _failure(read.response, read.error)
+    model, prompt, completion = _use(read) if code is None else (meta.model or "", 0, 0)
     return Record(
         custom_id=read.custom_id,
         body_hash=meta.hash,
         code=code,
         message=message,
-        model=meta.model or (body.model if body is not None and isinstance(body.model, str) else ""),
+        model=model,
         prompt_tokens=prompt,
         completion_tokens=completion,
         sent_at=meta.sent_at,
@@ -256,6 +249,38 @@ def decode_line(line: bytes) -> Record:
         attempts=meta.attempts,
         retries=meta.retries,
         counted=meta.tokens is None,
+    )
+
+
+def _parse(line: bytes) -> _Line:
+    try:
+        read = _decode_line(line)
+    except msgspec.ValidationError:
+        read = _read_loosely(line)
+    except (ValueError, RecursionError) as error:
+        # UTF-8 that is broken, and JSON that is none, have texts of their own; none of them repeats the line.
+        raise JournalError(f"not a line of a batch's results ({error})") from None
+    if read.response is None and read.error is None:
+        raise JournalError("not a line of a batch's results (it has neither 'response' nor 'error')")
+    return read
+
+
+def _use(read: _Line) -> tuple[str, int, int]:
+    """Returns the model of an answer, and its tokens."""
+    meta, body = read.meta or _NO_META, read.response.body if read.response is not None else None
+    model = meta.model
+    if model is None:
+        model = body.model if body is not None and isinstance(body.model, str) else ""
+    usage = body.usage if body is not None else None
+    if meta.tokens is not None:
+        return model, *meta.tokens
+    if usage is None:
+        return model, 0, 0
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return (
+        model,
+        prompt if type(prompt) is int and prompt >= 0 else _count(prompt),
+        completion if type(completion) is int and completion >= 0 else _count(completion),
     )
 
 
@@ -283,11 +308,6 @@ def _read_loosely(line: bytes) -> _Line:
     with contextlib.suppress(msgspec.ValidationError):
         made.meta = msgspec.convert(read.meta, _Meta | None)
     return made
-
-
-def _tokens(body: _Body | None) -> tuple[int, int]:
-    usage = body.usage if body is not None else None
-    return (0, 0) if usage is None else (_count(usage.prompt_tokens), _count(usage.completion_tokens))
 
 
 def _count(value: Any) -> int:
@@ -318,7 +338,6 @@ class Standing:
         whole_size: Bytes up to the end of the last whole line; what comes after it is torn.
         ends_open: Whether that line has no line feed yet.
         set_aside: Numbers of lines that don't count: damaged ones, and those whose custom_id came again later.
-        tokens: By model: tokens of prompts, and of completions.
     """
 
     results: dict[str, tuple[str, bool]] = attrs.field(factory=dict)
@@ -326,7 +345,7 @@ class Standing:
     whole_size: int = 0
     ends_open: bool = False
     set_aside: list[int] = attrs.field(factory=list)
-    tokens: dict[str, tuple[int, int]] = attrs.field(factory=dict)
+    _tokens: dict[str, list[int]] = attrs.field(factory=dict)
     _places: dict[str, int] = attrs.field(factory=dict)
     _size: int = 0
     _unread: list[int] = attrs.field(factory=list)
@@ -340,7 +359,7 @@ class Standing:
         self.lines += 1
         self._size += len(line)
         try:
-            record = decode_line(line)
+            read = _parse(line)
         except JournalError as error:
             if _may_be_torn(line):
                 self._unread.append(self.lines)  # unless something comes after it, it is the torn end
@@ -351,19 +370,28 @@ class Standing:
             self.set_aside.append(self.lines)
             return
         self._keep(line)
-        custom_id = record.custom_id
+        ok = _failure(read.response, read.error)[0] is None
+        custom_id = read.custom_id
         if custom_id in self.results:
             self.set_aside.append(self._places[custom_id])
-        self.results[custom_id] = (record.body_hash, record.ok)
+        self.results[custom_id] = ("" if read.meta is None else read.meta.hash, ok)
         self._places[custom_id] = self.lines
-        if record.ok:
-            prompt, completion = self.tokens.get(record.model, (0, 0))
-            self.tokens[record.model] = (prompt + record.prompt_tokens, completion + record.completion_tokens)
+        if ok:
+            model, prompt, completion = _use(read)
+            tokens = self._tokens.setdefault(model, [0, 0])
+            tokens[0] += prompt
+            tokens[1] += completion
+
+    @property
+    def tokens(self) -> dict[str, tuple[int, int]]:
+        """By model: tokens of prompts, and of completions."""
+        return {model: (prompt, completion) for model, (prompt, completion) in self._tokens.items()}
 
     def _keep(self, line: bytes) -> None:
         """A line that is whole: what could not be read before it was no torn end."""
-        self.set_aside += self._unread
-        self._unread.clear()
+        if self._unread:
+            self.set_aside += self._unread
+            self._unread.clear()
         self.whole_size, self.ends_open = self._size, not line.endswith(b"\n")
 
     def place(self, custom_id: str) -> int:

@@ -90,6 +90,8 @@ class ResultsFile:
         Raises:
             OutputError: It can't be opened or is no regular file; another run has it; it holds something else.
         """
+        if fcntl is None:
+            raise OutputError(errno.ENOSYS, "batches need a system with POSIX file locks, as Linux and macOS have them")
         try:
             is_new = not self.path.exists()
             self._fd = _open_locked(self.path)
@@ -353,7 +355,7 @@ def _open_locked(path: Path) -> int:
         try:
             if not os.path.isfile(path):  # noqa: PTH113 - a pipe or a device, which may not be read to its end
                 raise OutputError(errno.EINVAL, f"{path} is no regular file; results are kept in one, name it")
-            if fcntl is not None:
+            if fcntl is not None:  # as `open` has made sure
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), path.stat()):

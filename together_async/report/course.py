@@ -151,9 +151,8 @@ _ENOUGH_SHOWN: Final = 24
 _LEAST_WORK_S: Final = 0.001
 _LEAST_SILENCE: Final = 600  # a minute
 _LONG_SILENCE: Final = 0.25  # of the time at work: what is longer parts two runs
-_MOST_RUNS: Final = (
-    25  # if there are more it is no series of runs but a slow pace: then only what is long beside it parts
-)
+_MOST_RUNS: Final = 25
+"""If there are more it is no series of runs but a slow pace, and only silence that is long beside it parts them."""
 _LONG_BESIDE_PACE: Final = 10
 _FEWEST_SHOWN: Final = 12
 _LONGEST_SAMPLE_S: Final = 5.0
