@@ -136,7 +136,10 @@ class TestRun:
         code, _, beside = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", page)
         assert code == 0, beside
         assert "<script" not in page.read_text()
-        assert "5 of 5" in page.read_text()
+        assert MODEL in page.read_text()
+        (tmp_path / "mine.py").write_text("print()")
+        code, _, beside = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", tmp_path / "mine.py")
+        assert (code, "is no page" in beside) == (2, True)
 
 
 class TestRefused:

@@ -441,8 +441,11 @@ def test_request_on_its_way_is_no_gap():
 
 
 def test_slow_pace_is_one_run():
-    """A request every two minutes, each done at once, makes no hundred runs; the night among them still parts two."""
-    paced = [answer(n, sent_at=BEGAN + n * 120 + n * n % 7 + (40_000 if n >= 70 else 0), took=0.1) for n in range(100)]
+    """A request about every two minutes, each done at once, makes no hundred runs; the night among them parts two."""
+    chance, at, paced = random.Random(5), BEGAN, []
+    for n in range(100):
+        at += chance.expovariate(1 / 120) + (40_000 if n == 70 else 0)
+        paced.append(answer(n, sent_at=at, took=0.1))
     assert [len(course_of(paced[:70]).runs), len(course_of(paced).runs)] == [1, 2]
 
 

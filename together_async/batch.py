@@ -504,6 +504,7 @@ class Batch:
             limited_s=self._limited_s,
             stopped=self._stopped,
             strangers=plan.strangers,
+            models=budget.models,
         )
 
 
@@ -535,8 +536,21 @@ def _check_files(input: Path, output: Path, report: Path | None) -> None:
         other = taken.setdefault(_place(path), name)
         if other != name:
             raise ValueError(f"{name}: {path} is the {other} itself; name another file")
-    if report is not None and not report.parent.is_dir():
+    if report is None:
+        return
+    if not report.parent.is_dir():
         raise ValueError(f"report: there is no folder {report.parent}")
+    if report.exists() and not _is_page(report):
+        raise ValueError(
+            f"report: {report} is there, and is no page (HTML) that a report could replace; name another file"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        begin = file.read(20).lower()
+        return not begin or begin.startswith(b"<!doctype html")
+    return False
 
 
 def _place(path: Path) -> object:

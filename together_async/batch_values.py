@@ -16,6 +16,7 @@ from together_async.ratelimit import LimitsState
 from together_async.retry import Retry
 from together_async.timeouts import Timeouts
 
+_MOST_MODELS: Final = 5
 RATE_S: Final = 60
 """Seconds over which rates are counted."""
 
@@ -108,6 +109,7 @@ class BatchSummary:
         limited_s: Seconds in which something waited for the limits.
         stopped: Why it ended before everything was asked; None when it did not.
         strangers: Results in the output that no line of the input asks for.
+        models: What was asked, in the order of first answers.
     """
 
     input: str
@@ -125,6 +127,7 @@ class BatchSummary:
     limited_s: float
     stopped: str | None
     strangers: int
+    models: tuple[str, ...]
 
     @property
     def remaining(self) -> int:
@@ -141,12 +144,11 @@ class BatchSummary:
         facts = {
             "input": self.input,
             "output": self.output,
-            "answers": f"{self.done:,} of {self.total:,}",
-            "errors": f"{self.failed:,}",
+            "models": ", ".join(self.models[:_MOST_MODELS]) + (", ..." if len(self.models) > _MOST_MODELS else ""),
+            "requests": f"{self.total:,}",
             "from earlier runs": f"{self.resumed:,}",
             "asked anew, because edited": f"{self.edited:,}",
             "without a result yet": f"{self.remaining:,}",
-            "tokens": f"{self.prompt_tokens:,} prompt + {self.completion_tokens:,} answer",
             "cost": "" if self.cost is None else f"${self.cost:,.4f}",
             "this run": f"{dt.timedelta(seconds=round(self.elapsed_s))}",
             "waited for limits": f"{dt.timedelta(seconds=round(self.limited_s))}",

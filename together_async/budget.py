@@ -54,6 +54,11 @@ class Budget:
         return self.prompt_tokens + self.completion_tokens
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What something was spent on."""
+        return tuple(self._spent)
+
+    @property
     def cost(self) -> float:
         """US dollars spent so far, of models whose price is known."""
         return sum(price.of(*spent) for model, spent in self._spent.items() if (price := self.prices.get(model)))
