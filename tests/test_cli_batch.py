@@ -341,7 +341,13 @@ class TestShown:
         """A field that is added to requests, or an option to batches, is one of the command."""
         options = {name for parameter in batch.params for name in (parameter.name,)}
         fields = {field.name for field in attrs.fields(ChatCompletionRequest)} - {"messages"}
-        settings = {field.name for field in attrs.fields(BatchOptions)} - {"on_result", "timeouts", "retry", "headers"}
+        settings = {field.name for field in attrs.fields(BatchOptions)} - {
+            "on_result",
+            "prices",
+            "timeouts",
+            "retry",
+            "headers",
+        }
         assert fields - options == set()
         assert settings - options == set()
 

@@ -241,7 +241,7 @@ class Batch:
 
     async def _find_prices(self) -> None:
         """Nobody waits for prices that are only shown."""
-        if not self._budget.prices and self.plan.to_do:
+        if self._options.prices and not self._budget.prices:
             with contextlib.suppress(TogetherError):
                 self._budget.prices = await self._client.prices(timeouts=PRICE_TIMEOUTS)
 

@@ -70,6 +70,7 @@ class BatchOptions:
     stream: bool = True
     retry_errors: bool = False
     keep_going: bool = False
+    prices: bool = False
     max_cost: float | None = attrs.field(default=None, validator=_positive("US dollars", (int, float)))
     max_tokens_total: int | None = attrs.field(default=None, validator=_positive("a whole number of tokens", int))
     deadline: float | dt.timedelta | dt.datetime | None = attrs.field(default=None, validator=_deadline)

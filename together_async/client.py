@@ -359,6 +359,7 @@ class AsyncTogether:
         stream: bool = True,
         retry_errors: bool = False,
         keep_going: bool = False,
+        prices: bool = False,
         max_cost: float | None = None,
         max_tokens_total: int | None = None,
         deadline: float | timedelta | datetime | None = None,
@@ -392,7 +393,8 @@ class AsyncTogether:
                 none. What is written is the completion in either case.
             retry_errors: Whether errors of earlier runs are asked again.
             keep_going: Whether lines that can't be asked become errors in the output; else nothing is sent.
-            max_cost: US dollars which all answers in the output together may cost, by the prices the service tells.
+            prices: Whether to ask the service for its prices (`GET /models`), so that the summary tells the cost.
+            max_cost: US dollars which all answers in the output together may cost, by these prices.
             max_tokens_total: Tokens that they may use, prompts and answers together.
             deadline: When to begin nothing more: seconds from now, a timedelta or a datetime.
             report: Where to write a page (HTML) about how it went.
@@ -424,6 +426,7 @@ class AsyncTogether:
             stream=stream,
             retry_errors=retry_errors,
             keep_going=keep_going,
+            prices=prices,
             max_cost=max_cost,
             max_tokens_total=max_tokens_total,
             deadline=deadline,

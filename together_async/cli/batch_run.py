@@ -74,7 +74,11 @@ class _Command:
         async with AsyncExitStack() as resources:
             client, model = await self._open(resources)
             fields = {"model": model or None, **self._fields}
-            options = BatchOptions(concurrency=self._limiting.concurrency, **self._settings)
+            options = BatchOptions(
+                concurrency=self._limiting.concurrency,
+                prices=not isinstance(self._target, LocalModel),
+                **self._settings,
+            )
             nowhere = self._input.with_name(f"{self._input.name}.results.jsonl")
             batch = Batch(client, self._input, self._output or nowhere, options, fields)
             if self._shown.check or self._shown.dry_run:
