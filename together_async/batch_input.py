@@ -204,7 +204,7 @@ def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterat
     csv.field_size_limit(max(csv.field_size_limit(), _MOST_FIELD))
     rows = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
     try:
-        head = [name.strip() for name in next(rows)]
+        head = [name.strip() for name in next(row for row in rows if any(row))]
     except StopIteration:
         return  # an empty file
     except (csv.Error, UnicodeDecodeError) as error:

@@ -226,12 +226,20 @@ def make_plan(
 def _judge(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
     """Returns the line, or what is wrong with it at first sight; no two have one name."""
     if isinstance(item, LineError):
-        known = item.custom_id is not None and item.custom_id in seen
-        return LineError(item.line, item.text) if known else item
+        return _renamed(item, seen)
     first = seen.setdefault(item.custom_id, item.number)
     if first != item.number:
-        return LineError(item.number, f"custom_id: {item.custom_id[:80]!r} stands in line {first} too")
+        error = LineError(item.number, f"custom_id: {item.custom_id[:80]!r} stands in line {first} too")
+        return _renamed(error, seen)
     return item
+
+
+def _renamed(error: LineError, seen: Mapping[str, int]) -> LineError:
+    """Returns the error under a name that is free."""
+    name = error.name if error.custom_id not in seen else f"invalid-line-{error.line}"
+    while name in seen:
+        name += "-2"
+    return LineError(error.line, error.text, name, error.body_hash)
 
 
 def _plan_line(

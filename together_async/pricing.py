@@ -58,6 +58,6 @@ def _amount(value: Any) -> float | None:
         return None
     try:
         amount = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return amount if 0 <= amount < float("inf") else None
