@@ -12,7 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # `benchmarks` is no part of what is installed
 
-from benchmarks import faults, limits, limits_picture, limits_pure, report, soak, wire
+from benchmarks import (
+    fanout,
+    fanout_batch,
+    fanout_memory,
+    faults,
+    limits,
+    limits_picture,
+    limits_pure,
+    report,
+    soak,
+    wire,
+)
 from benchmarks.cases import CASES, COMPLETE, ERROR, TEXT, Case, Truth, plan
 from benchmarks.faults import Verdict, judge
 from benchmarks.limits_load import DOWN, DYNAMIC, FIXED, MAX_TOKENS, RATES, number_of, orders
@@ -252,6 +263,52 @@ def test_the_picture_counts_per_second() -> None:
     assert heights == [6.0, 0.0, 0.0, 0.0, 2.0]
 
 
+def fanned(way: str, cpu_s: float, group: str = fanout.WHOLE, **facts: Any) -> fanout.Run:
+    """A run of the fan-out benchmark: 5,000 requests, 256 at once, in 1.25 s."""
+    usual: dict[str, Any] = {"requests": 5_000, "at_once": 256, "took_s": 1.25, "outcomes": {"ok": 5_000}}
+    return fanout.Run(group, way, cpu_s=cpu_s, most_open=256, **{**usual, "connections": 256, **facts})
+
+
+def test_what_a_request_costs_is_compared_round_by_round() -> None:
+    """A client that takes part in fewer rounds is compared with those rounds, not with all."""
+    runs = [fanned("raw loop", 0.5), fanned("ours", 0.6), fanned("openai", 12.0)]
+    runs += [fanned("raw loop", 1.0), fanned("ours", 1.2), fanned("raw loop", 0.5), fanned("ours", 0.6)]
+    figures = {(one.who, one.what): one for one in fanout.figures_of(fanout.WHOLE, runs)}
+    assert figures["ours : raw loop", "CPU of a request"].value == pytest.approx(1.2)
+    assert figures["openai : ours", "CPU of a request"].value == pytest.approx(20)
+    share = figures["ours", "of the ideal"]
+    assert (share.value, share.state) == (pytest.approx(100 * 4_000 / 5_120), "missed")
+    assert figures["raw loop", "of the ideal"].target is None
+    assert fanout.table(runs)[2] == ("ours", "120 us", "4,000", "78 %", "256", "0", "5,000", "3")
+
+
+def test_a_connection_made_twice_misses_the_target() -> None:
+    runs = [fanned("ours", 1.0, fanout.CONNECTIONS, at_once=1_000, connections=made) for made in (1_000, 1_001)]
+    (figure,) = fanout.figures_of(fanout.CONNECTIONS, runs)
+    assert (figure.value, figure.state) == (1_001, "missed")
+
+
+def test_resuming_is_linear_when_a_line_costs_the_same_in_every_file() -> None:
+    seconds = {"10000": [0.1, 0.3, 0.1], "30000": [0.3], "100000": [1.4]}
+    *sizes, linear = fanout_batch.resumed("ours", seconds, full=True)
+    assert [(one.value, one.state) for one in sizes] == [(0.1, ""), (0.3, ""), (1.4, "missed")]
+    assert (linear.value, linear.state) == (pytest.approx(1.4), "missed")
+
+
+async def test_the_memory_of_a_map_is_looked_at_after_every_so_many_results() -> None:
+    found = await fanout_memory.measure(700, every=200)
+    assert found["answered"] == 700
+    assert len(found["samples_mib"]) == 3
+
+
+async def test_a_batch_is_written_resumed_and_compared_without_a_server(tmp_path: Path) -> None:
+    found = await fanout_batch.resume(tmp_path, (10, 40), rounds=1)
+    assert {size: len(samples) for size, samples in found["seconds"].items()} == {"10": 1, "40": 1}
+    found = await fanout_batch.journal(tmp_path, 50, rounds=1)
+    assert found["fsyncs"][0] >= 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -278,6 +335,20 @@ def test_a_tiny_run_under_limits(tmp_path: Path) -> None:
     assert result["statuses"] == {"503": result["sent"]}
     assert 100 < result["sent"] <= 120
     assert result["finished"] is True
+
+
+def test_a_tiny_fan_out(tmp_path: Path) -> None:
+    """Server and clients are processes of their own; every answer is the right one, on one connection a place."""
+    only = ("--clients", "raw loop,ours", "--only", "whole,stream")
+    run = run_benchmarks("-m", "benchmarks", "fanout", *only, "--quick", "--output", str(tmp_path))
+    assert run.returncode in (0, 1), run.stdout + run.stderr  # whether a target is reached is the machine's business
+    runs = json.loads((tmp_path / "fanout.json").read_text())["runs"]
+    assert [(one["group"], one["way"]) for one in runs] == [
+        (group, way) for group in ("whole", "stream") for way in ("raw loop", "ours")
+    ]
+    for one in runs:
+        assert one["outcomes"] == {"ok": 1_000}
+        assert one["connections"] == 256
 
 
 def test_a_tiny_soak_in_dev_mode_with_warnings_as_errors() -> None:

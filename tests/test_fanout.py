@@ -785,13 +785,27 @@ async def test_a_stream_that_breaks_has_what_had_come() -> None:
 
 
 @pytest.mark.default_retry
+@pytest.mark.parametrize("tokens", [0, 1])
 @virtual
-async def test_a_stream_that_breaks_before_its_first_token_is_asked_again() -> None:
-    """Nothing of it was handed out: the role alone is nothing."""
-    async with emulated(TEXT, faults=InTurn(Cut(after_token=0))) as (_, client):
+async def test_a_stream_that_breaks_before_its_first_token_is_asked_again(tokens: int) -> None:
+    """Nothing was generated: a role alone is nothing; one token is something, and is in `.partial`."""
+
+    async def script(call: Any) -> None:
+        await call.head()
+        await call.chunk(sse(delta("", role="assistant")), *[sse(delta("a"))] * tokens)
+        if len(server.calls) == 1:
+            call.reset()
+            return
+        await call.chunk(sse(delta("b", finish="stop")), sse(b"[DONE]"), b"")
+
+    async with ScriptedServer(script) as server, client_of(server) as client:
         (result,) = await all_of(client.map(prompts(1), model=MODEL, stream=True))
-    assert result.completion.text == TEXT  # type: ignore[union-attr]
-    assert result.attempts == 2
+    if tokens:
+        assert isinstance(result.error, StreamError)
+        assert (result.error.partial.text, result.attempts) == ("a", 1)
+    else:
+        assert result.completion is not None
+        assert (result.completion.text, result.attempts) == ("b", 2)
 
 
 @virtual
@@ -1369,6 +1383,26 @@ def test_a_loop_that_ends_with_a_map_half_read(recwarn: pytest.WarningsRecorder)
     assert not open_sockets() - before
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_loop_that_is_closed_with_tasks_under_way() -> None:
+    """By hand and without a word to its tasks: what asyncio says of each is all there is to hear when they are dropped;
+    nothing fails in them."""
+    said: list[str] = []
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+
+    async def begin() -> Any:
+        merged = merge({"a": counted(None), "b": counted(3, turns=1_000)})
+        await anext(merged)
+        return merged
+
+    left = loop.run_until_complete(begin())
+    loop.close()
+    del left
+    gc.collect()
+    assert set(said) <= {"Task was destroyed but it is pending!"}
+
+
 def test_a_map_in_a_second_event_loop() -> None:
     """One clear error, which does not speak of a closed loop; and closing it there is no error."""
     with EmulatorServer(faults=InTurn(None, then=Stall())) as server:
@@ -1448,11 +1482,24 @@ async def test_an_account_with_limits(concurrency: int | None) -> None:
         results = client.map(prompts(100), model=MODEL, concurrency=concurrency)
         check_complete(got := await all_of(results), prompts(100))
         assert not [result.error for result in got if result.error]
-        assert account.counts().limited_requests <= 25
+        assert account.counts().limited_requests <= 3
         assert 18 <= now() - began <= 40
         assert 15 <= results.limited_s <= now() - began
         assert max(result.timing.queued_s for result in got) > (10 if concurrency is None else 0.2)
         assert all(result.timing.queued_s <= result.timing.total_s for result in got)
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(None, 1), (100, 4), (2, 2)])
+@virtual
+async def test_a_service_that_has_told_nothing(concurrency: int | None, most: int) -> None:
+    """Is asked slowly at first; a little less so when the caller has said how many he wants at once."""
+    async with emulated(first_token_s=0.9) as (server, client):
+        results = client.map(prompts(200), model=MODEL, concurrency=concurrency)
+        waiting = asyncio.ensure_future(anext(results))
+        await asyncio.sleep(0.1)
+        assert len(server.journal) == most
+        await waiting
+        check_complete([waiting.result(), *await all_of(results)], prompts(200))
 
 
 @pytest.mark.default_retry
@@ -1848,6 +1895,24 @@ async def test_a_merge_cancelled_at_every_await() -> None:
                 await task
             check_idle(client)
         assert turns > 5
+
+
+@virtual
+async def test_a_stream_that_does_not_care_for_cancellation() -> None:
+    """It goes on after it was told to end: leaving does not wait for it for ever, and nothing of it comes then."""
+
+    async def stubborn() -> AsyncIterator[int]:
+        for number in range(1_000):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+            yield number
+
+    async with merge({"a": stubborn(), "b": counted(None)}) as merged:
+        await anext(merged)
+        before = now()
+    assert now() - before < 5
+    assert [pair async for pair in merged] == []
+    assert not children()
 
 
 @virtual

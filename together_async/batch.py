@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import attrs
 
-from together_async.batch_input import InputLine, LineError
+from together_async.batch_input import InputLine
 from together_async.batch_plan import BatchInputError, Plan, Source, make_plan
 from together_async.batch_values import BatchOptions, BatchProgress, BatchSummary, Tally
 from together_async.budget import Budget
@@ -251,13 +252,16 @@ class Batch:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(file.write())
-                beside = [group.create_task(self._watch()), group.create_task(self._find_prices())]
+                watch = group.create_task(self._watch())
+                prices = group.create_task(self._find_prices())
                 await self._write_wrong_lines(file)
                 await self._ask(file)
                 for line, record in self._again.values() if self._stopped is None else ():
                     await self._add(file, line, record)
                 file.finish()
-                for task in beside:
+                if self._stopped is None:
+                    await prices
+                for task in (watch, prices):
                     task.cancel()
         except* Exception as errors:  # noqa: BLE001 - raised without the group, which is nobody's business
             raise _first(errors) from None
@@ -278,7 +282,8 @@ class Batch:
             self._requests(),
             concurrency=options.concurrency,
             stream=options.stream,
-            timeouts=options.timeouts,
+            # Whoever waits for our own limits is nobody's error.
+            timeouts=attrs.evolve(options.timeouts or self._client._timeouts, queue=None),
             retry=options.retry,
             headers=options.headers,
         )
@@ -315,13 +320,17 @@ class Batch:
     async def _lines(self, wanted: bytearray) -> AsyncIterator[tuple[int, InputLine]]:
         """Yields the lines that are wanted, with their places in the input."""
         left = wanted.count(1)
-        with contextlib.closing(self._source.items()) as items:
+        if left and self._source.fingerprint() != self.plan.fingerprint:
+            raise OSError(
+                errno.ESTALE, "it was changed while the batch was running; run it again", str(self._source.path)
+            )
+        with contextlib.closing(self._source.items(wanted)) as items:
             for place, item in enumerate(items):
                 if not left or place >= len(wanted):
                     return
                 if place % _LINES_PER_TURN == 0:
                     await asyncio.sleep(0)
-                if wanted[place] and not isinstance(item, LineError):
+                if wanted[place] and isinstance(item, InputLine):
                     left -= 1
                     yield place, item
 

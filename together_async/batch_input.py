@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
@@ -97,7 +97,8 @@ def read_lines(
     template: str | None = None,
     system: str | None = None,
     delimiter: str = ",",
-) -> Iterator[InputLine | LineError]:
+    wanted: bytearray | None = None,
+) -> Iterator[InputLine | LineError | None]:
     """Yields the requests of a file, and errors in the place of lines that are none. Empty lines are left out.
 
     Args:
@@ -106,6 +107,7 @@ def read_lines(
         template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}"; `{line}` is a text's line.
         system: For text and CSV: a system message before each prompt.
         delimiter: Of the CSV.
+        wanted: By place, whether a line is: of JSON lines and text the others are not looked at, None stands for them.
 
     Raises:
         LineError: The CSV has no head, or the template names a column that is not there.
@@ -115,13 +117,23 @@ def read_lines(
         for name, value in (("template", template), ("system", system)):
             if value is not None:
                 raise ValueError(f"{name}: JSON lines hold whole requests; a {name} is for text and CSV")
-        yield from map(_read_json, _numbered(lines))
+        yield from _read_each(_read_json, lines, wanted)
     elif kind == "text":
-        yield from map(_TextReader(template, system), _numbered(lines))
+        yield from _read_each(_TextReader(template, system), lines, wanted)
     else:
         if template is None:
             raise ValueError('template: missing; a CSV needs one to make prompts of, as "Summarise: {body}"')
         yield from _read_csv(lines, _Template(template, system), delimiter)
+
+
+def _read_each(
+    read: Callable[[tuple[int, bytes]], InputLine | LineError], lines: Iterable[bytes], wanted: bytearray | None
+) -> Iterator[InputLine | LineError | None]:
+    if wanted is None:
+        yield from map(read, _numbered(lines))
+        return
+    for place, numbered in enumerate(_numbered(lines)):
+        yield read(numbered) if place < len(wanted) and wanted[place] else None
 
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -69,6 +69,12 @@ class Source:
         # With a model and a message that are surely right, so that it is the fields that are looked at.
         checked = {**{name: value for name, value in fields.items() if value is not None}, "messages": "x"}
         ChatCompletionRequest(**{"model": "x", **checked})
+        try:
+            body_hash(fields)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"a default has no JSON form ({type(error).__name__}); expected plain JSON values"
+            ) from None
         next(read_lines([], source.kind, template=template, system=system), None)
         return source
 
@@ -81,8 +87,8 @@ class Source:
         with self.path.open("rb") if self.path.is_file() or not self.path.exists() else _no_file(self.path):
             pass
 
-    def items(self) -> Generator[InputLine | LineError]:
-        """Yields what stands in the file, from its begin.
+    def items(self, wanted: bytearray | None = None) -> Generator[InputLine | LineError | None]:
+        """Yields what stands in the file, from its begin; None for lines that are not wanted.
 
         Raises:
             OSError: It can't be read.
@@ -95,7 +101,17 @@ class Source:
                 template=self.template,
                 system=self.system,
                 delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",",
+                wanted=wanted,
             )
+
+    def fingerprint(self) -> tuple[int, ...]:
+        """Returns what changes when somebody changes the file.
+
+        Raises:
+            OSError: It is gone.
+        """
+        found = self.path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def body(self, line: InputLine) -> dict[str, Any]:
         """Returns a request as it is asked."""
@@ -148,6 +164,7 @@ class Plan:
         by_model: What the requests to be asked are expected to use.
         strangers: Results in the output that no line of the input asks for.
         cut: Whether it was given up before the end of the input.
+        fingerprint: The input's.
     """
 
     total: int = 0
@@ -162,6 +179,7 @@ class Plan:
     by_model: dict[str, Estimate] = attrs.field(factory=dict)
     strangers: int = 0
     cut: bool = False
+    fingerprint: tuple[int, ...] = ()
 
     @property
     def to_do(self) -> int:
@@ -205,7 +223,10 @@ def make_plan(
     plan = Plan(keeps_all=keeps_all)
     seen: dict[str, int] = {}
     try:
+        plan.fingerprint = source.fingerprint()
         for item in source.items():
+            if item is None:
+                continue  # all are wanted
             plan.total += 1
             plan.wanted.append(0)
             line = _judge(item, seen)

@@ -226,9 +226,11 @@ class Call:
         now = self._sent_at = transport.loop.time()
         if self.first_sent_at is None:
             self.first_sent_at = now
-        self._note_wait()
+        if self._since is not None:
+            self._note_wait()
         try:
-            self._raise_if_aborted()
+            if self._abort is not None:
+                self._raise_if_aborted()
             exchange = await transport.open(
                 self._http,
                 headers=self._headers,

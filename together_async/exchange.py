@@ -60,6 +60,7 @@ class Exchange:
         "_loop",
         "_response",
         "_since",
+        "_spent",
         "_time",
         "_timeouts",
         "_timer",
@@ -68,6 +69,8 @@ class Exchange:
         "arrived",
         "attempts",
         "on_close",
+        "raw_headers",
+        "status",
     )
 
     def __init__(
@@ -84,6 +87,9 @@ class Exchange:
         self._time = self._loop.time
         self._response = response
         self._content = response.content
+        self.status = response.status
+        # As they came; names are asked for in any case, of a repeated one the first counts.
+        self.raw_headers: Mapping[str, str] = response.headers
         self._compressed = "Content-Encoding" in response.headers
         self._timeouts = timeouts
         self._total = None if timeouts.total is None else due("total", timeouts.total, started)
@@ -94,6 +100,7 @@ class Exchange:
         self._inflated = 0  # bytes since the event loop's last turn; aiohttp inflates on without one
         self._bulk = False  # bytes come faster than they are read
         self._waiting = False
+        self._spent = False  # all of the body has been read at once
         self._armed = False  # the timer is set for a silence, not just for the whole call
         self._failure: APIConnectionError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -109,11 +116,6 @@ class Exchange:
         return f"<Exchange {self.status} {state}>"
 
     @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self._response.status
-
-    @property
     def headers(self) -> dict[str, str]:
         """The response's headers, names in lower case; of a repeated one the values joined by a comma."""
         headers: dict[str, str] = {}
@@ -121,11 +123,6 @@ class Exchange:
             key = name.lower()
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
         return headers
-
-    @property
-    def raw_headers(self) -> Mapping[str, str]:
-        """The response's headers as they came; names are asked for in any case, of a repeated one the first counts."""
-        return self._response.headers
 
     @property
     def media_type(self) -> str:
@@ -288,6 +285,7 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - rescue raises what it means
             return self.rescue(error)
         self.arrived = self._time()
+        self._spent = True
         self._check_size(len(data), limit)
         return data
 
@@ -346,13 +344,15 @@ class Exchange:
     def close(self) -> None:
         """Closes the connection at once, unless the body has ended and it is back in the pool. Twice is fine."""
         self._forget()
-        connection = self._response.connection
-        if connection is not None and self._loop.is_closed():
-            bury(connection.protocol)
-            connection.close()
-        elif connection is not None and connection.transport is not None:
-            connection.transport.abort()  # closing alone waits for the farewell of a TLS peer
-        self._response.close()
+        # A body that was there has ended: aiohttp has put its connection back, and there is nothing to close.
+        if not self._spent or not self._response.closed:
+            connection = self._response.connection
+            if connection is not None and self._loop.is_closed():
+                bury(connection.protocol)
+                connection.close()
+            elif connection is not None and connection.transport is not None:
+                connection.transport.abort()  # closing alone waits for the farewell of a TLS peer
+            self._response.close()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()

@@ -57,6 +57,8 @@ class _Merging(Group[tuple[K, C]]):
         failure: BaseException | None = None
         try:
             async for chunk in stream:
+                if self.over:  # a stream that did not care for its cancellation
+                    break
                 self._put(lane, key, chunk)
                 while lane.waiting >= self._share:
                     lane.room = asyncio.get_running_loop().create_future()

@@ -74,7 +74,9 @@ class Group(Generic[T]):
 
     def _ended(self, error: BaseException | None = None) -> None:
         """The running task ends, by an error or without."""
-        task: asyncio.Task[None] = asyncio.current_task(self._loop)  # type: ignore[assignment]  # in one of ours
+        task: asyncio.Task[None] | None = asyncio.current_task(self._loop)
+        if task is None:
+            return  # destroyed, long after its loop
         task.remove_done_callback(self._never_began)  # of a task that began at once it was added afterwards
         self._tasks.discard(task)
         if error is not None:

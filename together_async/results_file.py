@@ -273,6 +273,8 @@ class ResultsFile:
             while written < len(data):
                 written += os.pwrite(self._fd, data[written:], self._size + written)
             os.fsync(self._fd)
+            if os.fstat(self._fd).st_nlink == 0:
+                raise OSError(errno.ESTALE, "it was removed or replaced by something else while it was in use")
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)

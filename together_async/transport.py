@@ -167,9 +167,8 @@ class Transport:
         self._fresh: aiohttp.ClientSession | None = None
         self._dialling: set[asyncio.Task[Any] | None] = set()
         self._deadlines = Deadlines(self.loop)
-        self._options: dict[str, Any] = {}
+        self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
         self._urls: dict[str, URL] = {}
-        self._client_timeouts: dict[float | None, aiohttp.ClientTimeout] = {}
         self.exchanges: set[Exchange] = set()
         self.openings: set[Abortable] = set()
         self.closed = False
@@ -325,19 +324,18 @@ class Transport:
         may_replace: Callable[[], bool],
     ) -> aiohttp.ClientResponse:
         """Sends, and sends again at once when a pooled connection turns out to have been closed by the server."""
-        session = self._open_session()
-        if url.scheme == "http" and (credentials := self._options.get("proxy_headers")):
+        session, options = self._open_session(timeouts.connect)
+        if "proxy_headers" in options and url.scheme == "http":
             # aiohttp sends these with CONNECT alone; without TLS the proxy reads the request itself.
-            headers = _merged(headers, credentials)
-        options: dict[str, Any] = {"headers": headers, "timeout": self._client_timeout(timeouts), **self._options}
+            headers = _merged(headers, options["proxy_headers"])
         posts = request.method == "POST"
         attempts[0] += 1
         sent_at = self.loop.time()
         try:
             try:
                 if posts:
-                    return await session.post(url, data=_sendable(request.body), **options)
-                return await session.get(url, **options)
+                    return await session.post(url, data=_sendable(request.body), headers=headers, **options)
+                return await session.get(url, headers=headers, **options)
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 # A connector error is a connection that was never made; a message is a response that had begun.
                 # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
@@ -354,7 +352,7 @@ class Transport:
                     raise
             attempts[0] += 1
             session = self._fresh_session() if self._owned else session
-            return await session.request(request.method, url, data=_sendable(request.body), **options)
+            return await session.request(request.method, url, data=_sendable(request.body), headers=headers, **options)
         finally:
             if self._dialling:
                 self._dialling.discard(asyncio.current_task())
@@ -365,38 +363,35 @@ class Transport:
             url = self._urls[path] = self._base.joinpath(*path.split("/")).with_query(self._base.query)
         return url
 
-    def _client_timeout(self, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-        """Leaves aiohttp the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings."""
-        value = self._client_timeouts.get(timeouts.connect)
-        if value is None:
-            # aiohttp's `connect` includes the wait for the pool; ours has no limit, a caller's may have.
-            value = (
-                aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
-                if self._owned
-                else aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect)
-            )
-            self._client_timeouts[timeouts.connect] = value
-        return value
-
     # -------------------------------------------------------------------------------------------------------- sessions
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if not self._options:
-            self._options = {
-                "allow_redirects": False,
-                "raise_for_status": False,
-                "auto_decompress": True,
-                "read_bufsize": BUFFER_SIZE,
-                "max_line_size": MAX_HEADER_SIZE,
-                "max_field_size": MAX_HEADER_SIZE,
-            }
-            if self._owned:
-                # trust_env would ask for proxies and .netrc in a worker thread before every request, and let .netrc
-                # put another Authorization in place of the key's.
-                self._options |= proxy_options(self._proxy, self._base)
+    def _open_session(self, connect_s: float | None) -> tuple[aiohttp.ClientSession, dict[str, Any]]:
+        """Returns the session, opened on first use, and what every request is told."""
+        options = self._options.get(connect_s)
+        if options is None:
+            options = self._options[connect_s] = self._make_options(connect_s)
         if self._session is None:
             self._session = self._make_session(force_close=False)
-        return self._session
+        return self._session, options
+
+    def _make_options(self, connect_s: float | None) -> dict[str, Any]:
+        # aiohttp gets the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings. Its
+        # `connect` includes the wait for the pool; ours has no limit, a caller's may have.
+        connect: dict[str, Any] = {"connect" if self._owned else "sock_connect": connect_s}
+        options: dict[str, Any] = {
+            "timeout": aiohttp.ClientTimeout(total=None, **connect),
+            "allow_redirects": False,
+            "raise_for_status": False,
+            "auto_decompress": True,
+            "read_bufsize": BUFFER_SIZE,
+            "max_line_size": MAX_HEADER_SIZE,
+            "max_field_size": MAX_HEADER_SIZE,
+        }
+        if self._owned:
+            # trust_env would ask for proxies and .netrc in a worker thread before every request, and let .netrc
+            # put another Authorization in place of the key's.
+            options |= proxy_options(self._proxy, self._base)
+        return options
 
     def _fresh_session(self) -> aiohttp.ClientSession:
         """A session that never reuses a connection, for the request whose pooled one was stale."""

@@ -130,10 +130,12 @@ async def merged(client: AsyncTogether) -> None:
             assert_type(chunk, ChatCompletionChunk)
     async for pair in merge({5: client.stream("hi", model="m").text()}, on_error="raise"):
         assert_type(pair, tuple[int, str])
+    async for _, chunk_or_error in merge(streams, on_error="return"):
+        assert_type(chunk_or_error, ChatCompletionChunk | TogetherError)
     async for _, of_map in merge({"a": client.map(["hi"], model="m")}):
         assert_type(of_map, MapResult[str])
-    merge([client.stream("hi", model="m")])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    merge(streams, on_error=print)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    merge([client.stream("hi", model="m")])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType,reportCallIssue]
+    merge(streams, on_error=print)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType,reportCallIssue]
 
 
 async def local() -> None:

@@ -285,19 +285,46 @@ class Lane:
             return not self.answers and self.unanswered >= FIRST_AT_ONCE
         return self.unanswered > self.answers
 
+    def goes_at_once(self, one: Reservation, now: float) -> bool:
+        """Lets a call go that finds nobody waiting, no limit and a place; False leaves all as it was.
+
+        It is `enter_first`, `wait_s` and `go` where there is nothing to reckon.
+        """
+        requests, tokens = self.requests, self.tokens
+        if (
+            requests.rate < math.inf
+            or tokens.rate < math.inf
+            or self.window is not None
+            or self.paused_until > now
+            or (self.places is not None and self.in_flight >= self.places)
+            or (not self.known and self._asks_much(hurries=one.hurries))
+        ):
+            return False
+        if one.size is not None:
+            one.tokens = self.estimator.total(one.size)
+        one._costs = (1.0, one.tokens)
+        requests.let_pass(1.0, now)
+        tokens.let_pass(one.tokens, now)
+        self.used_at = now
+        self._went(one, now)
+        return True
+
     def go(self, one: Reservation, now: float) -> None:
         """Lets the booked one go."""
         self.first = None
-        self.last = one
         self.requests.go()
         self.tokens.go()
         self.queued -= 1
-        if one.priority == "batch":
-            self.turns = 0
-        elif self._live("batch"):
+        if one.priority != "batch" and self._live("batch"):
             self.turns += 1
         if self.window is not None:
             self.window.sent(self.in_flight, now)
+        self._went(one, now)
+
+    def _went(self, one: Reservation, now: float) -> None:
+        self.last = one
+        if one.priority == "batch":
+            self.turns = 0
         if not self.known:
             self.gap_at = now + self.gap_s
             self.gap_s = max(LEAST_GAP_S, self.gap_s / 2)
@@ -422,8 +449,12 @@ class Admission:
         one.hurries = hurries
         one.sheds = sheds
         if at_once and not self._busy:
+            has_place = self.places is None or self.in_flight < self.places
+            if has_place and lane.goes_at_once(one, now):
+                self.in_flight += 1
+                return one
             lane.enter_first(one, now)
-            if (self.places is None or self.in_flight < self.places) and lane.wait_s(one, now) <= 0:
+            if has_place and lane.wait_s(one, now) <= 0:
                 lane.go(one, now)
                 self.in_flight += 1
                 return one
@@ -626,9 +657,13 @@ class Admission:
             return
         one._settled = True
         lane = one._lane
-        lane.refill(now)
-        lane.tokens.settle(one._costs[1], lane.tokens.cost(tokens), last=one is lane.last)
-        self._estimate_anew(lane)
+        bucket = lane.tokens
+        if bucket.rate < math.inf:
+            lane.refill(now)
+            tokens = bucket.cost(tokens)
+        bucket.settle(one._costs[1], tokens, last=one is lane.last)
+        if lane.first is not None:
+            self._estimate_anew(lane)
 
     @staticmethod
     def _estimate_anew(lane: Lane) -> None:

@@ -217,6 +217,16 @@ class Bucket:
         self._ceiling = self.size - self._pending
         self._pending = 0.0
 
+    def let_pass(self, amount: float, now: float) -> None:
+        """Books an amount that goes at once, as long as there is no rate: `refill`, `take` and `go` in one."""
+        self._at = self._taken_at = now
+        if now - self._marks[1][0] > OBSERVED_S:
+            self._marks = (self._marks[1], (now, self.booked))
+        if not self._least:
+            self._typical += TYPICAL_WEIGHT * (amount - self._typical) if self._typical else amount
+        self.booked += amount
+        self._ceiling = self.size - amount
+
     def take_back(self, amount: float) -> None:
         """Undoes `take`, for a request that has not gone."""
         self._pending -= amount

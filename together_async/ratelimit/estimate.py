@@ -101,9 +101,9 @@ class Estimator:
 
     def total(self, size: Size) -> int:
         """Returns the tokens that request and answer are expected to use together."""
-        most = size.max_tokens
+        prompt, most, n = size
         output = self._output.likely_most if most is None else most * min(1.0, self._fraction.likely_most)
-        return self.prompt(size) + round(output * size.n)
+        return round(prompt * self._prompt.value) + round(output * n)
 
     def learn(self, size: Size, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Takes the server's count for a request whose answer came to its end."""

@@ -11,10 +11,11 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 Kind: TypeAlias = Literal["requests", "tokens"]
 
-_NOTHING: Final = (None, None)
 _LARGEST: Final = 1e12
 _REQUESTS: Final = tuple(f"x-ratelimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _TOKENS: Final = tuple(f"x-tokenlimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
+_PER, _DYNAMIC_PER, _TOKENS_PER, _DYNAMIC_TOKENS_PER = (*_REQUESTS[:2], *_TOKENS[:2])
+"""Without one of these there is nothing to tell, which is the usual case."""
 
 
 class Capacity(NamedTuple):
@@ -44,9 +45,9 @@ def read_limits(headers: Mapping[str, str]) -> Told | None:
     Args:
         headers: Of a response, to be asked for names in lower case.
     """
-    requests, tokens = _values(headers, _REQUESTS), _values(headers, _TOKENS)
-    if requests[:2] == tokens[:2] == _NOTHING:
+    if not (_PER in headers or _DYNAMIC_PER in headers or _TOKENS_PER in headers or _DYNAMIC_TOKENS_PER in headers):
         return None
+    requests, tokens = _values(headers, _REQUESTS), _values(headers, _TOKENS)
     reset_s = _amount(headers.get("x-ratelimit-reset")) or 0.0
     return Told(_capacity(requests, reset_s), _capacity(tokens, reset_s))
 
