@@ -4,6 +4,7 @@
 `python -m benchmarks faults`: what this client and others make of what servers do wrong.
 `python -m benchmarks soak`: thousands of streams, some of them broken, every outcome checked.
 `python -m benchmarks limits`: thousands of calls under an account's limits, here and with other clients.
+`python -m benchmarks fanout`: thousands of requests at once, here and with other clients.
 """
 
 import argparse
@@ -40,6 +41,18 @@ LIMITS_PARTS = {
     "fairness": "a large request's wait among small ones",
     "cost": "an admission without contention",
 }
+FANOUT_CLIENTS = (
+    "raw loop", "ours", "openai", "openai+aiohttp", "together", "together+aiohttp", "litellm", "async-batch-llm",
+    "lm-deluge",
+)  # fmt: skip
+FANOUT_GROUPS = {
+    "whole": "CPU of a whole response, and how near to the ideal, 256 at once",
+    "stream": "the same of streams of 64 tokens",
+    "connections": "whether 1,000 at once make a connection twice",
+    "million": "memory of a map over 1,000,000 prompts",
+    "resume": "how long a batch takes to go on, with 100,000 results",
+    "journal": "what a durable batch costs beside a map",
+}
 FAULT_CLIENTS = ("ours", "openai", "openai+aiohttp", "together", "together+aiohttp", "litellm")
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -47,7 +60,7 @@ DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 def arguments() -> argparse.Namespace:
     groups = "\n".join(f"  {name:12}{what}" for name, what in GROUPS.items())
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak | limits")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak | limits | fanout")
     commands.add_parser(
         "stream",
         parents=[stream_arguments()],
@@ -65,11 +78,23 @@ def arguments() -> argparse.Namespace:
         description=f"Parts:\n{parts}\n\nEverything takes about 13 minutes, --quick less than 2.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    groups = "\n".join(f"  {name:12}{what}" for name, what in FANOUT_GROUPS.items())
+    commands.add_parser(
+        "fanout",
+        parents=[fanout_arguments()],
+        help="thousands of requests at once",
+        description=f"Groups:\n{groups}\n\nEverything takes about 8 minutes, --quick about 2.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     args = parser.parse_args()
     if args.what == "stream":
         check(parser, (args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS))
     elif args.what == "faults":
         check(parser, (args.clients, FAULT_CLIENTS))
+    elif args.what == "fanout":
+        check(parser, (args.clients, FANOUT_CLIENTS), (args.only, FANOUT_GROUPS))
+        if args.rounds < 1:
+            parser.error(f"--rounds: got {args.rounds}, expected at least 1")
     elif args.what == "limits":
         check(parser, (args.clients, LIMITS_CLIENTS), (args.only, LIMITS_PARTS))
         check(parser, (",".join(name for name, _ in args.python), LIMITS_CLIENTS))
@@ -124,6 +149,16 @@ def limits_arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def fanout_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--clients", default="", help=f"separated by commas, of: {', '.join(FANOUT_CLIENTS)}")
+    parser.add_argument("--only", default="", help="groups, separated by commas; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each client, alternated (default 5)")
+    parser.add_argument("--quick", action="store_true", help="fewer requests: to see whether it works, not to quote")
+    parser.add_argument("--out", "--output", type=Path, default=DEFAULT_FOLDER, help="folder for fanout.json")
+    return parser
+
+
 def stream_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", help="groups, separated by commas; default: all", default=",".join(GROUPS))
@@ -147,6 +182,10 @@ def main() -> int:
         clients, only = ([name for name in given.split(",") if name] for given in (args.clients, args.only))
         speed, pythons = args.speed, dict(args.python)
         return int(limits.run(clients, only, args.out, speed=speed, quick=args.quick, pythons=pythons))
+    if args.what == "fanout":
+        fanout = importlib.import_module("benchmarks.fanout")
+        clients, only = ([name for name in given.split(",") if name] for given in (args.clients, args.only))
+        return int(fanout.run(clients, only, args.out, rounds=args.rounds, quick=args.quick))
     if args.what == "faults":
         faults = importlib.import_module("benchmarks.faults")
         return int(faults.run(tuple(filter(None, args.clients.split(","))), args.only, args.seed, args.out))

@@ -1080,6 +1080,26 @@ async def test_an_input_that_is_changed_meanwhile_makes_no_doubles(
     assert files.results.keys() == {"moved", *(f"r{number}" for number in range(6))}
 
 
+async def test_an_input_that_is_changed_while_it_is_read_makes_no_doubles(
+    service: Service, client: AsyncTogether, files: Files
+) -> None:
+    """It is read as it is needed: what is not read ahead has moved."""
+    lines = [request(f"r{number}", user="x" * 8_000) for number in range(300)]
+    files.write_lines(*lines)
+
+    def reply(prompt: str, times: int) -> bytes:
+        if service.requests == 10:
+            files.write_lines(request("moved", user="x" * 8_000), *lines)
+        return answer()
+
+    service.reply = reply
+    with pytest.raises(OSError, match="changed while"):
+        await run(client, files, concurrency=2)
+    assert files.results.keys() <= {f"r{number}" for number in range(300)}
+    assert (await run(client, files)).ok
+    assert max(service.asked.values()) == 1
+
+
 # ----------------------------------------------------------------------------------------------------- what it may cost
 
 

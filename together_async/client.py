@@ -286,7 +286,8 @@ class AsyncTogether:
 
         The input is read as it is needed: what has been read and not yet taken by your loop is never more than
         `concurrency` (in order: twice that), so it may be endless, and a slow loop slows it down. Leaving the loop ends
-        every request; with `async with client.map(...) as results` they have ended when the block has.
+        every request, and a later loop over the same results gets nothing more; with `async with client.map(...) as
+        results` a loop can be left and taken up again, and all have ended when the block has.
 
         Args:
             requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
