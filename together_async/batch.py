@@ -320,19 +320,24 @@ class Batch:
     async def _lines(self, wanted: bytearray) -> AsyncIterator[tuple[int, InputLine]]:
         """Yields the lines that are wanted, with their places in the input."""
         left = wanted.count(1)
-        if left and self._source.fingerprint() != self.plan.fingerprint:
-            raise OSError(
-                errno.ESTALE, "it was changed while the batch was running; run it again", str(self._source.path)
-            )
         with contextlib.closing(self._source.items(wanted)) as items:
-            for place, item in enumerate(items):
-                if not left or place >= len(wanted):
-                    return
+            for place, item in enumerate(items) if left else ():
                 if place % _LINES_PER_TURN == 0:
                     await asyncio.sleep(0)
+                if place >= len(wanted):
+                    return
                 if wanted[place] and isinstance(item, InputLine):
-                    left -= 1
+                    self._check_unchanged()
                     yield place, item
+                    left -= 1
+                    if not left:
+                        return
+
+    def _check_unchanged(self) -> None:
+        """What is known of the input goes by place; of a file that somebody edits meanwhile that would be wrong."""
+        if self._source.fingerprint() != self.plan.fingerprint:
+            why = "it was changed while the batch was running; run it again"
+            raise OSError(errno.ESTALE, why, str(self._source.path))
 
     def _begin(self, place: int, line: InputLine, body: dict[str, Any]) -> dict[str, Any]:
         """Notes that a request begins, and returns its body as it is sent.
