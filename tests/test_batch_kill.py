@@ -28,9 +28,9 @@ KILLS = int(os.environ.get("KILLS", "25"))
 SEED = int(os.environ.get("KILLS_SEED", str(random.randrange(1 << 30))))
 CHILD = Path(__file__).with_name("batch_child.py")
 MODEL = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
-LINES = 400
+LINES = 300
 CONCURRENCY = 16
-LONGEST_S = 0.25
+LONGEST_S = 0.2
 """A child is killed at a random moment from its fork on until then; a batch takes longer than that."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
