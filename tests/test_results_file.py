@@ -337,6 +337,20 @@ def test_nothing_to_do_changes_nothing(tmp_path: Path) -> None:
     assert path.stat().st_ino == before
 
 
+@pytest.mark.parametrize("torn", [b"", b"whole\n", b'{"custom_id":"x","resp'])
+def test_what_is_put_aside_begins_a_line(tmp_path: Path, torn: bytes) -> None:
+    """What a power cut has torn in the file beside does not run into what comes next."""
+    path, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.superseded"
+    beside.write_bytes(torn)
+    line, _ = answer("a")
+    path.write_bytes(line)
+    file = ResultsFile(path)
+    file.open()
+    file.compact(kept_aside=["a"])
+    file.close()
+    assert beside.read_bytes() == torn + (b"\n" if torn and not torn.endswith(b"\n") else b"") + line
+
+
 def test_the_folder_is_synced_after_the_new_file_took_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,7 +167,9 @@ class ResultsFile:
     def _write_aside(self, numbers: Collection[int]) -> None:
         if not numbers:
             return
-        with self.path.with_name(self.path.name + ".superseded").open("ab") as file:
+        with self.path.with_name(self.path.name + ".superseded").open("ab+") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # a power cut has torn its last line
             for number, line in self._numbered():
                 if number in numbers:
                     file.write(line if line.endswith(b"\n") else line + b"\n")
