@@ -898,6 +898,21 @@ async def test_draining_while_the_input_is_read_ends_it(
     assert files.output.read_bytes() == before
 
 
+async def test_draining_when_the_last_are_under_way_stops_nothing(
+    service: Service, client: AsyncTogether, files: Files
+) -> None:
+    """All have an answer, so nobody has to go on, and nothing is said to have been stopped."""
+    files.write(4)
+    service.gate = asyncio.Event()
+    batch = Batch(client, files.input, files.output, BatchOptions(stream=False, concurrency=4))
+    task = asyncio.create_task(batch.run())
+    await service.busy(4)
+    batch.drain("enough")
+    service.gate.set()
+    summary = await task
+    assert (summary.done, summary.remaining, summary.stopped, summary.ok) == (4, 0, None, True)
+
+
 async def test_draining_lets_come_what_is_under_way(service: Service, client: AsyncTogether, files: Files) -> None:
     files.write(20)
     service.gate = asyncio.Event()

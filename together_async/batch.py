@@ -502,6 +502,8 @@ class Batch:
 
     def _summary(self) -> BatchSummary:
         tally, plan, budget = self._tally, self.plan, self._budget
+        # Who stops it while the last ones are under way has stopped nothing.
+        is_whole = not plan.cut and tally.done + tally.failed == plan.total
         return BatchSummary(
             input=str(self._source.path),
             output=str(self._output),
@@ -516,7 +518,7 @@ class Batch:
             elapsed_s=time.monotonic() - (self._began or 0.0),
             retried=tally.retried,
             limited_s=self._limited_s,
-            stopped=self._stopped,
+            stopped=None if is_whole else self._stopped,
             strangers=plan.strangers,
             models=budget.models,
         )

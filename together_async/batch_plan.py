@@ -84,8 +84,12 @@ class Source:
         Raises:
             OSError: It can't.
         """
-        with self.path.open("rb") if self.path.is_file() or not self.path.exists() else _no_file(self.path):
-            pass
+        if self.path.exists() and not self.path.is_file():
+            kind = (
+                "a folder" if self.path.is_dir() else "no regular file, and it is read more than once; save it to one"
+            )
+            raise OSError(errno.EINVAL, f"it is {kind}", str(self.path))
+        self.path.open("rb").close()
 
     def items(self, wanted: bytearray | None = None) -> Generator[InputLine | LineError | None]:
         """Yields what stands in the file, from its begin; None for lines that are not wanted.
@@ -116,11 +120,6 @@ class Source:
     def body(self, line: InputLine) -> dict[str, Any]:
         """Returns a request as it is asked."""
         return self.defaults.body(line.body)
-
-
-def _no_file(path: Path) -> Any:
-    kind = "a folder" if path.is_dir() else "no regular file, and the input is read more than once; save it to one"
-    raise OSError(errno.EINVAL, f"it is {kind}", str(path))
 
 
 @attrs.define

@@ -97,7 +97,7 @@ class BatchSummary:
     Attributes:
         input: The file of requests.
         output: The file of results.
-        total: Requests in the input.
+        total: Requests in the input; those that were read, if it was stopped while the input was read.
         done: How many of them have an answer, from this run or an earlier one.
         failed: How many have an error.
         resumed: How many of both were there before.
@@ -204,7 +204,6 @@ class Tally:
 
     def __init__(self) -> None:
         self.done = self.failed = self.retried = 0
-        self.prompt_tokens = self.completion_tokens = 0
         self._seconds: deque[list[float]] = deque(maxlen=RATE_S + 1)  # second, results, tokens
         self._first: float | None = None
 
@@ -213,8 +212,6 @@ class Tally:
         self.done += record.ok
         self.failed += not record.ok
         self.retried += record.attempts > 1
-        self.prompt_tokens += record.prompt_tokens
-        self.completion_tokens += record.completion_tokens
         if self._first is None:
             self._first = now
         second = math.floor(now)

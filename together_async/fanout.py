@@ -1,7 +1,7 @@
 """Many requests: `map`, which asks for many completions at once.
 
 How much there is at any moment is bounded in both directions: what has been read of the input and not yet been taken by
-the reader is never more than `concurrency`, so a slow reader slows the input.
+the reader is never more than `concurrency` (in order: twice that), so a slow reader slows the input.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ MOST_AT_ONCE: Final = 256
 """Requests under way at once, when neither the caller nor the limits say how many."""
 _OTHER_FILES: Final = 64
 """Descriptors that are left to everything else in the process."""
-
-Request: TypeAlias = MessagesLike | ChatCompletionRequest | Mapping[str, Any]
-"""What `map` asks for: a str, a conversation, a request, or a dict in the wire's shape."""
 
 
 @attrs.frozen

@@ -174,16 +174,14 @@ class _Command:
                     loop.remove_signal_handler(getattr(signal, name))
 
     def _exit_code(self, summary: BatchSummary) -> int:
-        if self.interrupted_by is not None and summary.remaining:
-            return self.interrupted_by[1]
-        if summary.remaining:
-            return EXIT_STOPPED
+        if summary.stopped is not None:
+            return EXIT_STOPPED if self.interrupted_by is None else self.interrupted_by[1]
         return EXIT_DONE if summary.ok else EXIT_FAILED
 
     def _tell_how_to_go_on(self, summary: BatchSummary) -> None:
         if self._shown.quiet or self._shown.as_json:
             return
-        if summary.remaining:
+        if summary.stopped is not None:
             note(self._again())
         elif summary.failed:
             note(f"The errors are in {summary.output}; the same command with --retry-errors asks them again.")
