@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import json
 import shlex
 import signal
@@ -30,7 +29,6 @@ EXIT_TERMINATED = 143
 LOCAL_CONCURRENCY = 4
 """What the local server works on at once."""
 SIGNALS = {"SIGINT": ("interrupted", EXIT_INTERRUPTED), "SIGTERM": ("terminated", EXIT_TERMINATED)}
-GC_THRESHOLDS = (20_000, 20, 20)
 _OPTIONS = frozenset(field.name for field in attrs.fields(BatchOptions))
 _LISTED = 20
 
@@ -38,9 +36,6 @@ _LISTED = 20
 def run_batch(job: Job) -> int:
     """Run a batch until it is done, or somebody stops it. Returns the exit code."""
     import_module("together_async.transport")  # it takes 0.1 s, which the first request need not wait for
-    # Requests make objects by the dozen, none of them in circles: looking for those less often saves an eighth.
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     command = _Command(job)
     try:
         return asyncio.run(command.main())
