@@ -151,7 +151,7 @@ class _ChoiceParts:
         if choice.finish_reason or (choice.finish_reason is not None and self.finish_reason is None):
             self.finish_reason = choice.finish_reason
         if choice.logprobs is not None:
-            self._add_logprobs(choice.logprobs, delta)
+            add_logprobs(self.logprobs, choice.logprobs, delta)
         generated = self._add_text(delta)
         for call in delta.tool_calls or ():
             self._tool_call(call).add(call)
@@ -189,21 +189,6 @@ class _ChoiceParts:
             calls.append(found)
         return found
 
-    def _add_logprobs(self, logprobs: float | Logprobs, delta: Delta) -> None:
-        lists = self.logprobs
-        if not isinstance(logprobs, Logprobs):  # native: a number per chunk, its token beside it
-            lists.setdefault("tokens", []).append(delta.content)
-            lists.setdefault("token_logprobs", []).append(logprobs)
-            if delta.token_id is not None or "token_ids" in lists:
-                # An id stands beside its token, also when those before it had none.
-                ids = lists.setdefault("token_ids", [None] * (len(lists["tokens"]) - 1))
-                ids.append(delta.token_id)
-            return
-        for name in _LOGPROB_LISTS:
-            items = getattr(logprobs, name)
-            if items is not None:
-                lists.setdefault(name, []).extend(items)
-
     def choice(self) -> Choice:
         given: dict[str, Any] = {
             "index": self.index,
@@ -233,6 +218,26 @@ class _ChoiceParts:
             "function_call": self.function_call.function() if self.function_call else None,
         }
         return make(ChatCompletionMessage, **{k: v for k, v in given.items() if v is not None or k == "content"})
+
+
+def add_logprobs(lists: dict[str, list[Any]], logprobs: float | Logprobs, delta: Delta) -> None:
+    """Adds a chunk's log probabilities to lists by the names of `Logprobs`.
+
+    A token's id stands beside its token, also when those before it had none.
+    """
+    if isinstance(logprobs, Logprobs):
+        given = {name: items for name in _LOGPROB_LISTS if (items := getattr(logprobs, name)) is not None}
+    else:  # native: a number per chunk, its token beside it
+        given = {"tokens": (delta.content,), "token_logprobs": (logprobs,)}
+        if delta.token_id is not None:
+            given["token_ids"] = (delta.token_id,)
+    if "token_ids" in given or "token_ids" in lists:
+        ids = lists.setdefault("token_ids", [])
+        ids.extend([None] * (len(lists.get("tokens", ())) - len(ids)))
+    for name, items in given.items():
+        lists.setdefault(name, []).extend(items)
+    if "token_ids" in lists:
+        ids.extend([None] * (len(lists.get("tokens", ())) - len(ids)))
 
 
 class ChatCompletionAccumulator:
@@ -286,9 +291,9 @@ class ChatCompletionAccumulator:
         self._counted += generated
         return generated
 
-    def count(self) -> None:
-        """Counts a chunk that held something generated, though nothing that could be added."""
-        self._counted += 1
+    def count(self, chunks: int = 1) -> None:
+        """Counts chunks that held something generated, though nothing that could be added."""
+        self._counted += chunks
 
     def _add_facts(self, chunk: ChatCompletionChunk) -> None:
         """Takes what a chunk says about the whole: the first that is not empty of each, of `usage` the last."""

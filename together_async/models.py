@@ -376,3 +376,8 @@ class ChatCompletionChunk(Document):
     system_fingerprint: str | None = None
     service_tier: str | None = None
     error: Any = attrs.field(default=None, hash=False, repr=False)
+
+
+def text_of(choice: ChunkChoice) -> str:
+    """Returns the text that a chunk adds to a choice, in either shape; empty when it adds none."""
+    return (choice.delta.content if "delta" in vars(choice) else choice.text) or ""

@@ -20,7 +20,7 @@ import attrs
 
 from together_async import protocol
 from together_async.accumulator import ChatCompletionAccumulator
-from together_async.codec import decode_chunk_strictly, decode_text_strictly, knows_all_keys, says_more
+from together_async.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys, says_more
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -33,6 +33,7 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, Retried, note_attempts, set_raw
+from together_async.passing import PassingDecoder
 from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 
 _SKIPS_PER_TURN = 256
+_BATCH = 64
+"""Most chunks of a batch: what its reader does with them is one turn of the event loop."""
 _MAX_TEXT = 500
 """Characters of an error's text, which may repeat a server's."""
 _CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
@@ -101,6 +104,7 @@ class ChatCompletionStream:
         "_max_event_size",
         "_opening",
         "_over",
+        "_passes",
         "_payloads",
         "_secrets",
         "_skipped",
@@ -133,6 +137,7 @@ class ChatCompletionStream:
         self._closed = False  # by the caller
         self._handed = False  # something has been handed to the caller, so nothing is asked again
         self._over = False
+        self._passes = False  # its bytes are wanted, and not its chunks
         self._skipped = 0  # payloads without a chunk
         self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
         self._error: TogetherError | None = None
@@ -164,6 +169,31 @@ class ChatCompletionStream:
         """
         return _Text(self, choice, owner=not self._entered)
 
+    def batches(self) -> AsyncIterator[list[ChatCompletionChunk]]:
+        """Returns an iterator of lists of chunks: those that have come together, at least one and at most 64.
+
+        For who passes them on or shows them, and does it once for all that is there.
+        """
+        return _Batches(self, 0, owner=not self._entered)
+
+    def raw(self) -> AsyncIterator[bytes]:
+        """Returns an iterator of the response's bytes, unchanged, whole events at a time; for who passes them on.
+
+        They are not decoded but for the first and the last, so of `completion()` and `stats` just usage, finish reasons
+        and the number of events are known. It ends, or raises, as every other way to read a stream does. Nothing else
+        may read the same stream.
+
+        Raises:
+            RuntimeError: Something of the stream has been read.
+        """
+        if not self._passes and (self._handed or self._payloads):
+            raise RuntimeError("something of this stream has been read already; its bytes are gone")
+        if not self._passes:
+            self._passes = True
+            if self._exchange is not None:  # it is open, and nothing has been read of it
+                self._decoder = self._decoder_for(self._exchange)
+        return _Raw(self, 0, owner=not self._entered)
+
     async def completion(self) -> ChatCompletion:
         """Reads the rest of the stream, if any, and returns the completion its chunks add up to.
 
@@ -176,6 +206,15 @@ class ChatCompletionStream:
         completion = self._accumulator.completion()
         note_attempts(completion, self._call.attempts, self._call.retries)
         return completion
+
+    def so_far(self) -> ChatCompletion:
+        """Returns the completion that has been read so far; it reads nothing itself."""
+        return self._accumulator.completion()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has been read: `[DONE]` has come, or every choice has a finish reason."""
+        return self._over and self._complete
 
     # ------------------------------------------------------------------------------------------------- public: leaving
 
@@ -193,6 +232,11 @@ class ChatCompletionStream:
 
     async def aclose(self) -> None:
         """Closes the connection at once, unless the stream is at its end. Twice is fine."""
+        self._closed = True
+        self._leave()
+
+    def leave(self) -> None:
+        """The same as `aclose`, for places that can't await: callbacks, finalizers."""
         self._closed = True
         self._leave()
 
@@ -317,12 +361,18 @@ class ChatCompletionStream:
     def _decoder_for(self, exchange: Exchange) -> ChunkDecoder:
         if exchange.status in (204, 205):
             raise NotTheProtocol(f"got status {exchange.status} without a body, expected an event stream")
+        if self._passes:
+            every = self._choices > 1
+            return PassingDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size, every=every)
         return ChunkDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size)
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    async def _more(self, *, owner: bool) -> bool:  # noqa: C901, PLR0912 - the one place where a stream waits
-        """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else."""
+    async def _more(self, *, owner: bool, once: bool = False) -> bool:  # noqa: C901, PLR0912 - the one place that waits
+        """Waits for payloads; False at the end of the stream. Leaves `_payloads` with at least one, else.
+
+        With `once` it returns after any bytes.
+        """
         while not self._payloads:
             exchange, decoder = self._exchange, self._decoder
             if exchange is None or decoder is None:
@@ -349,6 +399,8 @@ class ChatCompletionStream:
                         self._payloads = payloads
                     else:
                         self._body_ended(decoder)
+                    if once:
+                        return True
                 except APIConnectionError as error:
                     self._connection_failed(error)
                 except NotTheProtocol as error:
@@ -460,6 +512,7 @@ class ChatCompletionStream:
     def _body_ended(self, decoder: ChunkDecoder) -> None:
         self._payloads = decoder.end()
         if self._payloads:
+            self._payloads.reverse()
             return
         if self._complete:
             self._finish()
@@ -624,6 +677,122 @@ class _Chunks(_Reader):
                 payloads = stream._payloads
             if not await stream._more(owner=self._owner):
                 raise StopAsyncIteration
+
+
+class _Batches(_Reader):
+    """The iterator of lists of chunks, each with the bytes it came from."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> _Batches:
+        return _Batches(self._stream, self._index, owner=self._hand_over())
+
+    async def __anext__(self) -> list[ChatCompletionChunk]:
+        stream = self._stream
+        batch: list[ChatCompletionChunk] = []
+        while True:
+            while stream._payloads and len(batch) < _BATCH:
+                payload = stream._payloads.pop()
+                try:
+                    chunk = self._plain(payload) or self._take(payload, None)
+                except StreamError as error:
+                    if batch:
+                        break  # the next read raises it
+                    await stream._again(error)
+                    continue
+                if chunk is not None:
+                    batch.append(chunk)
+                elif not batch:
+                    await stream._skip()
+            if batch:
+                stream._given = True
+                return batch
+            if not await stream._more(owner=self._owner):
+                raise StopAsyncIteration
+
+    def _plain(self, payload: bytes) -> ChatCompletionChunk | None:
+        """The short way of `_Chunks`; None for what is not plain, and nothing has happened."""
+        append = self._append
+        if append is None:
+            return None
+        try:
+            chunk = decode_chunk_strictly(payload)
+            (choice,) = chunk.choices
+        except (ValueError, RecursionError):
+            return None
+        delta = choice.delta
+        content = delta.content
+        if (
+            not content
+            or choice.index != 0
+            or choice.finish_reason is not None
+            or choice.logprobs is not None
+            or delta.tool_calls is not None
+            or chunk.usage is not None
+            or chunk.error is not None
+            or chunk.warnings is not None
+            or not _text_only(delta)
+        ):
+            return None
+        append(content)
+        set_raw(chunk, payload)
+        return chunk
+
+
+class _Raw(_Reader):
+    """The iterator of bytes."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> _Raw:
+        return _Raw(self._stream, self._index, owner=self._hand_over())
+
+    async def __anext__(self) -> bytes:
+        stream = self._stream
+        while True:
+            try:
+                data = self._looked()
+            except StreamError as error:
+                data = self._passed() if stream._handed else b""
+                if not data:
+                    await stream._again(error)
+                    continue
+            if data:
+                stream._handed = stream._given = True
+                return data
+            if not await stream._more(owner=self._owner, once=True):
+                raise StopAsyncIteration
+
+    def _passed(self) -> bytes:
+        """The whole events that have come."""
+        decoder = self._stream._decoder
+        if not isinstance(decoder, PassingDecoder) or not decoder.passed:
+            return b""
+        data = b"".join(decoder.passed) if len(decoder.passed) > 1 else decoder.passed[0]
+        decoder.passed = []
+        return data
+
+    def _looked(self) -> bytes:
+        """Looks at the payloads that matter; returns the bytes that have come with them, if they may be passed on.
+
+        Bytes are passed on once something of them is part of an answer: until then it may be asked for again.
+        """
+        stream = self._stream
+        decoder = stream._decoder
+        if not isinstance(decoder, PassingDecoder):
+            return b""
+        if decoder.events:
+            stream._accumulator.count(decoder.events)
+            decoder.events = 0
+        while stream._payloads:
+            chunk = self._take(stream._payloads.pop(), None)
+            if chunk is not None and not decoder.passed and not stream._handed:
+                # A whole completion in the place of a stream.
+                decoder.passed += [b"data: " + encode(chunk.to_dict()) + b"\n\n", b"data: [DONE]\n\n"]
+        return self._passed() if stream._handed or stream._over or stream._accumulator.generated else b""
+
+    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - what is passed on says
+        return False
 
 
 class _Text(_Reader):

@@ -1,0 +1,113 @@
+"""Looks over the bytes of a stream that is passed on unchanged, without decoding it.
+
+What has to be known of such a stream stands at its two ends: at the beginning whether it is one at all, or an error; at
+the end whether it is complete, what it cost, and what went wrong. So the first events are decoded, and the last ones,
+which are kept until they are no longer the last. What lies between is cut at the ends of events and counted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from together_async.protocol import ChunkDecoder, NotTheProtocol
+from together_async.sse import DEFAULT_MAX_EVENT_SIZE
+
+_KEPT: Final = 8192
+"""Bytes of the stream's end that are kept, at least: several events with usage, finish reasons and warnings."""
+_LOOKED_FOR: Final = 64
+"""Bytes at the end of what came in which `[DONE]` is looked for: there, or in an event before the end of the body."""
+
+
+class PassingDecoder(ChunkDecoder):
+    """A `ChunkDecoder` that hands out payloads only where they matter, and the bytes in `passed`.
+
+    Args:
+        every: Every event matters, as it does where several choices end at different times.
+    """
+
+    __slots__ = ("_every", "_kept", "_kept_size", "_tail", "events", "passed")
+
+    def __init__(
+        self,
+        *,
+        media_type: str = "text/event-stream",
+        max_event_size: int = DEFAULT_MAX_EVENT_SIZE,
+        every: bool = False,
+    ) -> None:
+        super().__init__(media_type=media_type, max_event_size=max_event_size)
+        self._every = every
+        self._tail = b""  # of an event that is not whole
+        self._kept: deque[bytes] = deque()
+        self._kept_size = 0
+        self.passed: list[bytes] = []  # whole events, as they came
+        self.events = 0  # how many came with data, and were not decoded, since somebody set this to 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes of the body; returns the payloads of events that have to be looked at.
+
+        Raises:
+            NotTheProtocol: Not an event stream, or an event above the size cap.
+        """
+        if not self._sniffed:
+            self._sniff(data)
+        if self._whole is not None:
+            return super().feed(data)
+        if self._tail:
+            data = self._tail + data
+        end = _end_of_events(data)
+        if end < len(data):
+            self._tail, data = data[end:], data[:end]
+            if len(self._tail) > self._max_size:
+                raise NotTheProtocol(
+                    f"got a server-sent event of at least {len(self._tail)} bytes, expected at most {self._max_size}; "
+                    "raise max_event_size if this is no attack"
+                )
+        else:
+            self._tail = b""
+        if not data:
+            return []
+        self.passed.append(data)
+        if self._every or not self._any:
+            return super().feed(data)
+        self._keep(data)
+        if data.find(b"[DONE]", -_LOOKED_FOR) >= 0 or b'"error"' in data:
+            return self._look()
+        return []
+
+    def _keep(self, data: bytes) -> None:
+        self.events += _count(data)
+        self._kept.append(data)
+        self._kept_size += len(data)
+        while self._kept_size - len(self._kept[0]) >= _KEPT:
+            self._kept_size -= len(self._kept.popleft())
+
+    def _look(self) -> list[bytes]:
+        """The payloads of what is kept, which is then forgotten."""
+        data = b"".join(self._kept)
+        self.events -= _count(data)  # whoever decodes them counts them
+        self._kept.clear()
+        self._kept_size = 0
+        return super().feed(data)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body is one JSON document, and not a stream to pass on."""
+        return self._whole is not None
+
+    def end(self) -> list[bytes]:
+        """Says that the body has ended; returns the payloads of the last events."""
+        payloads = self._look() if self._kept else []
+        return payloads or super().end()
+
+
+def _count(data: bytes) -> int:
+    """How many events with data there are in whole events; by and large, since a text may look like one."""
+    return data.count(b"\ndata:") + data.startswith(b"data:")
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last whole event ends: after an empty line, whose end may be LF, CRLF or CR."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    return max(data.rfind(end) + len(end) if end in data else 0 for end in (b"\n\n", b"\r\n\r\n", b"\r\r"))

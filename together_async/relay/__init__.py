@@ -1,0 +1,63 @@
+"""Streams into web backends: three lines, for every framework.
+
+    return EventSourceResponse(client.stream(question, model=MODEL))        # Starlette, FastAPI, Litestar
+    return await aiohttp_response(request, client.stream(...))              # aiohttp.web
+    return Response(sse(client.stream(...)), headers=HEADERS)               # Quart, and whatever sends an iterator
+
+When the browser leaves, the model stops. What is slow, what comes late and what comes back is seen to by `Buffer`,
+`Broadcast` and `Hub`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
+from together_async.buffer import Buffer
+from together_async.relay import asgi
+from together_async.relay.events import HEADERS, Format
+from together_async.relay.hub import Hub, HubReader
+from together_async.relay.iterator import sse
+from together_async.relay.lifespan import lifespan
+from together_async.relay.passthrough import Passthrough, passthrough
+from together_async.relay.problems import NotKeptError, ServerShutdownError, problem_of, status_of
+from together_async.relay.relaying import End
+from together_async.relay.shutdown import tell_all as shut_down
+from together_async.relay.web import aiohttp_response
+from together_async.source import Buffered, buffered
+from together_async.sse import ServerSentEvent
+
+if TYPE_CHECKING:
+    from together_async.relay.asgi import EventSourceResponse
+
+__all__ = [
+    "HEADERS",
+    "Broadcast",
+    "Buffer",
+    "Buffered",
+    "End",
+    "EventSourceResponse",
+    "Format",
+    "Hub",
+    "HubReader",
+    "NotKeptError",
+    "Passthrough",
+    "ServerSentEvent",
+    "ServerShutdownError",
+    "SlowConsumerError",
+    "Subscription",
+    "aiohttp_response",
+    "buffered",
+    "lifespan",
+    "passthrough",
+    "problem_of",
+    "shut_down",
+    "sse",
+    "status_of",
+    "tee",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The class that fits: FastAPI wants a subclass of Starlette's response, in annotations too.
+    if name == "EventSourceResponse":
+        return asgi.response_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

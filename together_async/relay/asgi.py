@@ -1,0 +1,165 @@
+"""`EventSourceResponse`: a stream as a plain ASGI response, for Starlette, FastAPI, Litestar and whoever speaks ASGI.
+
+It imports none of them. Where Starlette is loaded, it is one of Starlette's responses, because FastAPI takes no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Self
+
+from together_async.codec import encode
+from together_async.errors import TogetherError
+from together_async.relay.events import HEADERS, Format
+from together_async.relay.problems import headers_of, problem_of, status_of
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, feed_of, run
+from together_async.relay.shutdown import DEFAULT_GRACE
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class EventSourceResponse:
+    """A response that sends a stream as server-sent events. It is made with a stream that is not yet open.
+
+    ```python
+    @app.post("/chat")
+    async def chat(question: Question) -> EventSourceResponse:
+        return EventSourceResponse(client.stream(question.text, model=MODEL))
+    ```
+
+    The client's leaving closes the stream at once, also while nothing is being sent. What goes wrong before the first
+    event is a status with a JSON body; afterwards it is a last event of type `error`. A request that says by
+    `Last-Event-ID` that it comes back is answered with 204, which ends its attempts, unless the stream can be resumed
+    (see `Hub`): it would be asked, and paid, again.
+
+    Args:
+        stream: What `client.stream(...)` returns; or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
+        format: "chunks" as the API sends them; "text", the texts of choice 0; or a function of a chunk, which returns a
+            str, bytes, something that becomes JSON, a `ServerSentEvent`, or None for no event.
+        ids: Whether events have ids: the position of their chunk, from 1.
+        heartbeat: Seconds of silence after which a comment is sent; None sends none.
+        grace: Seconds it may go on when the server is told to stop.
+        on_end: Called with an `End` at the end, whatever it is; it may be async.
+        headers: More headers, or others in place of the usual ones.
+        background: Starlette's background tasks: awaited when all is over.
+
+    Raises:
+        TypeError, ValueError: No stream; no such format.
+        Exception (when it is called): What a function of yours raises, once the client has been told that something
+            went wrong.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__'s
+        """Makes the one that fits where Starlette was loaded later than this module."""
+        return object.__new__(response_class() if cls is EventSourceResponse else cls)  # type: ignore[return-value]  # a subclass
+
+    def __init__(
+        self,
+        stream: Any,
+        *,
+        format: Format = "chunks",
+        ids: bool = True,
+        heartbeat: float | None = DEFAULT_HEARTBEAT,
+        grace: float = DEFAULT_GRACE,
+        on_end: OnEnd | None = None,
+        headers: Mapping[str, str] | None = None,
+        background: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._feed = feed_of(stream, format, ids=ids)
+        self._heartbeat = heartbeat
+        self._grace = grace
+        self._on_end = on_end
+        self.status_code = 200
+        self.body = b""
+        self.background: Any = background
+        given = {**HEADERS, **{name.lower(): value for name, value in (headers or {}).items()}}
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._feed!r}>"
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answers one request.
+
+        Raises:
+            RuntimeError: It is none of HTTP.
+        """
+        if scope["type"] != "http":
+            raise RuntimeError(f"an event stream answers HTTP requests, and not one of {scope['type']!r}")
+        if not await self._answered_without(scope, send):
+            await self._relay(receive, send)
+        if self.background is not None:
+            await self.background()
+
+    async def _answered_without(self, scope: MutableMapping[str, Any], send: Send) -> bool:
+        """Answers what needs no stream; returns whether it did."""
+        if scope["method"] == "HEAD":
+            await self._start(send)
+            await send({"type": "http.response.body", "body": b""})
+            return True
+        last = next((value for name, value in scope["headers"] if name.lower() == b"last-event-id"), b"")
+        if not last:
+            return False
+        if self._feed.resumable:
+            self._feed.resume(last.decode("utf-8", "replace"))
+            return False
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        return True
+
+    async def _relay(self, receive: Receive, send: Send) -> None:
+        relaying = Relaying(self._feed, heartbeat=self._heartbeat, grace=self._grace)
+        left = True
+        try:
+            left = await run(relaying, self._pump(relaying, send), _gone(receive))
+        finally:
+            await relaying.end(self._on_end, left=left)
+        relaying.raise_what_is_not_ours()
+
+    async def _pump(self, relaying: Relaying, send: Send) -> None:
+        try:
+            data = await relaying.first()
+        except TogetherError as error:
+            await _refuse(send, error)
+            return
+        await self._start(send)
+        while data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await relaying.next()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+async def _refuse(send: Send, error: TogetherError) -> None:
+    body = encode({"error": problem_of(error)})
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        **headers_of(error),
+    }
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status_of(error), "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone. The request's body, if nobody has read it, comes first."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def response_class() -> type[EventSourceResponse]:
+    """Returns the class itself, or, where Starlette is loaded, one that is also a `starlette.responses.Response`."""
+    starlette = sys.modules.get("starlette.responses")
+    return EventSourceResponse if starlette is None else _with_base(starlette.Response)
+
+
+@functools.cache
+def _with_base(base: type) -> type[EventSourceResponse]:
+    return type(EventSourceResponse.__name__, (EventSourceResponse, base), {"__doc__": EventSourceResponse.__doc__})

@@ -1,0 +1,255 @@
+"""Where chunks come from, one way to read it: a stream, what stands between one and its reader, or anybody's iterator.
+
+A source gives all chunks that are there at once, so that who passes them on does so in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from types import TracebackType
+from typing import Any, Protocol, Self, runtime_checkable
+
+from together_async.buffer import Buffer
+from together_async.models import ChatCompletion, ChatCompletionChunk
+from together_async.stream import ChatCompletionStream
+
+Chunks = AsyncIterable[ChatCompletionChunk]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Chunks, batch by batch."""
+
+    @property
+    def position(self) -> int:
+        """How many of the upstream's chunks have been read, the last of the last batch included.
+
+        Those of a batch have consecutive positions; only the first may stand for more than one.
+        """
+        ...
+
+    async def open(self) -> None:
+        """Asks for the first response; what it raises is known before anything is passed on."""
+        ...
+
+    async def read(self) -> list[ChatCompletionChunk]:
+        """Returns what is there, at least one chunk; an empty list is the end. A read may be cancelled and repeated."""
+        ...
+
+    def leave(self) -> None:
+        """Ends it at once: what it was made of is closed, unless others need it."""
+        ...
+
+    def completion(self) -> ChatCompletion | None:
+        """Returns what has come so far; None where it is not known."""
+        ...
+
+
+class StreamSource:
+    """A stream of this package."""
+
+    __slots__ = ("_batches", "_stream", "position")
+
+    def __init__(self, stream: ChatCompletionStream) -> None:
+        self._stream = stream
+        self._batches: AsyncIterator[list[ChatCompletionChunk]] | None = None
+        self.position = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._stream!r}>"
+
+    async def open(self) -> None:
+        """Asks for the first response."""
+        await self._stream.__aenter__()
+        self._batches = self._stream.batches()
+
+    async def read(self) -> list[ChatCompletionChunk]:
+        """Returns the chunks that are there, at least one; an empty list is the end."""
+        if self._batches is None:
+            await self.open()
+        assert self._batches is not None  # noqa: S101 - just opened
+        async for batch in self._batches:
+            self.position += len(batch)
+            return batch
+        return []
+
+    def leave(self) -> None:
+        """Closes the stream, at once."""
+        self._stream.leave()
+
+    def completion(self) -> ChatCompletion | None:
+        """Returns what has come so far."""
+        return self._stream.so_far()
+
+
+class ChunkLoop:
+    """The iterator of one loop over a source. Where the source was not entered, it leaves when the loop is left."""
+
+    __slots__ = ("_batch", "_owner", "_source")
+
+    def __init__(self, source: Source, *, owner: bool) -> None:
+        self._source = source
+        self._owner = owner
+        self._batch: list[ChatCompletionChunk] = []  # the last is the next
+
+    def __aiter__(self) -> ChunkLoop:
+        return self
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        if not self._batch:
+            batch = await self._source.read()
+            if not batch:
+                raise StopAsyncIteration
+            batch.reverse()
+            self._batch = batch
+        return self._batch.pop()
+
+    def __del__(self) -> None:
+        if self._owner:
+            self._source.leave()
+
+
+class Buffered:
+    """The chunks of a stream, read ahead. Made by `buffered`: an async iterator, and an async context manager.
+
+    The stream is opened, and its task begins, with the first read or `async with`. Leaving the loop or the block closes
+    the stream; with the block, its task has ended too.
+    """
+
+    __slots__ = ("__weakref__", "_buffer", "_entered", "_task", "_upstream")
+
+    def __init__(self, stream: Chunks, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self._entered = False
+        self._upstream: Source | Chunks = StreamSource(stream) if isinstance(stream, ChatCompletionStream) else stream
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._buffer!r}>"
+
+    @property
+    def position(self) -> int:
+        """How many of the stream's chunks have been read."""
+        return self._buffer.position
+
+    async def open(self) -> None:
+        """Asks for the first response."""
+        if self._task is None:
+            if isinstance(self._upstream, Source):
+                await self._upstream.open()
+                self._task = asyncio.create_task(_pump(self._upstream, self._buffer))
+            else:
+                self._task = asyncio.create_task(_pump_each(self._upstream, self._buffer))
+
+    async def read(self) -> list[ChatCompletionChunk]:
+        """Returns the chunks that are there, at least one; an empty list is the end."""
+        await self.open()
+        return await self._buffer.read()
+
+    def leave(self) -> None:
+        """Closes the stream, at once."""
+        if isinstance(self._upstream, Source):
+            self._upstream.leave()
+        if self._task is not None and not self._task.get_loop().is_closed():
+            self._task.cancel()
+
+    def completion(self) -> ChatCompletion | None:
+        """Returns what has come so far."""
+        return self._upstream.completion() if isinstance(self._upstream, Source) else None
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        return ChunkLoop(self, owner=not self._entered)
+
+    async def __aenter__(self) -> Self:
+        self._entered = True
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the stream. Its task has ended when this returns; twice is fine."""
+        self.leave()
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    def __del__(self) -> None:
+        if getattr(self, "_task", None) is not None:
+            self.leave()
+
+
+async def _pump(source: Source, buffer: Buffer) -> None:
+    error: BaseException | None = None
+    try:
+        while chunks := await source.read():
+            await buffer.put_all(chunks)
+    except Exception as failure:  # noqa: BLE001 - the reader gets it
+        error = failure
+    finally:
+        source.leave()
+        buffer.close(error)
+
+
+async def _pump_each(chunks: Chunks, buffer: Buffer) -> None:
+    error: BaseException | None = None
+    iterator = aiter(chunks)
+    try:
+        async for chunk in iterator:
+            await buffer.put(chunk)
+    except Exception as failure:  # noqa: BLE001 - the reader gets it
+        error = failure
+    finally:
+        close = getattr(iterator, "aclose", None)
+        if close is not None:
+            await close()
+        buffer.close(error)
+
+
+def source_of(stream: Any) -> Source:
+    """Returns a stream, or what is like one, as a source.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(stream, ChatCompletionStream):
+        return StreamSource(stream)
+    if isinstance(stream, Source):
+        return stream
+    if isinstance(stream, AsyncIterable):
+        # By a task, because nobody knows whether it bears that a read of it is cancelled.
+        return Buffered(stream, Buffer(1))
+    raise _no_stream(stream)
+
+
+def _no_stream(stream: object) -> TypeError:
+    if isinstance(stream, Coroutine):
+        stream.close()
+    return TypeError(
+        f"stream: got a {type(stream).__name__}, expected what `client.stream(...)` returns (not awaited), or an async "
+        "iterable of chunks"
+    )
+
+
+def buffered(stream: Chunks, buffer: Buffer | None = None) -> Buffered:
+    """Reads a stream ahead, for a consumer who is slower than the model.
+
+    ```python
+    async for chunk in buffered(client.stream(prompt, model=MODEL), Buffer(64, on_full="coalesce")):
+        await slow(chunk)
+    ```
+
+    Args:
+        stream: A stream that is not yet open, or any other async iterable of chunks.
+        buffer: What stands between, used once; None takes `Buffer(64, on_full="coalesce")`.
+
+    Raises:
+        TypeError: It is no stream.
+        TogetherError (while reading): As the stream raises it, after all that had come before.
+    """
+    if not isinstance(stream, AsyncIterable):
+        raise _no_stream(stream)
+    return Buffered(stream, Buffer(on_full="coalesce") if buffer is None else buffer)
