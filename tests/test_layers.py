@@ -38,7 +38,8 @@ AT_IMPORT = {
     "exchange": {"errors", "protocol", "timeouts"},
     "transport": {"_version", "deadlines", "errors", "exchange", "protocol", "secret", "timeouts"},
     "call": {"errors", "models", "protocol", "ratelimit", "retry", "timeouts"},
-    "stream": {"accumulator", "codec", "errors", "models", "passing", "protocol"},
+    "readers": {"codec", "errors", "models", "passing"},
+    "stream": {"accumulator", "codec", "errors", "models", "passing", "protocol", "readers"},
     # between one stream and those who read it
     "buffer": {"coalesce", "models"},
     "source": {"buffer", "models", "stream"},
@@ -136,6 +137,7 @@ FOR_TYPES = {
     "compat": {"client", "stream"},
     "call": {"exchange", "protocol", "ratelimit", "request", "transport"},
     "fanout": {"call", "stream"},
+    "readers": {"stream"},
     "stream": {"call", "exchange"},
     "batch": {"client", "report"},
     "client": {"batch_values", "exchange", "journal", "transport"},

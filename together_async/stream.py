@@ -4,8 +4,7 @@ Who closes what: inside `async with stream:` the block's end closes the connecti
 again. Without `async with` the loop owns the connection: `async for` gets an iterator of its own, which the `for`
 statement drops when it is left for whatever reason, and whose end closes the connection at once.
 
-The per-token path is the two `__anext__`s below. It has no task, no queue and no timer; a payload is decoded when it is
-asked for, and the network is asked when no payload is left.
+What iterates is in `readers`; what they share, the waiting, the ending and the failing, is here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import attrs
 
 from together_async import protocol
 from together_async.accumulator import ChatCompletionAccumulator
-from together_async.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys, says_more
+from together_async.codec import says_more
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -32,9 +31,10 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, Delta, Retried, note_attempts, set_raw
+from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, note_attempts
 from together_async.passing import PassingDecoder
 from together_async.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
+from together_async.readers import BatchesReader, ChunksReader, RawReader, RestReader, TextReader
 
 if TYPE_CHECKING:
     from together_async.call import Call
@@ -42,11 +42,8 @@ if TYPE_CHECKING:
 
 
 _SKIPS_PER_TURN = 256
-_BATCH = 64
-"""Most chunks of a batch: what its reader does with them is one turn of the event loop."""
 _MAX_TEXT = 500
 """Characters of an error's text, which may repeat a server's."""
-_CAREFUL = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
 
 
 @attrs.frozen
@@ -139,7 +136,7 @@ class ChatCompletionStream:
         self._over = False
         self._passes = False  # its bytes are wanted, and not its chunks
         self._skipped = 0  # payloads without a chunk
-        self._careful: bool | None = None  # chunks have more than plain text (see _Reader._take); None before the first
+        self._careful: bool | None = None  # chunks have more than plain text (see Reader._take); None before the first
         self._error: TogetherError | None = None
         self._started = 0.0
         self._first: float | None = None
@@ -156,10 +153,10 @@ class ChatCompletionStream:
     # ------------------------------------------------------------------------------------------------- public: reading
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return _Chunks(self, 0, owner=not self._entered)
+        return ChunksReader(self, 0, owner=not self._entered)
 
     async def __anext__(self) -> ChatCompletionChunk:
-        return await _Chunks(self, 0, owner=False).__anext__()
+        return await ChunksReader(self, 0, owner=False).__anext__()
 
     def text(self, choice: int = 0) -> AsyncIterator[str]:
         """Returns an iterator of the text deltas of one choice; empty ones are left out.
@@ -167,14 +164,14 @@ class ChatCompletionStream:
         It decodes of each chunk just what it needs, so it is the cheapest way to read a stream. The other choices
         and all other fields still go into `completion()`.
         """
-        return _Text(self, choice, owner=not self._entered)
+        return TextReader(self, choice, owner=not self._entered)
 
     def batches(self) -> AsyncIterator[list[ChatCompletionChunk]]:
         """Returns an iterator of lists of chunks: those that have come together, at least one and at most 64.
 
         For who passes them on or shows them, and does it once for all that is there.
         """
-        return _Batches(self, 0, owner=not self._entered)
+        return BatchesReader(self, 0, owner=not self._entered)
 
     def raw(self) -> AsyncIterator[bytes]:
         """Returns an iterator of the response's bytes, unchanged, whole events at a time; for who passes them on.
@@ -192,7 +189,7 @@ class ChatCompletionStream:
             self._passes = True
             if self._exchange is not None:  # it is open, and nothing has been read of it
                 self._decoder = self._decoder_for(self._exchange)
-        return _Raw(self, 0, owner=not self._entered)
+        return RawReader(self, 0, owner=not self._entered)
 
     async def completion(self) -> ChatCompletion:
         """Reads the rest of the stream, if any, and returns the completion its chunks add up to.
@@ -200,7 +197,7 @@ class ChatCompletionStream:
         Raises:
             IncompleteStreamError: The stream was closed by the caller before its end.
         """
-        chunks = _Rest(self, 0, owner=not self._entered)
+        chunks = RestReader(self, 0, owner=not self._entered)
         async for _ in chunks:
             pass
         completion = self._accumulator.completion()
@@ -557,315 +554,3 @@ class ChatCompletionStream:
 def _settle_limits(call: Call, accumulator: ChatCompletionAccumulator) -> None:
     """Says what a stream cost, and frees its place."""
     call.ended(accumulator.usage, accumulator.generated)
-
-
-class _Reader:
-    """What both iterators share: they close the connection when they are dropped, if it is theirs.
-
-    Both have a short way for the plain chunk, which nearly every chunk is: one choice, the one whose list of texts is
-    at hand, with a text and nothing else. It is written out in each of them, because a call would cost as much as
-    all it does; `ChatCompletionStream._take` does the same for every chunk, and the tests hold them together.
-    """
-
-    __slots__ = ("_accumulator", "_append", "_careful", "_index", "_owner", "_stream")
-
-    def __init__(self, stream: ChatCompletionStream, index: int, *, owner: bool) -> None:
-        self._stream = stream
-        self._owner = owner
-        self._index = index
-        self._accumulator = stream._accumulator
-        self._append: Callable[[str], None] | None = None  # of the choice's list of texts, once it has begun
-        self._careful = True
-        self._begin()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._stream!r}>"
-
-    def __del__(self) -> None:
-        if self._owner and not self._stream._over:
-            self._stream._leave()
-
-    def _begin(self) -> None:
-        """Takes the short way from now on, if the choice has begun; not before a response is the one that stays."""
-        texts = self._accumulator.texts(self._index) if self._stream._handed else None
-        if texts is not None:
-            self._append = texts.append
-            self._careful = bool(self._stream._careful)
-
-    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - of a text reader it depends
-        """Whether the caller sees something of a chunk."""
-        return True
-
-    def _hand_over(self) -> bool:
-        """Gives the connection to the iterator of a loop, which dies with the loop even if this one is kept."""
-        owner, self._owner = self._owner, False
-        return owner
-
-    def _take(self, payload: bytes, chunk: ChatCompletionChunk | None) -> ChatCompletionChunk | None:
-        """The full way, for any payload."""
-        stream = self._stream
-        chunk = stream._take(payload, chunk)
-        if chunk is not None and not stream._handed:
-            stream._handed = self._hands_out(chunk)
-        if chunk is not None and not stream._careful:
-            # What costs a tenth of a chunk each, to ask every delta for fields it does not have and to keep the bytes
-            # for `to_dict`, is done where a server shows in the first chunk that it is needed: OpenAI's has
-            # `"refusal": null` there, a gateway keys of its own.
-            stream._careful = any(not _CAREFUL.isdisjoint(vars(choice.delta)) for choice in chunk.choices) or (
-                stream._careful is None and not knows_all_keys(payload)
-            )
-        self._begin()
-        return chunk
-
-
-def _text_only(delta: Delta) -> bool:
-    return (
-        delta.reasoning is None
-        and delta.reasoning_content is None
-        and delta.refusal is None
-        and delta.function_call is None
-    )
-
-
-class _Chunks(_Reader):
-    """The iterator of chunks."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Chunks:
-        return _Chunks(self._stream, self._index, owner=self._hand_over())
-
-    async def __anext__(self) -> ChatCompletionChunk:
-        stream = self._stream
-        while True:
-            payloads = stream._payloads
-            while payloads:
-                payload = payloads.pop()
-                chunk: ChatCompletionChunk | None = None
-                try:
-                    chunk = decode_chunk_strictly(payload)
-                    (choice,) = chunk.choices
-                except (ValueError, RecursionError):  # not a chunk, or not of one choice
-                    pass
-                else:
-                    delta = choice.delta
-                    if (
-                        (append := self._append) is not None
-                        and (content := delta.content)
-                        and choice.index == 0
-                        and choice.finish_reason is None
-                        and choice.logprobs is None
-                        and delta.tool_calls is None
-                        and chunk.usage is None
-                        and chunk.error is None
-                        and chunk.warnings is None
-                        and (not self._careful or _text_only(delta))
-                    ):
-                        append(content)
-                        if self._careful:
-                            set_raw(chunk, payload)
-                        return chunk
-                try:
-                    chunk = self._take(payload, chunk)
-                except StreamError as error:
-                    await stream._again(error)
-                    chunk = None
-                if chunk is not None:
-                    stream._given = True
-                    return chunk
-                await stream._skip()
-                payloads = stream._payloads
-            if not await stream._more(owner=self._owner):
-                raise StopAsyncIteration
-
-
-class _Batches(_Reader):
-    """The iterator of lists of chunks, each with the bytes it came from."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Batches:
-        return _Batches(self._stream, self._index, owner=self._hand_over())
-
-    async def __anext__(self) -> list[ChatCompletionChunk]:
-        stream = self._stream
-        batch: list[ChatCompletionChunk] = []
-        while True:
-            while stream._payloads and len(batch) < _BATCH:
-                payload = stream._payloads.pop()
-                try:
-                    chunk = self._plain(payload) or self._take(payload, None)
-                except StreamError as error:
-                    if batch:
-                        break  # the next read raises it
-                    await stream._again(error)
-                    continue
-                if chunk is not None:
-                    batch.append(chunk)
-                elif not batch:
-                    await stream._skip()
-            if batch:
-                stream._given = True
-                return batch
-            if not await stream._more(owner=self._owner):
-                raise StopAsyncIteration
-
-    def _plain(self, payload: bytes) -> ChatCompletionChunk | None:
-        """The short way of `_Chunks`; None for what is not plain, and nothing has happened."""
-        append = self._append
-        if append is None:
-            return None
-        try:
-            chunk = decode_chunk_strictly(payload)
-            (choice,) = chunk.choices
-        except (ValueError, RecursionError):
-            return None
-        delta = choice.delta
-        content = delta.content
-        if (
-            not content
-            or choice.index != 0
-            or choice.finish_reason is not None
-            or choice.logprobs is not None
-            or delta.tool_calls is not None
-            or chunk.usage is not None
-            or chunk.error is not None
-            or chunk.warnings is not None
-            or not _text_only(delta)
-        ):
-            return None
-        append(content)
-        set_raw(chunk, payload)
-        return chunk
-
-
-class _Raw(_Reader):
-    """The iterator of bytes."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Raw:
-        return _Raw(self._stream, self._index, owner=self._hand_over())
-
-    async def __anext__(self) -> bytes:
-        stream = self._stream
-        while True:
-            try:
-                data = self._looked()
-            except StreamError as error:
-                data = self._passed() if stream._handed else b""
-                if not data:
-                    await stream._again(error)
-                    continue
-            if data:
-                stream._handed = stream._given = True
-                return data
-            if not await stream._more(owner=self._owner, once=True):
-                raise StopAsyncIteration
-
-    def _passed(self) -> bytes:
-        """The whole events that have come."""
-        decoder = self._stream._decoder
-        if not isinstance(decoder, PassingDecoder) or not decoder.passed:
-            return b""
-        data = b"".join(decoder.passed) if len(decoder.passed) > 1 else decoder.passed[0]
-        decoder.passed = []
-        return data
-
-    def _looked(self) -> bytes:
-        """Looks at the payloads that matter; returns the bytes that have come with them, if they may be passed on.
-
-        Bytes are passed on once something of them is part of an answer: until then it may be asked for again.
-        """
-        stream = self._stream
-        decoder = stream._decoder
-        if not isinstance(decoder, PassingDecoder):
-            return b""
-        if decoder.events:
-            stream._accumulator.count(decoder.events)
-            decoder.events = 0
-        while stream._payloads:
-            chunk = self._take(stream._payloads.pop(), None)
-            if chunk is not None and not decoder.passed and not stream._handed:
-                # A whole completion in the place of a stream.
-                decoder.passed += [b"data: " + encode(chunk.to_dict()) + b"\n\n", b"data: [DONE]\n\n"]
-        return self._passed() if stream._handed or stream._over or stream._accumulator.generated else b""
-
-    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - what is passed on says
-        return False
-
-
-class _Text(_Reader):
-    """The iterator of one choice's text."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Text:
-        return _Text(self._stream, self._index, owner=self._hand_over())
-
-    async def __anext__(self) -> str:
-        stream = self._stream
-        while True:
-            payloads = stream._payloads
-            while payloads:
-                payload = payloads.pop()
-                try:
-                    chunk = decode_text_strictly(payload)
-                    (choice,) = chunk.choices
-                except (ValueError, RecursionError):
-                    pass
-                else:
-                    delta = choice.delta
-                    if (
-                        delta is not None
-                        and (append := self._append) is not None
-                        and (content := delta.content)
-                        and choice.index == self._index
-                        and choice.finish_reason is None
-                        and choice.logprobs is None
-                        and delta.tool_calls is None
-                        and delta.reasoning is None
-                        and delta.reasoning_content is None
-                        and delta.refusal is None
-                        and delta.function_call is None
-                        and chunk.usage is None
-                        and chunk.error is None
-                        and chunk.prompt is None
-                        and chunk.warnings is None
-                    ):
-                        append(content)
-                        return content
-                try:
-                    text = self._text_of(self._take(payload, None))
-                except StreamError as error:
-                    await stream._again(error)
-                    text = ""
-                if text:
-                    return text
-                await stream._skip()
-                payloads = stream._payloads
-            if not await stream._more(owner=self._owner):
-                raise StopAsyncIteration
-
-    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:
-        return bool(self._text_of(chunk))
-
-    def _text_of(self, chunk: ChatCompletionChunk | None) -> str:
-        return "".join(
-            text
-            for choice in (chunk.choices if chunk is not None else ())
-            if (choice.index or 0) == self._index
-            and (text := choice.delta.content if "delta" in vars(choice) else choice.text)
-        )
-
-
-class _Rest(_Text):
-    """What `completion()` reads: as a text, which is cheaper; what comes before a token can be asked for again."""
-
-    __slots__ = ()
-
-    def __aiter__(self) -> _Rest:
-        return self
-
-    def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - the caller sees none of them
-        return self._accumulator.generated > 0

@@ -14,7 +14,7 @@ from together_async.codec import encode
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
 from together_async.relay.problems import headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, feed_of, run
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of, run
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -68,6 +68,7 @@ class EventSourceResponse:
         headers: Mapping[str, str] | None = None,
         background: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        check_times(heartbeat, grace)
         self._feed = feed_of(stream, format, ids=ids)
         self._heartbeat = heartbeat
         self._grace = grace
@@ -136,6 +137,10 @@ class EventSourceResponse:
 
 
 async def _refuse(send: Send, error: TogetherError) -> None:
+    if status_of(error) == 204:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        return
     body = encode({"error": problem_of(error)})
     headers = {
         "content-type": "application/json",

@@ -18,6 +18,8 @@ Render = Callable[[ChatCompletionChunk, str | None], bytes]
 
 DONE: Final = b"data: [DONE]\n\n"
 """The last event of an answer that is complete."""
+RECONNECT: Final = b"retry: 1000\n\n"
+"""Tells a browser to come back after a second where it can go on; its own default is three or five."""
 HEARTBEAT: Final = b":\n\n"
 """A comment: bytes for proxies and browsers that give up on silence, and no event."""
 HEADERS: Final[Mapping[str, str]] = {
@@ -92,9 +94,9 @@ def value_event(value: Any, id: str | None = None) -> bytes:
     return encode_event(encode(plain(value)), id=id)
 
 
-def error_event(problem: Mapping[str, Any]) -> bytes:
+def error_event(problem: Mapping[str, Any], id: str | None = None) -> bytes:
     """Returns the last event of an answer that is not complete: of type `error`, in the shape of the API's errors."""
-    return encode_event(encode({"error": problem}), event="error")
+    return encode_event(encode({"error": problem}), event="error", id=id)
 
 
 def render_all(render: Render, chunks: Sequence[ChatCompletionChunk], last: int, prefix: str | None) -> bytes:

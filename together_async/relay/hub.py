@@ -15,7 +15,7 @@ from typing import Final, Self
 from together_async.broadcast import Broadcast, Subscription
 from together_async.errors import QueueFullError
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.relay.problems import NotKeptError
+from together_async.relay.problems import AllReadError, NotKeptError, StoppedError
 from together_async.source import ChunkLoop, Chunks
 
 _WINDOW: Final = 16
@@ -179,6 +179,7 @@ class Hub:
         run = self._runs.get(id)
         if run is None or run.broadcast.over:
             return False
+        run.broadcast.leave(StoppedError("the completion was stopped"))
         await run.broadcast.aclose()
         return True
 
@@ -244,10 +245,10 @@ class Hub:
             if self._runs.get(id) is run:
                 self._forget(id)
         else:
-            run.broadcast.leave()
+            run.broadcast.leave(StoppedError(f"the completion was stopped: nobody read it for {self.abandon:g} s"))
 
     def _made_room(self, streams: int = 0) -> bool:
-        """Forgets what is through and not being read, the oldest first, until there is room; returns whether there is."""
+        """Forgets what is through and not being read, the oldest first, for room; returns whether there is any."""
         for key, run in tuple(self._runs.items()):
             if len(self._runs) + streams <= self.max_streams and self._size <= self.max_size:
                 break
@@ -310,6 +311,8 @@ class HubReader:
         if self._stream is not None and self._id not in self._hub:
             self._hub.start(self._stream, self._id)
         broadcast = self._hub._run(self._id).broadcast
+        if self._after == broadcast.position + 1 and broadcast.over:
+            raise AllReadError("the client has had all of the completion")
         if self._after > broadcast.position:
             raise NotKeptError(
                 f"the completion has {broadcast.position} chunks, and the client says it has had {self._after}"

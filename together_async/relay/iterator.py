@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from together_async.relay.events import Format
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, feed_of
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 
@@ -44,6 +44,7 @@ async def sse(
         TypeError, ValueError: No stream; no such format.
         Exception: What a function of yours raises, once the client has been told that something went wrong.
     """
+    check_times(heartbeat, grace)
     feed = feed_of(stream, format, ids=ids)
     if last_event_id:
         feed.resume(last_event_id)

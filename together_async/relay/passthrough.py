@@ -95,6 +95,9 @@ class Passthrough:
     def resume(self, last_event_id: str) -> None:
         """There is nothing to resume from: its events have the service's ids, if any."""
 
+    def end_id(self) -> None:
+        """An event that ends it has no id: those before have none of ours."""
+
     def completion(self) -> ChatCompletion | None:
         """Returns what is known of the completion: usage and finish reasons, and not its text."""
         return self._stream.so_far()

@@ -42,6 +42,14 @@ class NotKeptError(TogetherError, LookupError):
     """No completion is kept under this id: there never was one, it was stopped, or its time is over."""
 
 
+class StoppedError(TogetherError):
+    """The completion was stopped before its end: by a stop button, or because nobody read it any more."""
+
+
+class AllReadError(TogetherError):
+    """A client came back that has had everything. A relay answers 204, which ends a browser's attempts."""
+
+
 _APP: Final = "the service behind this app refuses its requests; its operator has to see to it"
 _LOST: Final = "the service behind this app can't be reached, or the connection to it was lost; try again"
 _LATE: Final = "the service behind this app took too long; try again"
@@ -65,6 +73,8 @@ _TABLE: Final[tuple[tuple[type[TogetherError], int | None, str | None], ...]] = 
     (ServerShutdownError, 503, "this server is being restarted; try again"),
     (SlowConsumerError, 503, "this client read too slowly"),
     (NotKeptError, 410, "this answer is not kept any more; ask again"),
+    (StoppedError, 410, "this answer was stopped"),
+    (AllReadError, 204, ""),
 )
 _FAILED: Final = "the service behind this app failed; try again"
 _UNKNOWN: Final = "something went wrong in this app"
@@ -75,7 +85,7 @@ def status_of(error: BaseException) -> int:
     for cls, status, _ in _TABLE:
         if isinstance(error, cls):
             own = status if status is not None else getattr(error, "status_code", None)
-            return own if isinstance(own, int) and 400 <= own <= 599 else 502
+            return own if isinstance(own, int) and (400 <= own <= 599 or own == status) else 502
     return 500
 
 

@@ -18,9 +18,10 @@ import attrs
 from together_async.errors import TogetherError
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
-from together_async.relay.events import DONE, HEARTBEAT, Format, error_event, render_all, renderer
-from together_async.relay.problems import NotKeptError, ServerShutdownError, problem_of
+from together_async.relay.events import DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
+from together_async.relay.problems import AllReadError, NotKeptError, ServerShutdownError, problem_of
 from together_async.source import Source, source_of
+from together_async.sse import encode_event
 
 LOG: Final = logging.getLogger("together_async.relay")
 DEFAULT_HEARTBEAT: Final = 15.0
@@ -72,6 +73,10 @@ class Feed(Protocol):
         """Says, before it is opened, which event the client has had last."""
         ...
 
+    def end_id(self) -> str | None:
+        """Returns the id of an event that ends it with an error; None for no id."""
+        ...
+
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far."""
         ...
@@ -85,6 +90,7 @@ class EventFeed:
         self._render = renderer(format)
         self._ids = ids
         self._done = False
+        self._begun = False
         self.error: TogetherError | None = None
         self.resumable = hasattr(source, "resume")
 
@@ -101,12 +107,22 @@ class EventFeed:
             chunks = await self._source.read()
             if not chunks:
                 self._done = True
-                return DONE
+                end_id = self.end_id()
+                return DONE if end_id is None else encode_event("[DONE]", id=end_id)
             prefix = getattr(self._source, "id_prefix", "") if self._ids else None
             data = render_all(self._render, chunks, self._source.position, prefix)
+            if self.resumable and not self._begun:
+                self._begun = True
+                data = RECONNECT + data
             if data:
                 return data
         return b""
+
+    def end_id(self) -> str | None:
+        """Returns the id of the last event, so that a browser that comes back after it is told that this was all."""
+        if not (self.resumable and self._ids):
+            return None
+        return f"{getattr(self._source, 'id_prefix', '')}{self._source.position + 1}"
 
     def leave(self) -> None:
         """Closes the stream, at once."""
@@ -121,6 +137,14 @@ class EventFeed:
         return self._source.completion()
 
 
+def check_times(heartbeat: float | None, grace: float) -> None:
+    """Raises ValueError for seconds that are none."""
+    if heartbeat is not None and not heartbeat > 0:
+        raise ValueError(f"heartbeat: got {heartbeat!r}, expected seconds above 0, or None")
+    if not grace >= 0:
+        raise ValueError(f"grace: got {grace!r}, expected seconds from 0")
+
+
 def feed_of(stream: Any, format: Format, *, ids: bool) -> Feed:
     """Returns what a relay sends of a stream, or of what is like one.
 
@@ -128,7 +152,9 @@ def feed_of(stream: Any, format: Format, *, ids: bool) -> Feed:
         TypeError, ValueError: No stream; no such format.
     """
     if hasattr(stream, "feed"):
-        feed: Feed = stream.feed()  # a pass-through has no format: its bytes are the service's
+        if format != "chunks":
+            raise ValueError("format: a pass-through has none; its bytes are the service's")
+        feed: Feed = stream.feed()
         return feed
     return EventFeed(source_of(stream), format, ids=ids)
 
@@ -193,10 +219,13 @@ class Relaying:
             if self._stopping is not None:
                 raise self._stopping
             data = await (self._wait() if self._opening is None else self._until_open(self._heartbeat))
+        except AllReadError:
+            self._over = True
+            return b""
         except Exception as error:  # noqa: BLE001 - the client is told, and the door raises what is none of ours
             self.error = error
             self._over = True
-            return error_event(problem_of(error))
+            return error_event(problem_of(error), self._feed.end_id())
         return self._after(data)
 
     def _after(self, data: bytes | None) -> bytes:
@@ -301,7 +330,7 @@ class Relaying:
             if not self._opening.cancelled():
                 self._opening.exception()  # it is told elsewhere, or nobody is left to tell
         error = self.error
-        if isinstance(error, TogetherError):
+        if isinstance(error, TogetherError) and not isinstance(error, AllReadError):
             LOG.log(logging.INFO if isinstance(error, NotKeptError) else logging.WARNING, "a relay ended: %s", error)
         if on_end is not None:
             said = on_end(End(self._feed.completion(), error, left))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
 from together_async.relay.problems import headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, feed_of, run
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of, run
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ async def aiohttp_response(
     """
     from aiohttp import web  # noqa: PLC0415 - the server's half of aiohttp, which only this needs
 
+    check_times(heartbeat, grace)
     feed = feed_of(stream, format, ids=ids)
     response = web.StreamResponse(headers={**HEADERS, **{name.lower(): v for name, v in (headers or {}).items()}})
     if request.method == "HEAD":
@@ -64,7 +65,9 @@ async def aiohttp_response(
             data = await relaying.first()
         except TogetherError as error:
             refused.append(
-                web.json_response(
+                web.Response(status=204)
+                if status_of(error) == 204
+                else web.json_response(
                     {"error": problem_of(error)},
                     status=status_of(error),
                     headers={"cache-control": "no-store", **headers_of(error)},
