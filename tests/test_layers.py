@@ -91,6 +91,8 @@ AT_IMPORT = {
     },
     "__init__": {
         "_version",
+        "broadcast",
+        "buffer",
         "client",
         "errors",
         "fanin",
@@ -99,6 +101,7 @@ AT_IMPORT = {
         "ratelimit",
         "request",
         "retry",
+        "source",
         "stream",
         "structured",
         "timeouts",

@@ -55,6 +55,8 @@ def test_no_block_is_left_out() -> None:
         "def many",
         "def overnight",
         "def test_a_broken_answer",
+        "app = FastAPI",
+        "hub = Hub()",
     )
     assert all(any(name in source for name in covered) for source in BLOCKS)
     assert len(BLOCKS) == len(covered)
@@ -166,6 +168,44 @@ def test_the_commands_are_the_commands() -> None:
     shown = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", section))
     assert shown
     assert shown <= options
+
+
+async def test_a_web_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app answers with the API's chunks, and its end closes the client."""
+    from httpx2 import ASGITransport, AsyncClient
+
+    async with ScriptedServer(answer) as server:
+        monkeypatch.setenv("TOGETHER_API_KEY", KEY)
+        monkeypatch.setenv("TOGETHER_BASE_URL", server.base_url)
+        app = block("app = FastAPI")["app"]
+        async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app)) as browser:
+            said = await browser.post("http://app/chat", json={"text": "Count!"})
+    assert said.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert said.text.count("data: {") == 5
+    assert said.text.endswith("data: [DONE]\n\n")
+
+
+async def test_readers_of_all_kinds() -> None:
+    """Slow, two of one stream, one who comes back, and a proxy."""
+    names = block("hub = Hub()")
+
+    async def body(response: Any) -> bytes:
+        sent = []
+
+        async def send(message: Any) -> None:
+            sent.append(message.get("body", b""))
+
+        await response({"type": "http", "method": "GET", "headers": []}, asyncio.Event().wait, send)
+        return b"".join(sent)
+
+    async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client, names["hub"]:
+        assert (await body(await names["slow"](client, "Why?", MODEL))).count(b"data: {") == 5
+        one, other = await names["two"](client, "Why?", MODEL)
+        assert [text async for text in one.text()] == [text async for text in other.text()] == ["6 ", "7 ", "8 "]
+        started = await names["start"](client, "Why?", MODEL)
+        for _ in range(2):
+            assert (await body(await names["follow"](started["id"]))).count(b'"stop"') == 1
+        assert (await body(await names["proxy"](client, "Why?", MODEL))).endswith(b"data: [DONE]\n\n")
 
 
 async def test_limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The asyncio client for Together AI's chat completions, and every server that speaks the same protocol."""
 
 from together_async._version import __version__
+from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
+from together_async.buffer import Buffer
 from together_async.client import AsyncTogether
 from together_async.errors import (
     APIConnectionError,
@@ -44,6 +46,7 @@ from together_async.models import (
 from together_async.ratelimit import Limits, LimitsState, ModelState, RateLimiter
 from together_async.request import ChatCompletionRequest, Message
 from together_async.retry import Retry
+from together_async.source import Buffered, buffered
 from together_async.stream import ChatCompletionStream, StreamStats
 from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
@@ -56,6 +59,9 @@ __all__ = [
     "AsyncTogether",
     "AuthenticationError",
     "BadRequestError",
+    "Broadcast",
+    "Buffer",
+    "Buffered",
     "ChatCompletion",
     "ChatCompletionChunk",
     "ChatCompletionMessage",
@@ -84,12 +90,14 @@ __all__ = [
     "RateLimiter",
     "Retried",
     "Retry",
+    "SlowConsumerError",
     "StreamAPIError",
     "StreamConnectionError",
     "StreamError",
     "StreamProtocolError",
     "StreamStats",
     "StreamTimeoutError",
+    "Subscription",
     "Timeouts",
     "Timing",
     "TogetherError",
@@ -98,5 +106,7 @@ __all__ = [
     "UnprocessableEntityError",
     "Usage",
     "__version__",
+    "buffered",
     "merge",
+    "tee",
 ]

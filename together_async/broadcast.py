@@ -196,9 +196,14 @@ class Broadcast:
         if not self._over:
             self._over = True
             self.error = error
-            self._log.close()
+            self._shrink()
             self._opened.set()
             self._changed()
+
+    def _shrink(self) -> None:
+        """Keeps texts alone, once all has come and those who kept up have had it as it came."""
+        if self._over and not self._consumers:
+            self._log.close()
 
     def _changed(self) -> None:
         for place in self._consumers:
@@ -279,6 +284,7 @@ class Broadcast:
         self._consumers.discard(place)
         _set(place.waiter)
         _set(self._room)
+        self._shrink()
         if self.on_change is not None:
             self.on_change()
         if not self._consumers and self.on_empty == "stop" and not self._over:
