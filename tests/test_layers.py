@@ -108,6 +108,7 @@ AT_IMPORT = {
     },
     # doors
     "relay": {"broadcast", "buffer", "codec", "errors", "models", "protocol", "source", "sse", "stream"},
+    "examples": {"__init__", "relay"},
     "_local_process": set(),
     "local": {"_local_process", "errors"},
     "testing": {"codec", "request", "sse"},

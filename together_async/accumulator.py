@@ -232,12 +232,18 @@ def add_logprobs(lists: dict[str, list[Any]], logprobs: float | Logprobs, delta:
         if delta.token_id is not None:
             given["token_ids"] = (delta.token_id,)
     if "token_ids" in given or "token_ids" in lists:
-        ids = lists.setdefault("token_ids", [])
-        ids.extend([None] * (len(lists.get("tokens", ())) - len(ids)))
+        lists.setdefault("token_ids", [])
+        _pad_ids(lists)
     for name, items in given.items():
         lists.setdefault(name, []).extend(items)
     if "token_ids" in lists:
-        ids.extend([None] * (len(lists.get("tokens", ())) - len(ids)))
+        _pad_ids(lists)
+
+
+def _pad_ids(lists: dict[str, list[Any]]) -> None:
+    """Gives each token that has no id a None in its place."""
+    ids = lists["token_ids"]
+    ids.extend([None] * (len(lists.get("tokens", ())) - len(ids)))
 
 
 class ChatCompletionAccumulator:

@@ -3,8 +3,12 @@
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import Any, assert_type
 
+from aiohttp import web
+
 from together_async import (
     AsyncTogether,
+    Broadcast,
+    Buffer,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionMessage,
@@ -16,11 +20,15 @@ from together_async import (
     Retried,
     Retry,
     StreamError,
+    Subscription,
     Timeouts,
     Timing,
     TogetherError,
     Usage,
+    buffered,
     merge,
+    relay,
+    tee,
 )
 from together_async.local import LocalServer
 from together_async.sse import EventStreamParser, ServerSentEvent, encode_event
@@ -136,6 +144,29 @@ async def merged(client: AsyncTogether) -> None:
         assert_type(of_map, MapResult[str])
     merge([client.stream("hi", model="m")])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType,reportCallIssue]
     merge(streams, on_error=print)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType,reportCallIssue]
+
+
+async def relayed(client: AsyncTogether, request: web.Request, hub: relay.Hub) -> None:
+    stream = client.stream("hi", model="m")
+    relay.EventSourceResponse(stream, format="text", on_end=print)
+    relay.EventSourceResponse(relay.passthrough(stream))
+    relay.EventSourceResponse(hub.join(hub.start(stream)), format=lambda chunk: chunk.model)
+    relay.EventSourceResponse("hi")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    relay.EventSourceResponse(stream, format="texts")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await relay.aiohttp_response(request, stream), web.StreamResponse)
+    async for data in relay.sse(buffered(stream, Buffer(8, on_full="coalesce"))):
+        assert_type(data, bytes)
+    one, _other = tee(stream, 2, on_slow="drop")
+    assert_type(one, Subscription)
+    async for chunk in Broadcast(stream).subscribe():
+        assert_type(chunk, ChatCompletionChunk)
+    async for text in one.text():
+        assert_type(text, str)
+    async for batch in stream.batches():
+        assert_type(batch, list[ChatCompletionChunk])
+    async for raw in stream.raw():
+        assert_type(raw, bytes)
+    Buffer(8, on_full="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def local() -> None:

@@ -13,34 +13,32 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from together_async import AsyncTogether
-from together_async.relay import aiohttp_response, lifespan
+from together_async import AsyncTogether, relay
 
 MODEL = os.environ.get("TOGETHER_MODEL", "meta-llama/Llama-3.3-70B-Instruct-Turbo")
-PAGE = Path(__file__).with_name("page.html")
 
 client = AsyncTogether()
-routes = web.RouteTableDef()
 
 
 class Question(msgspec.Struct):
     prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=20_000)]
 
 
-@routes.post("/chat")
 async def chat(request: web.Request) -> web.StreamResponse:
-    question = await request.json(loads=msgspec.json.Decoder(Question).decode)
-    return await aiohttp_response(request, client.stream(question.prompt, model=MODEL))
+    try:
+        question = msgspec.json.decode(await request.read(), type=Question)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise web.HTTPBadRequest(text=str(error)) from error
+    return await relay.aiohttp_response(request, client.stream(question.prompt, model=MODEL))
 
 
-@routes.get("/")
-async def page(_request: web.Request) -> web.FileResponse:
-    return web.FileResponse(PAGE)
+async def page(_: web.Request) -> web.FileResponse:
+    return web.FileResponse(Path(__file__).with_name("page.html"))
 
 
 app = web.Application()
-app.add_routes(routes)
-app.cleanup_ctx.append(lifespan(client))
+app.add_routes([web.post("/chat", chat), web.get("/", page)])
+app.cleanup_ctx.append(relay.lifespan(client))
 
 if __name__ == "__main__":
     web.run_app(app, host="127.0.0.1", port=8000)

@@ -14,31 +14,30 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from together_async import AsyncTogether
-from together_async.relay import EventSourceResponse, lifespan
+from together_async import AsyncTogether, relay
 
 MODEL = os.environ.get("TOGETHER_MODEL", "meta-llama/Llama-3.3-70B-Instruct-Turbo")
-PAGE = Path(__file__).with_name("page.html")
+
+client = AsyncTogether()
 
 
 class Question(msgspec.Struct):
     prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=20_000)]
 
 
-async def chat(request: Request) -> Response:
+async def chat(request: Request) -> relay.EventSourceResponse:
     try:
         question = msgspec.json.decode(await request.body(), type=Question)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HTTPException(400, str(error)) from error
-    return EventSourceResponse(client.stream(question.prompt, model=MODEL))
+    return relay.EventSourceResponse(client.stream(question.prompt, model=MODEL))
 
 
-async def page(_request: Request) -> Response:
-    return FileResponse(PAGE)
+async def page(_: Request) -> FileResponse:
+    return FileResponse(Path(__file__).with_name("page.html"))
 
 
-client = AsyncTogether()
-app = Starlette(routes=[Route("/chat", chat, methods=["POST"]), Route("/", page)], lifespan=lifespan(client))
+app = Starlette(routes=[Route("/chat", chat, methods=["POST"]), Route("/", page)], lifespan=relay.lifespan(client))

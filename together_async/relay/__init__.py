@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
 from together_async.buffer import Buffer
 from together_async.relay import asgi
+from together_async.relay.asgi import refuse
 from together_async.relay.events import HEADERS, Format
 from together_async.relay.hub import Hub, HubReader
 from together_async.relay.iterator import sse
@@ -50,6 +51,7 @@ __all__ = [
     "lifespan",
     "passthrough",
     "problem_of",
+    "refuse",
     "shut_down",
     "sse",
     "status_of",

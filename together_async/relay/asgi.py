@@ -8,20 +8,26 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from together_async.codec import encode
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
-from together_async.relay.problems import headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of, run
+from together_async.relay.problems import AllReadError, headers_of, problem_of, status_of
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of, run
 from together_async.relay.shutdown import DEFAULT_GRACE
 
+if TYPE_CHECKING:
+    from starlette.responses import Response
+else:
+    Response = object  # see `response_class`
+
+T = TypeVar("T")
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class EventSourceResponse:
+class EventSourceResponse(Response):
     """A response that sends a stream as server-sent events. It is made with a stream that is not yet open.
 
     ```python
@@ -58,7 +64,7 @@ class EventSourceResponse:
 
     def __init__(
         self,
-        stream: Any,
+        stream: Relayed,
         *,
         format: Format = "chunks",
         ids: bool = True,
@@ -107,8 +113,7 @@ class EventSourceResponse:
         if self._feed.resumable:
             self._feed.resume(last.decode("utf-8", "replace"))
             return False
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await Refusal(AllReadError("the client comes back to what can't be resumed"))({}, _never, send)
         return True
 
     async def _relay(self, receive: Receive, send: Send) -> None:
@@ -124,7 +129,7 @@ class EventSourceResponse:
         try:
             data = await relaying.first()
         except TogetherError as error:
-            await _refuse(send, error)
+            await Refusal(error)({}, _never, send)
             return
         await self._start(send)
         while data:
@@ -136,21 +141,43 @@ class EventSourceResponse:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
 
-async def _refuse(send: Send, error: TogetherError) -> None:
-    if status_of(error) == 204:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    body = encode({"error": problem_of(error)})
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "cache-control": "no-store",
-        **headers_of(error),
-    }
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status_of(error), "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+class Refusal(Response):
+    """A status and a JSON body in the shape of the API's errors, as a plain ASGI response.
+
+    Args:
+        error: What went wrong (see `problems`: what a browser is told, and what it is not).
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__'s
+        """Makes the one that fits (see `response_class`)."""
+        return object.__new__(_fitting(Refusal) if cls is Refusal else cls)  # type: ignore[return-value]  # a subclass
+
+    def __init__(self, error: BaseException) -> None:
+        self.status_code = status_of(error)
+        self.body = b"" if self.status_code == 204 else encode({"error": problem_of(error)})
+        self.background = None
+        headers = {**headers_of(error), "cache-control": "no-store"}
+        if self.body:
+            headers |= {"content-type": "application/json", "content-length": str(len(self.body))}
+        self.raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.status_code}>"
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        """Answers one request."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+async def refuse(_request: Any, error: Exception) -> Refusal:
+    """Answers a request with what an error of this package means: an exception handler for a whole app.
+
+    ```python
+    app = FastAPI(exception_handlers={TogetherError: refuse})  # Starlette too
+    ```
+    """
+    return Refusal(error)
 
 
 async def _gone(receive: Receive) -> None:
@@ -159,12 +186,21 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+async def _never() -> MutableMapping[str, Any]:
+    raise NotImplementedError("a refusal reads nothing")
+
+
 def response_class() -> type[EventSourceResponse]:
     """Returns the class itself, or, where Starlette is loaded, one that is also a `starlette.responses.Response`."""
+    return _fitting(EventSourceResponse)
+
+
+def _fitting(cls: type[T]) -> type[T]:
     starlette = sys.modules.get("starlette.responses")
-    return EventSourceResponse if starlette is None else _with_base(starlette.Response)
+    fitting: type[T] = cls if starlette is None else _with_base(cls, starlette.Response)
+    return fitting
 
 
 @functools.cache
-def _with_base(base: type) -> type[EventSourceResponse]:
-    return type(EventSourceResponse.__name__, (EventSourceResponse, base), {"__doc__": EventSourceResponse.__doc__})
+def _with_base(cls: Any, base: type) -> Any:
+    return type(cls.__name__, (cls, base), {"__doc__": cls.__doc__, "__module__": cls.__module__})

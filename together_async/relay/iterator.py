@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from together_async.relay.events import Format
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 
 async def sse(
-    stream: Any,
+    stream: Relayed,
     *,
     format: Format = "chunks",
     ids: bool = True,

@@ -64,10 +64,6 @@ class Passthrough:
         """What the service counted, once it has come."""
         return self._stream.so_far().usage
 
-    def feed(self) -> Passthrough:
-        """Returns what a relay reads: this."""
-        return self
-
     async def open(self) -> None:
         """Asks for the first response."""
         await self._stream.__aenter__()

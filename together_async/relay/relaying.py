@@ -19,8 +19,9 @@ from together_async.errors import TogetherError
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
 from together_async.relay.events import DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
+from together_async.relay.passthrough import Passthrough
 from together_async.relay.problems import AllReadError, NotKeptError, ServerShutdownError, problem_of
-from together_async.source import Source, source_of
+from together_async.source import Chunks, Source, source_of
 from together_async.sse import encode_event
 
 LOG: Final = logging.getLogger("together_async.relay")
@@ -29,6 +30,10 @@ DEFAULT_HEARTBEAT: Final = 15.0
 HEAD_START: Final = 1.0
 """Seconds which a response that has begun may take to its first event before the client gets its own head: until then
 an error is a status."""
+
+
+Relayed = Chunks | Passthrough
+"""What the doors take: a stream, what stands for one, any async iterable of chunks; or a pass-through."""
 
 
 @attrs.frozen
@@ -145,17 +150,16 @@ def check_times(heartbeat: float | None, grace: float) -> None:
         raise ValueError(f"grace: got {grace!r}, expected seconds from 0")
 
 
-def feed_of(stream: Any, format: Format, *, ids: bool) -> Feed:
+def feed_of(stream: Relayed, format: Format, *, ids: bool) -> Feed:
     """Returns what a relay sends of a stream, or of what is like one.
 
     Raises:
         TypeError, ValueError: No stream; no such format.
     """
-    if hasattr(stream, "feed"):
+    if isinstance(stream, Passthrough):
         if format != "chunks":
             raise ValueError("format: a pass-through has none; its bytes are the service's")
-        feed: Feed = stream.feed()
-        return feed
+        return stream
     return EventFeed(source_of(stream), format, ids=ids)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
 from together_async.relay.problems import headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relaying, check_times, feed_of, run
+from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of, run
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _LOOK_S: Final = 0.025
 
 async def aiohttp_response(
     request: web.Request,
-    stream: Any,
+    stream: Relayed,
     *,
     format: Format = "chunks",
     ids: bool = True,

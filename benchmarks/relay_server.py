@@ -1,0 +1,69 @@
+"""A backend's process for `relay`: serves one of `relay_apps` until its standard input ends, and measures nothing.
+
+As in production, but for one worker and no access log. What it costs is read from outside, from the process's own
+clock, so that nothing here is disturbed by being measured.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import warnings
+from typing import Any
+
+from benchmarks import relay_apps
+from benchmarks.child import loop_factory, version
+
+
+def serve_asgi(app: Any, sock: socket.socket, loop: str) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(app, loop=loop, http="httptools", access_log=False, log_level="critical", lifespan="on")
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def serve_aiohttp(app: Any, sock: socket.socket, loop: str) -> None:
+    from aiohttp import web
+
+    async def serve() -> None:
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+        await asyncio.Event().wait()
+
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        runner.run(serve())
+
+
+def end_with_stdin() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--app", required=True, help="a function of relay_apps")
+    parser.add_argument("--package", required=True)
+    parser.add_argument("--loop", required=True)
+    parser.add_argument("--base-url", required=True)
+    args = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    soft_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft_hard[1], soft_hard[1]))
+    app = getattr(relay_apps, args.app)(args.base_url)
+    sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    print(json.dumps({"port": sock.getsockname()[1], "version": version(args.package)}), flush=True)
+    threading.Thread(target=end_with_stdin, daemon=True).start()
+    gc.collect()
+    (serve_aiohttp if type(app).__module__.startswith("aiohttp.") else serve_asgi)(app, sock, args.loop)
+
+
+if __name__ == "__main__":
+    main()
