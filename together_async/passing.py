@@ -15,6 +15,8 @@ from together_async.sse import DEFAULT_MAX_EVENT_SIZE
 
 _KEPT: Final = 8192
 """Bytes of the stream's end that are kept, at least: several events with usage, finish reasons and warnings."""
+_FEW: Final = 4096
+"""Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
 _LOOKED_FOR: Final = 64
 """Bytes at the end of what came in which `[DONE]` is looked for: there, or in an event before the end of the body."""
 
@@ -26,7 +28,7 @@ class PassingDecoder(ChunkDecoder):
         every: Every event matters, as it does where several choices end at different times.
     """
 
-    __slots__ = ("_every", "_kept", "_kept_size", "_tail", "events", "passed")
+    __slots__ = ("_event_size", "_every", "_kept", "_kept_size", "_tail", "events", "passed")
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class PassingDecoder(ChunkDecoder):
         self._kept: deque[bytes] = deque()
         self._kept_size = 0
         self.passed: list[bytes] = []  # whole events, as they came
+        self._event_size = _FEW
         self.events = 0  # how many came with data, and were not decoded, since somebody set this to 0
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -69,14 +72,17 @@ class PassingDecoder(ChunkDecoder):
             return []
         self.passed.append(data)
         if self._every or not self._any:
-            return super().feed(data)
+            payloads = super().feed(data)
+            self._event_size = max(1, len(data) // max(1, len(payloads)))
+            return payloads
         self._keep(data)
-        if data.find(b"[DONE]", -_LOOKED_FOR) >= 0 or b'"error"' in data:
+        # An error in the midst of many events is found at the end, if it was the end.
+        if data.find(b"[DONE]", -_LOOKED_FOR) >= 0 or (len(data) < _FEW and b'"error"' in data):
             return self._look()
         return []
 
     def _keep(self, data: bytes) -> None:
-        self.events += _count(data)
+        self.events += self._count(data)
         self._kept.append(data)
         self._kept_size += len(data)
         while self._kept_size - len(self._kept[0]) >= _KEPT:
@@ -85,10 +91,16 @@ class PassingDecoder(ChunkDecoder):
     def _look(self) -> list[bytes]:
         """The payloads of what is kept, which is then forgotten."""
         data = b"".join(self._kept)
-        self.events -= _count(data)  # whoever decodes them counts them
+        self.events -= sum(map(self._count, self._kept))  # whoever decodes them counts them
         self._kept.clear()
         self._kept_size = 0
         return super().feed(data)
+
+    def _count(self, data: bytes) -> int:
+        """How many events with data there are, by and large: of many, how many fit in."""
+        if len(data) >= _FEW:
+            return max(1, len(data) // self._event_size)
+        return data.count(b"\ndata:") + data.startswith(b"data:")
 
     @property
     def whole(self) -> bool:
@@ -101,13 +113,9 @@ class PassingDecoder(ChunkDecoder):
         return payloads or super().end()
 
 
-def _count(data: bytes) -> int:
-    """How many events with data there are in whole events; by and large, since a text may look like one."""
-    return data.count(b"\ndata:") + data.startswith(b"data:")
-
-
 def _end_of_events(data: bytes) -> int:
     """Where the last whole event ends: after an empty line, whose end may be LF, CRLF or CR."""
     if data.endswith(b"\n\n"):
         return len(data)
-    return max(data.rfind(end) + len(end) if end in data else 0 for end in (b"\n\n", b"\r\n\r\n", b"\r\r"))
+    ends = (b"\n\n", b"\r\n\r\n", b"\r\r") if b"\r" in data else (b"\n\n",)
+    return max(found + len(end) if (found := data.rfind(end)) >= 0 else 0 for end in ends)

@@ -197,7 +197,8 @@ def response_class() -> type[EventSourceResponse]:
 
 def _fitting(cls: type[T]) -> type[T]:
     starlette = sys.modules.get("starlette.responses")
-    fitting: type[T] = cls if starlette is None else _with_base(cls, starlette.Response)
+    found: Any = cls
+    fitting: type[T] = found if starlette is None else _with_base(found, starlette.Response)
     return fitting
 
 

@@ -237,6 +237,10 @@ class Connection(asyncio.Protocol):
     async def send(self, data: bytes) -> None:
         """Writes bytes, and waits while the client does not take them."""
         self._write(data)
+        if self._transport is not None and self._transport.is_closing() and not self.left:
+            # The client has reset the connection, which asyncio tells in the next turn. A transport that is lost never
+            # pauses, so all of a long answer would be "written" before.
+            await asyncio.sleep(0)
         while self._paused and not self.left:
             await self._wait_to_be_woken(None)
 
