@@ -42,7 +42,7 @@ AT_IMPORT = {
     "stream": {"accumulator", "codec", "errors", "models", "passing", "protocol", "readers"},
     # between one stream and those who read it
     "buffer": {"coalesce", "models"},
-    "source": {"buffer", "models", "stream"},
+    "source": {"buffer", "errors", "group", "models", "stream"},
     "broadcast": {"chunk_log", "errors", "models", "source"},
     "pricing": set(),
     "journal": {"codec", "errors", "models"},

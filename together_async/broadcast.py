@@ -168,6 +168,7 @@ class Broadcast:
         """Opens the stream and begins to read it, without a consumer."""
         if self._task is None and not self._over:
             self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(self._ran)  # also when it was cancelled before it began
 
     async def _run(self) -> None:
         """Reads the stream to its end. It is the broadcast's own task: consumers come and go."""
@@ -182,15 +183,16 @@ class Broadcast:
                 self._changed()
                 if self.on_slow == "block":
                     await self._until_room()
-        except asyncio.CancelledError:
-            text = "the stream was closed while others were reading it"
-            error = self._wanted or IncompleteStreamError(text, partial=self.completion() or ChatCompletion())
-            raise
         except Exception as failure:  # noqa: BLE001 - every consumer gets it
             error = self._wanted or failure
-        finally:
+        self._source.leave()
+        self._end(error)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and not self._over:
             self._source.leave()
-            self._end(error)
+            text = "the stream was closed while others were reading it"
+            self._end(self._wanted or IncompleteStreamError(text, partial=self.completion() or ChatCompletion()))
 
     def _end(self, error: BaseException | None) -> None:
         if not self._over:

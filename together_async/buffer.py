@@ -59,6 +59,7 @@ class Buffer:
         self._pieces: deque[tuple[int, ChatCompletionChunk]] = deque()  # what it came to
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._used = False
         self._closed = False
         self._error: BaseException | None = None
 
@@ -72,6 +73,12 @@ class Buffer:
         merging = self._merging.count if self._merging is not None else 0
         return len(self._chunks) + merging + sum(count for count, _ in self._pieces)
 
+    def take_over(self) -> None:
+        """Says that a stream is read into it from now on; raises ValueError if it has been used."""
+        if self._used or self._closed or self.waiting or self.position:
+            raise ValueError("buffer: it is in use, or was; each stream needs one of its own")
+        self._used = True
+
     # --------------------------------------------------------------------------------------------------- the producer
 
     async def put(self, chunk: ChatCompletionChunk) -> None:
@@ -84,16 +91,20 @@ class Buffer:
             raise RuntimeError("the buffer is closed; nothing more can be put into it")
         if self.on_full == "block" and len(self._chunks) >= self.size:
             await self._until_low()
+            if self._closed:
+                raise RuntimeError("the buffer was closed while a chunk waited for its turn; the chunk is not in it")
         self._add(chunk)
         self._wake()
 
     async def put_all(self, chunks: list[ChatCompletionChunk]) -> None:
-        """Gives what has come at once, and waits afterwards."""
+        """Gives several chunks, as `put` does one."""
+        if self._closed or (self.on_full == "block" and len(self._chunks) + len(chunks) > self.size):
+            for chunk in chunks:
+                await self.put(chunk)
+            return
         for chunk in chunks:
             self._add(chunk)
         self._wake()
-        if self.on_full == "block" and len(self._chunks) >= self.size:
-            await self._until_low()
 
     def _add(self, chunk: ChatCompletionChunk) -> None:
         if self._merging is not None:

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final
 
 from together_async.coalesce import Coalescer
-from together_async.codec import knows_all_keys
+from together_async.codec import says_more
 from together_async.models import ChatCompletionChunk
 
 _CHOICE_KEYS: Final = frozenset({"delta", "seed", "text"})
@@ -33,7 +33,7 @@ class ChunkLog:
         size: Bytes that are kept, by estimate.
     """
 
-    __slots__ = ("_facts", "_latest", "_older", "_plain", "_role", "_seed", "_window", "last", "size")
+    __slots__ = ("_facts", "_latest", "_older", "_role", "_seed", "_window", "last", "size")
 
     def __init__(self, window: int) -> None:
         self.last = 0
@@ -42,8 +42,7 @@ class ChunkLog:
         self._latest: deque[ChatCompletionChunk] = deque()
         self._older: list[str | ChatCompletionChunk] = []
         self._facts: ChatCompletionChunk | None = None  # the first chunk: what it says about the whole holds for texts
-        self._plain = False  # no chunk so far had keys that are unknown here
-        self._seed: int | float | None = None
+        self._seed: int | float | None = None  # of choice 0, as last told by a chunk that is kept as it came
         self._role: str | None = None
 
     def __repr__(self) -> str:
@@ -53,7 +52,7 @@ class ChunkLog:
         """Takes the next chunk."""
         self.last += 1
         self._latest.append(chunk)
-        self.size += _OBJECT
+        self.size += _size_of(chunk)
         if len(self._latest) > self._window:
             self._shrink(self._latest.popleft())
 
@@ -63,24 +62,22 @@ class ChunkLog:
             self._shrink(self._latest.popleft())
 
     def _shrink(self, chunk: ChatCompletionChunk) -> None:
-        text = self._text_of(chunk)
-        if text is None:
-            self._older.append(chunk)
-            self.size += len(getattr(chunk, "_raw", b""))
-        else:
-            self._older.append(text)
-            self.size += len(text) + _OVERHEAD - _OBJECT
-
-    def _text_of(self, chunk: ChatCompletionChunk) -> str | None:
-        """Returns the text of a chunk that says nothing else, or nothing that the first chunk has not said."""
         if self._facts is None:
             self._facts = chunk
-            raw: bytes | None = getattr(chunk, "_raw", None)
-            self._plain = raw is None or knows_all_keys(raw)
-            self._seed = chunk.choices[0].seed if chunk.choices else None
-            self._role = chunk.choices[0].delta.role if chunk.choices else None
-            return None
-        if not self._plain or len(chunk.choices) != 1 or chunk.usage is not None:
+        elif (text := self._text_of(chunk)) is not None:
+            self._older.append(text)
+            self.size += len(text) + _OVERHEAD - _size_of(chunk)
+            return
+        self._older.append(chunk)
+        for choice in chunk.choices:
+            if not choice.index:
+                self._role = self._role or choice.delta.role
+                self._seed = choice.seed if choice.seed is not None else self._seed
+
+    def _text_of(self, chunk: ChatCompletionChunk) -> str | None:
+        """Returns the text of a chunk that says nothing else, or nothing that has not been said before."""
+        raw: bytes | None = getattr(chunk, "_raw", None)
+        if len(chunk.choices) != 1 or chunk.usage is not None or (raw is not None and says_more(raw)):
             return None
         choice, first = chunk.choices[0], vars(self._facts)
         given = {name for name, value in vars(choice).items() if value}
@@ -126,3 +123,11 @@ class ChunkLog:
             position += count
             pieces.append((position, chunk))
         return pieces
+
+
+def _size_of(chunk: ChatCompletionChunk) -> int:
+    """Bytes of a chunk, by estimate: its objects, its texts, and what it came from."""
+    raw: bytes | None = getattr(chunk, "_raw", None)
+    if raw is not None:
+        return _OBJECT + 2 * len(raw)
+    return _OBJECT + sum(len(repr(choice.delta)) for choice in chunk.choices)

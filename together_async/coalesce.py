@@ -174,6 +174,8 @@ class Coalescer:
         self._only = chunk if self._merging == 0 else None
         self._merging += 1
         self.say(chunk)
+        if chunk.usage is not None:
+            self._facts["usage"] = chunk.usage
         for choice in chunk.choices:
             self._choice(choice.index or 0).add(choice)
 
@@ -185,14 +187,12 @@ class Coalescer:
         self._choice(0).texts.setdefault("content", []).append(text)
 
     def say(self, chunk: ChatCompletionChunk) -> None:
-        """Takes what a chunk says about the whole, and nothing of its choices."""
+        """Takes what a chunk says about the whole and others repeat, and nothing else of it."""
         given, facts = vars(chunk), self._facts
         for name in _FIRST:
             value = given.get(name)
             if value is not None and not facts.get(name) and (value or name not in facts):
                 facts[name] = value
-        if chunk.usage is not None:
-            facts["usage"] = chunk.usage
 
     def _choice(self, index: int) -> _Choice:
         choice = self._choices.get(index)

@@ -7,6 +7,7 @@ which are kept until they are no longer the last. What lies between is cut at th
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Final
 
@@ -17,8 +18,10 @@ _KEPT: Final = 8192
 """Bytes of the stream's end that are kept, at least: several events with usage, finish reasons and warnings."""
 _FEW: Final = 4096
 """Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
-_LOOKED_FOR: Final = 64
-"""Bytes at the end of what came in which `[DONE]` is looked for: there, or in an event before the end of the body."""
+_EDGE: Final = 3
+"""Bytes before those that come in which an empty line may have begun."""
+_EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
+"""The end of a line and that of an empty one, each of them LF, CRLF or CR."""
 
 
 class PassingDecoder(ChunkDecoder):
@@ -28,7 +31,7 @@ class PassingDecoder(ChunkDecoder):
         every: Every event matters, as it does where several choices end at different times.
     """
 
-    __slots__ = ("_event_size", "_every", "_kept", "_kept_size", "_tail", "events", "passed")
+    __slots__ = ("_event_size", "_every", "_kept", "_kept_size", "_tail", "_tail_size", "events", "passed")
 
     def __init__(
         self,
@@ -39,7 +42,8 @@ class PassingDecoder(ChunkDecoder):
     ) -> None:
         super().__init__(media_type=media_type, max_event_size=max_event_size)
         self._every = every
-        self._tail = b""  # of an event that is not whole
+        self._tail: list[bytes] = []  # of an event that is not whole
+        self._tail_size = 0
         self._kept: deque[bytes] = deque()
         self._kept_size = 0
         self.passed: list[bytes] = []  # whole events, as they came
@@ -55,19 +59,9 @@ class PassingDecoder(ChunkDecoder):
         if not self._sniffed:
             self._sniff(data)
         if self._whole is not None:
+            data, self._tail, self._tail_size = b"".join((*self._tail, data)), [], 0
             return super().feed(data)
-        if self._tail:
-            data = self._tail + data
-        end = _end_of_events(data)
-        if end < len(data):
-            self._tail, data = data[end:], data[:end]
-            if len(self._tail) > self._max_size:
-                raise NotTheProtocol(
-                    f"got a server-sent event of at least {len(self._tail)} bytes, expected at most {self._max_size}; "
-                    "raise max_event_size if this is no attack"
-                )
-        else:
-            self._tail = b""
+        data = self._whole_events(data) if self._sniffed else self._held(data)
         if not data:
             return []
         self.passed.append(data)
@@ -77,9 +71,35 @@ class PassingDecoder(ChunkDecoder):
             return payloads
         self._keep(data)
         # An error in the midst of many events is found at the end, if it was the end.
-        if data.find(b"[DONE]", -_LOOKED_FOR) >= 0 or (len(data) < _FEW and b'"error"' in data):
+        if data.find(b"[DONE]", -_FEW) >= 0 or (len(data) < _FEW and (b'"error"' in data or b"event:" in data)):
             return self._look()
         return []
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Returns what is whole of the bytes that are held and those that come; holds the rest.
+
+        An end is looked for in what comes alone, so that the work is linear, however long an event is.
+        """
+        edge = b"".join([piece[-_EDGE:] for piece in self._tail[-_EDGE:]])[-_EDGE:]
+        end = _end_of_events(edge + data) - len(edge)
+        if end <= 0:
+            return self._held(data)
+        whole = b"".join((*self._tail, data[:end])) if self._tail or end < len(data) else data
+        self._tail, self._tail_size = [], 0
+        self._held(data[end:])
+        return whole
+
+    def _held(self, data: bytes) -> bytes:
+        """Keeps bytes until their event is whole; returns none."""
+        if data:
+            self._tail.append(data)
+            self._tail_size += len(data)
+        if self._tail_size > self._max_size:
+            raise NotTheProtocol(
+                f"got a server-sent event of at least {self._tail_size} bytes, expected at most {self._max_size}; "
+                "raise max_event_size if this is no attack"
+            )
+        return b""
 
     def _keep(self, data: bytes) -> None:
         self.events += self._count(data)
@@ -107,15 +127,23 @@ class PassingDecoder(ChunkDecoder):
         """Whether the body is one JSON document, and not a stream to pass on."""
         return self._whole is not None
 
+    def rest(self) -> list[bytes]:
+        """Returns the payloads of the last events, when nothing more will come."""
+        return self._look() if self._kept else []
+
     def end(self) -> list[bytes]:
         """Says that the body has ended; returns the payloads of the last events."""
-        payloads = self._look() if self._kept else []
-        return payloads or super().end()
+        return self.rest() or super().end()
 
 
 def _end_of_events(data: bytes) -> int:
-    """Where the last whole event ends: after an empty line, whose end may be LF, CRLF or CR."""
+    """Where the last whole event ends: after an empty line."""
     if data.endswith(b"\n\n"):
         return len(data)
-    ends = (b"\n\n", b"\r\n\r\n", b"\r\r") if b"\r" in data else (b"\n\n",)
-    return max(found + len(end) if (found := data.rfind(end)) >= 0 else 0 for end in ends)
+    if b"\r" not in data:
+        found = data.rfind(b"\n\n")
+        return found + 2 if found >= 0 else 0
+    end = 0
+    for empty in _EMPTY_LINE.finditer(data):
+        end = empty.end()
+    return end

@@ -418,6 +418,10 @@ class ChunkDecoder:
         self._any = self._any or bool(whole)
         return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
 
+    def rest(self) -> list[bytes]:
+        """Returns the payloads that are kept back, when nothing more will come: here there are none."""
+        return []
+
     def decode(self, payload: bytes) -> ChatCompletionChunk | None:
         """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
 

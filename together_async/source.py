@@ -6,11 +6,14 @@ A source gives all chunks that are there at once, so that who passes them on doe
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from together_async.buffer import Buffer
+from together_async.errors import IncompleteStreamError
+from together_async.group import NOT_TO_PASS, strayed
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.stream import ChatCompletionStream
 
@@ -34,7 +37,10 @@ class Source(Protocol):
         ...
 
     async def read(self) -> list[ChatCompletionChunk]:
-        """Returns what is there, at least one chunk; an empty list is the end. A read may be cancelled and repeated."""
+        """Returns what is there, at least one chunk; an empty list is the end.
+
+        A read of what is open may be cancelled and repeated.
+        """
         ...
 
     def leave(self) -> None:
@@ -117,13 +123,15 @@ class Buffered:
     the stream; with the block, its task has ended too.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_entered", "_task", "_upstream")
+    __slots__ = ("__weakref__", "_buffer", "_entered", "_left", "_task", "_upstream")
 
     def __init__(self, stream: Chunks, buffer: Buffer) -> None:
         self._buffer = buffer
         self._entered = False
+        self._left = False
         self._upstream: Source | Chunks = StreamSource(stream) if isinstance(stream, ChatCompletionStream) else stream
         self._task: asyncio.Task[None] | None = None
+        buffer.take_over()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._buffer!r}>"
@@ -134,13 +142,19 @@ class Buffered:
         return self._buffer.position
 
     async def open(self) -> None:
-        """Asks for the first response."""
-        if self._task is None:
-            if isinstance(self._upstream, Source):
-                await self._upstream.open()
-                self._task = asyncio.create_task(_pump(self._upstream, self._buffer))
-            else:
-                self._task = asyncio.create_task(_pump_each(self._upstream, self._buffer))
+        """Asks for the first response, and begins to read ahead."""
+        if self._task is not None or self._left:
+            return
+        if isinstance(self._upstream, Source):
+            await self._upstream.open()
+            reading = _pump(self._upstream, self._buffer)
+        else:
+            reading = _pump_each(self._upstream, self._buffer)
+        if self._left:
+            reading.close()  # type: ignore[unreachable]  # somebody may have left meanwhile
+            return
+        self._task = asyncio.create_task(reading)
+        self._task.add_done_callback(functools.partial(_pumped, self._buffer))
 
     async def read(self) -> list[ChatCompletionChunk]:
         """Returns the chunks that are there, at least one; an empty list is the end."""
@@ -149,9 +163,12 @@ class Buffered:
 
     def leave(self) -> None:
         """Closes the stream, at once."""
+        self._left = True
         if isinstance(self._upstream, Source):
             self._upstream.leave()
-        if self._task is not None and not self._task.get_loop().is_closed():
+        if self._task is None:
+            self._buffer.close(_given_up())
+        elif not self._task.get_loop().is_closed():
             self._task.cancel()
 
     def completion(self) -> ChatCompletion | None:
@@ -183,30 +200,34 @@ class Buffered:
 
 
 async def _pump(source: Source, buffer: Buffer) -> None:
-    error: BaseException | None = None
     try:
         while chunks := await source.read():
             await buffer.put_all(chunks)
-    except Exception as failure:  # noqa: BLE001 - the reader gets it
-        error = failure
     finally:
         source.leave()
-        buffer.close(error)
 
 
 async def _pump_each(chunks: Chunks, buffer: Buffer) -> None:
-    error: BaseException | None = None
     iterator = aiter(chunks)
     try:
         async for chunk in iterator:
             await buffer.put(chunk)
-    except Exception as failure:  # noqa: BLE001 - the reader gets it
-        error = failure
     finally:
         close = getattr(iterator, "aclose", None)
         if close is not None:
             await close()
-        buffer.close(error)
+
+
+def _pumped(buffer: Buffer, task: asyncio.Task[None]) -> None:
+    """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
+    error = _given_up() if task.cancelled() else task.exception()
+    if isinstance(error, NOT_TO_PASS):
+        error = strayed(error)
+    buffer.close(error)
+
+
+def _given_up() -> IncompleteStreamError:
+    return IncompleteStreamError("the stream was closed by its reader before its end", partial=ChatCompletion())
 
 
 def source_of(stream: Any) -> Source:
@@ -248,6 +269,7 @@ def buffered(stream: Chunks, buffer: Buffer | None = None) -> Buffered:
 
     Raises:
         TypeError: It is no stream.
+        ValueError: The buffer is in use already.
         TogetherError (while reading): As the stream raises it, after all that had come before.
     """
     if not isinstance(stream, AsyncIterable):

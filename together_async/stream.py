@@ -522,6 +522,10 @@ class ChatCompletionStream:
 
     def _connection_failed(self, error: APIConnectionError) -> None:
         """The connection is lost or late: the end, if all had come; else the error that says what is missing."""
+        if self._decoder is not None and (payloads := self._decoder.rest()):
+            payloads.reverse()
+            self._payloads = payloads  # they may say that it is complete; the next read fails in the same way
+            return
         if self._accumulator.finished(self._choices):
             self._leave()
             return

@@ -13,12 +13,12 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from together_async import AsyncTogether, relay
+from together_async import AsyncTogether, TogetherError, relay
 
 MODEL = os.environ.get("TOGETHER_MODEL", "meta-llama/Llama-3.3-70B-Instruct-Turbo")
 
 client, hub = AsyncTogether(), relay.Hub()
-app = FastAPI(lifespan=relay.lifespan(client, hub))
+app = FastAPI(lifespan=relay.lifespan(client, hub), exception_handlers={TogetherError: relay.refuse})
 
 
 class Question(BaseModel):

@@ -5,15 +5,17 @@ It imports none of them. Where Starlette is loaded, it is one of Starlette's res
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from together_async.codec import encode
 from together_async.errors import TogetherError
-from together_async.relay.events import HEADERS, Format
-from together_async.relay.problems import AllReadError, headers_of, problem_of, status_of
+from together_async.relay.events import HEADERS, Format, error_event
+from together_async.relay.problems import AllReadError, ServerShutdownError, headers_of, problem_of, status_of
 from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of, run
 from together_async.relay.shutdown import DEFAULT_GRACE
 
@@ -23,6 +25,8 @@ else:
     Response = object  # see `response_class`
 
 T = TypeVar("T")
+_FAREWELL_S: Final = 0.5
+"""Seconds for the last event of a response that is cancelled: a client who does not read must not hold its server."""
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -118,14 +122,18 @@ class EventSourceResponse(Response):
 
     async def _relay(self, receive: Receive, send: Send) -> None:
         relaying = Relaying(self._feed, heartbeat=self._heartbeat, grace=self._grace)
-        left = True
+        left, sent = True, _Sent(send)
         try:
-            left = await run(relaying, self._pump(relaying, send), _gone(receive))
+            left = await run(relaying, self._pump(relaying, sent), _gone(receive))
+        except asyncio.CancelledError:
+            if not relaying.gone:
+                await _farewell(relaying, sent)
+            raise
         finally:
             await relaying.end(self._on_end, left=left)
         relaying.raise_what_is_not_ours()
 
-    async def _pump(self, relaying: Relaying, send: Send) -> None:
+    async def _pump(self, relaying: Relaying, send: _Sent) -> None:
         try:
             data = await relaying.first()
         except TogetherError as error:
@@ -139,6 +147,37 @@ class EventSourceResponse(Response):
 
     async def _start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+class _Sent:
+    """A server's `send` that knows how far a response is."""
+
+    __slots__ = ("_send", "begun", "ended")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = self.ended = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        self.begun = True
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
+        await self._send(message)
+
+
+async def _farewell(relaying: Relaying, send: _Sent) -> None:
+    """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
+
+    Some servers tell their workers nothing before they do (Hypercorn), and wait only so long.
+    """
+    error = relaying.error = ServerShutdownError("the server stopped the response")
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_FAREWELL_S):
+            if not send.begun:
+                await Refusal(error)({}, _never, send)
+            elif not send.ended:
+                last = error_event(problem_of(error), relaying.end_id())
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
 
 
 class Refusal(Response):

