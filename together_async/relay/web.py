@@ -125,6 +125,12 @@ _watches: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch]] = 
 
 
 async def _gone(request: web.Request) -> None:
+    try:
+        # A body that nobody has read stops aiohttp's reading, and with it the sight of the client's end.
+        while not request.content.at_eof():
+            await request.content.readany()
+    except Exception:  # noqa: BLE001 - whatever became of the body, its sender is no more
+        return
     loop = asyncio.get_running_loop()
     watch = _watches.get(loop)
     if watch is None:
