@@ -75,10 +75,12 @@ class StreamSource:
         if self._batches is None:
             await self.open()
         assert self._batches is not None  # noqa: S101 - just opened
-        async for batch in self._batches:
-            self.position += len(batch)
-            return batch
-        return []
+        try:
+            batch = await anext(self._batches)  # no loop, which would make an iterator of its own each time
+        except StopAsyncIteration:
+            return []
+        self.position += len(batch)
+        return batch
 
     def leave(self) -> None:
         """Closes the stream, at once."""

@@ -122,27 +122,30 @@ class EventSourceResponse(Response):
 
     async def _relay(self, receive: Receive, send: Send) -> None:
         relaying = Relaying(self._feed, heartbeat=self._heartbeat, grace=self._grace)
-        left, sent = True, _Sent(send)
+        left, sent = True, _Sent()
         try:
-            left = await run(relaying, self._pump(relaying, sent), _gone(receive))
+            left = await run(relaying, self._pump(relaying, send, sent), _gone(receive))
         except asyncio.CancelledError:
             if not relaying.gone:
-                await _farewell(relaying, sent)
+                await _farewell(relaying, send, sent)
             raise
         finally:
             await relaying.end(self._on_end, left=left)
         relaying.raise_what_is_not_ours()
 
-    async def _pump(self, relaying: Relaying, send: _Sent) -> None:
+    async def _pump(self, relaying: Relaying, send: Send, sent: _Sent) -> None:
         try:
             data = await relaying.first()
         except TogetherError as error:
+            sent.begun = sent.ended = True
             await Refusal(error)({}, _never, send)
             return
+        sent.begun = True
         await self._start(send)
         while data:
             await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await relaying.next()
+        sent.ended = True
         await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Send) -> None:
@@ -150,21 +153,15 @@ class EventSourceResponse(Response):
 
 
 class _Sent:
-    """A server's `send` that knows how far a response is."""
+    """How far a response is."""
 
-    __slots__ = ("_send", "begun", "ended")
+    __slots__ = ("begun", "ended")
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self.begun = self.ended = False
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        self.begun = True
-        self.ended = message["type"] == "http.response.body" and not message.get("more_body")
-        await self._send(message)
 
-
-async def _farewell(relaying: Relaying, send: _Sent) -> None:
+async def _farewell(relaying: Relaying, send: Send, sent: _Sent) -> None:
     """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
 
     Some servers tell their workers nothing before they do (Hypercorn), and wait only so long.
@@ -172,9 +169,9 @@ async def _farewell(relaying: Relaying, send: _Sent) -> None:
     error = relaying.error = ServerShutdownError("the server stopped the response")
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_FAREWELL_S):
-            if not send.begun:
+            if not sent.begun:
                 await Refusal(error)({}, _never, send)
-            elif not send.ended:
+            elif not sent.ended:
                 last = error_event(problem_of(error), relaying.end_id())
                 await send({"type": "http.response.body", "body": last, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})

@@ -75,14 +75,16 @@ class Passthrough:
             await self.open()
         assert self._raw is not None  # noqa: S101 - just opened
         try:
-            async for data in self._raw:
-                self._begun = True
-                return data
+            data = await anext(self._raw)
+        except StopAsyncIteration:
+            return b""
         except StreamAPIError as error:
             if not self._begun:
                 raise
             self.error = error  # the service's own words about it have been passed on
-        return b""
+            return b""
+        self._begun = True
+        return data
 
     def leave(self) -> None:
         """Closes the stream."""
