@@ -7,6 +7,7 @@ keep up get exactly those; of an older chunk of plain text just the text is kept
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from typing import Final
 
@@ -16,8 +17,8 @@ from together_async.models import ChatCompletionChunk
 
 _CHOICE_KEYS: Final = frozenset({"delta", "seed", "text"})
 _DELTA_KEYS: Final = frozenset({"content", "role", "token_id"})
-_OVERHEAD: Final = 60
-"""Bytes of a str and its place, without its text."""
+_PLACE: Final = 8
+"""Bytes of a place in a list."""
 _OBJECT: Final = 1_500
 """Bytes of a chunk's objects, without its texts."""
 
@@ -66,7 +67,7 @@ class ChunkLog:
             self._facts = chunk
         elif (text := self._text_of(chunk)) is not None:
             self._older.append(text)
-            self.size += len(text) + _OVERHEAD - _size_of(chunk)
+            self.size += sys.getsizeof(text) + _PLACE - _size_of(chunk)
             return
         self._older.append(chunk)
         for choice in chunk.choices:

@@ -72,7 +72,7 @@ class _Call:
 class _Choice:
     """Deltas of one choice."""
 
-    __slots__ = ("calls", "finish_reason", "function", "index", "logprobs", "role", "seed", "texts")
+    __slots__ = ("calls", "finish_reason", "function", "index", "logprobs", "role", "seed", "texts", "unnumbered")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -83,6 +83,7 @@ class _Choice:
         self.calls: list[_Call] = []
         self.function: _Call | None = None
         self.logprobs: dict[str, list[Any]] = {}
+        self.unnumbered = False  # a piece of a call without an index has come, which goes to whichever call is the last
 
     def add(self, choice: ChunkChoice) -> None:
         delta = choice.delta
@@ -108,10 +109,10 @@ class _Choice:
 
     def _add_piece(self, piece: ToolCallDelta) -> None:
         calls = self.calls
-        if piece.index is not None:
+        last = calls[-1] if calls else None
+        if piece.index is not None and not self.unnumbered:
             last = next((call for call in reversed(calls) if call.index == piece.index), None)
-        else:
-            last = calls[-1] if calls else None
+        self.unnumbered = self.unnumbered or piece.index is None
         if last is not None and last.takes(piece):
             last.type = last.type or piece.type
             last.add(piece.function)
