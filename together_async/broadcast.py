@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self
 from together_async.chunk_log import ChunkLog
 from together_async.errors import IncompleteStreamError, TogetherError
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
-from together_async.source import ChunkLoop, Chunks, Source, source_of
+from together_async.source import Chunks, Loopable, Source, source_of
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
@@ -307,7 +307,7 @@ class _Place:
         self.left = False
 
 
-class Subscription:
+class Subscription(Loopable):
     """One consumer of a `Broadcast`: an async iterator of chunks, and an async context manager.
 
     It leaves when its loop or block is left, or when it is dropped. Until then a broadcast that blocks waits for it.
@@ -317,11 +317,11 @@ class Subscription:
         TogetherError: As the stream raised it, after all that had come before.
     """
 
-    __slots__ = ("__weakref__", "_broadcast", "_entered", "_place")
+    __slots__ = ("__weakref__", "_broadcast", "_place")
 
     def __init__(self, broadcast: Broadcast, place: _Place) -> None:
+        super().__init__()
         self._broadcast = broadcast
-        self._entered = False
         self._place = place
 
     def __repr__(self) -> str:
@@ -348,9 +348,6 @@ class Subscription:
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far; None where the stream is none of this package."""
         return self._broadcast.completion()
-
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return ChunkLoop(self, owner=not self._entered)
 
     async def text(self, choice: int = 0) -> AsyncIterator[str]:
         """Yields the texts of one choice; empty ones are left out."""

@@ -91,45 +91,68 @@ class StreamSource:
         return self._stream.so_far()
 
 
-class ChunkLoop:
-    """The iterator of one loop over a source. Where the source was not entered, it leaves when the loop is left."""
+class Loopable:
+    """What is read by batches, for loops over its chunks.
 
-    __slots__ = ("_batch", "_owner", "_source")
+    A loop may be left in the midst of a batch: the rest of it stays here, for the next one.
+    """
 
-    def __init__(self, source: Source, *, owner: bool) -> None:
+    __slots__ = ("_entered", "_rest")
+
+    def __init__(self) -> None:
+        self._entered = False
+        self._rest: list[ChatCompletionChunk] = []  # the last is the next
+
+    async def read(self) -> list[ChatCompletionChunk]:
+        """Returns the chunks that are there, at least one; an empty list is the end."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Ends it at once."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        return _ChunkLoop(self, owner=not self._entered)
+
+
+class _ChunkLoop:
+    """The iterator of one loop. Where nobody has entered what it reads, it leaves when the loop is left."""
+
+    __slots__ = ("_owner", "_source")
+
+    def __init__(self, source: Loopable, *, owner: bool) -> None:
         self._source = source
         self._owner = owner
-        self._batch: list[ChatCompletionChunk] = []  # the last is the next
 
-    def __aiter__(self) -> ChunkLoop:
+    def __aiter__(self) -> _ChunkLoop:
         return self
 
     async def __anext__(self) -> ChatCompletionChunk:
-        if not self._batch:
-            batch = await self._source.read()
+        source = self._source
+        if not source._rest:
+            batch = await source.read()
             if not batch:
                 raise StopAsyncIteration
-            batch.reverse()
-            self._batch = batch
-        return self._batch.pop()
+            source._rest = batch[::-1]
+        return source._rest.pop()
 
     def __del__(self) -> None:
         if self._owner:
             self._source.leave()
 
 
-class Buffered:
+class Buffered(Loopable):
     """The chunks of a stream, read ahead. Made by `buffered`: an async iterator, and an async context manager.
 
     The stream is opened, and its task begins, with the first read or `async with`. Leaving the loop or the block closes
     the stream; with the block, its task has ended too.
     """
 
-    __slots__ = ("__weakref__", "_buffer", "_entered", "_left", "_task", "_upstream")
+    __slots__ = ("__weakref__", "_buffer", "_left", "_task", "_upstream")
 
     def __init__(self, stream: Chunks, buffer: Buffer) -> None:
+        super().__init__()
         self._buffer = buffer
-        self._entered = False
         self._left = False
         self._upstream: Source | Chunks = StreamSource(stream) if isinstance(stream, ChatCompletionStream) else stream
         self._task: asyncio.Task[None] | None = None
@@ -176,9 +199,6 @@ class Buffered:
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far."""
         return self._upstream.completion() if isinstance(self._upstream, Source) else None
-
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return ChunkLoop(self, owner=not self._entered)
 
     async def __aenter__(self) -> Self:
         self._entered = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -16,7 +16,7 @@ from together_async.broadcast import Broadcast, Subscription
 from together_async.errors import QueueFullError
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.relay.problems import AllReadError, NotKeptError, StoppedError
-from together_async.source import ChunkLoop, Chunks
+from together_async.source import Chunks, Loopable
 
 _WINDOW: Final = 16
 """Chunks of a completion that are kept as they came; who is further behind gets the missing ones as one."""
@@ -268,12 +268,13 @@ class Hub:
         run.broadcast.on_change = None
 
 
-class HubReader:
+class HubReader(Loopable):
     """Somebody who reads a completion of a hub. Made by `Hub.join` and `Hub.open`; for the relay's doors."""
 
     __slots__ = ("__weakref__", "_after", "_hub", "_id", "_named", "_place", "_stream")
 
     def __init__(self, hub: Hub, id: str | None, stream: Chunks | None = None) -> None:
+        super().__init__()
         self._hub = hub
         self._id = id
         self._named = id is not None
@@ -348,6 +349,3 @@ class HubReader:
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far."""
         return None if self._place is None else self._place.completion()
-
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return ChunkLoop(self, owner=True)

@@ -16,10 +16,8 @@ from together_async.errors import (
     APIResponseValidationError,
     APIStatusError,
     APITimeoutError,
-    AuthenticationError,
+    ContextLengthError,
     IncompleteStreamError,
-    PaymentRequiredError,
-    PermissionDeniedError,
     QueueFullError,
     StreamAPIError,
     StreamConnectionError,
@@ -54,11 +52,15 @@ _APP: Final = "the service behind this app refuses its requests; its operator ha
 _LOST: Final = "the service behind this app can't be reached, or the connection to it was lost; try again"
 _LATE: Final = "the service behind this app took too long; try again"
 _WRONG: Final = "the service behind this app gave an answer that is not understood"
+_OURS: Final = {
+    401: _APP,
+    402: _APP,
+    403: _APP,
+    404: "the service behind this app does not have what it asks for; its operator has to see to it",
+    429: "too many requests are under way; try again later",
+}
 _TABLE: Final[tuple[tuple[type[TogetherError], int | None, str | None], ...]] = (
     # the first that fits; a status of None is the error's own, a message of None too
-    (AuthenticationError, None, _APP),
-    (PaymentRequiredError, None, _APP),
-    (PermissionDeniedError, None, _APP),
     (APIStatusError, None, None),
     (QueueFullError, 503, "too many requests wait for the service behind this app; try again later"),
     (APITimeoutError, 504, _LATE),
@@ -98,9 +100,17 @@ def problem_of(error: BaseException) -> dict[str, Any]:
         facts = error_facts(getattr(error, "body", None))
         if facts is not None and facts.code is not None:
             code = facts.code
-        # The error's own text, which has neither key nor prompt in it, and not the body's.
-        said = str(error).removeprefix(f"{status}: ") if status < 500 or isinstance(error, StreamError) else _FAILED
+        said = _said_by_the_service(error, getattr(error, "status_code", None))
     return {"message": said[:_MOST], "type": type(error).__name__, "param": None, "code": code}
+
+
+def _said_by_the_service(error: BaseException, status: int | None) -> str:
+    """Returns its words where they are about the request; in the others are accounts, links and addresses."""
+    if status in _OURS and not isinstance(error, ContextLengthError):
+        return _OURS[status]
+    if status is not None and not 400 <= status <= 499:
+        return _FAILED
+    return str(error).removeprefix(f"{status}: ")
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:

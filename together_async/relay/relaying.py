@@ -244,11 +244,15 @@ class Relaying:
         return data
 
     async def _until_open(self, limit_s: float | None) -> bytes | None:
-        """Waits for the first bytes; None when it is time for a comment."""
+        """Waits for the first bytes, once open for `limit_s`; None when it is time for a comment."""
+        began = self._loop.time()
         while True:
             opening = self._opening
             assert opening is not None  # noqa: S101 - begun, and not yet through
-            await asyncio.wait((opening,), timeout=limit_s if self._opened else self._heartbeat)
+            left_s = None if self._heartbeat is None else began + self._heartbeat - self._loop.time()
+            if self._opened and limit_s is not None:
+                left_s = limit_s if left_s is None else min(limit_s, left_s)
+            await asyncio.wait((opening,), timeout=None if left_s is None else max(0.0, left_s))
             if not opening.done():
                 return None
             if self._stopping is not None:
