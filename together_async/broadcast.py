@@ -217,7 +217,8 @@ class Broadcast:
         if self.on_slow == "drop":
             for place in tuple(self._consumers):
                 waiting = self._waiting(place)
-                if waiting > self.size:
+                # Who waits has had all there was: many that come at once make nobody slow.
+                if waiting > self.size and place.waiter is None:
                     place.error = SlowConsumerError(waiting, self.size)
                     self._forget(place)
 
