@@ -90,6 +90,7 @@ class Broadcast:
         self._opened = asyncio.Event()
         self._wanted: BaseException | None = None  # what everybody is to get, when it is closed
         self._room: asyncio.Future[None] | None = None  # what the reader waits for while somebody is slow
+        self._traceback: TracebackType | None = None
         self._over = False
         self.on_change: Callable[[], None] | None = None
         """Called when a consumer comes or leaves, when something comes, and at the end."""
@@ -198,6 +199,7 @@ class Broadcast:
         if not self._over:
             self._over = True
             self.error = error
+            self._traceback = None if error is None else error.__traceback__
             self._shrink()
             self._opened.set()
             self._changed()
@@ -242,8 +244,8 @@ class Broadcast:
     async def _open(self) -> None:
         self.start()
         await self._opened.wait()
-        if self.error is not None and self._log.last == 0:
-            raise self.error
+        if self._log.last == 0:
+            self._raise()
 
     async def _read(self, place: _Place) -> list[ChatCompletionChunk]:
         self.start()
@@ -256,8 +258,8 @@ class Broadcast:
                 raise place.error
             if place.left or self._over:
                 self._forget(place)
-                if self.error is not None and not place.left:
-                    raise self.error
+                if not place.left:
+                    self._raise()
                 return []
             if place.waiter is not None:
                 raise RuntimeError("two tasks read one subscription at the same time; subscribe once for each")
@@ -266,6 +268,11 @@ class Broadcast:
                 await place.waiter
             finally:
                 place.waiter = None
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            # As it came: each raising would lengthen its traceback, which holds every reader that was told.
+            raise self.error.with_traceback(self._traceback)
 
     def _next(self, place: _Place) -> list[ChatCompletionChunk]:
         """What can be given now. A chunk that stands for many comes alone, so that every position is known."""

@@ -18,10 +18,15 @@ Render = Callable[[ChatCompletionChunk, str | None], bytes]
 
 DONE: Final = b"data: [DONE]\n\n"
 """The last event of an answer that is complete."""
-RECONNECT: Final = b"retry: 1000\n\n"
-"""Tells a browser to come back after a second where it can go on; its own default is three or five."""
-HEARTBEAT: Final = b":\n\n"
-"""A comment: bytes for proxies and browsers that give up on silence, and no event."""
+RECONNECT: Final = b"retry: 1000\n"
+"""A line of the first event: tells a browser to come back after a second, where it can go on; its own default is three
+or five."""
+HEARTBEAT: Final = b":\n"
+"""A comment: bytes for proxies and browsers that give up on silence, and no event.
+
+It stands in the block of the next event. An empty line after it would be right too, but the parser of the `openai` SDK
+takes every empty line that comes after an id for an event, and fails on its empty data.
+"""
 HEADERS: Final[Mapping[str, str]] = {
     "content-type": "text/event-stream; charset=utf-8",
     # `no-transform` keeps compressing proxies away, which collect before they send.

@@ -36,7 +36,7 @@ class Passthrough:
     """A stream as bytes. Made by `passthrough`: an async iterator of bytes, whole events at a time.
 
     Raises (while reading):
-        TogetherError: As every stream does, after all whole events that had come.
+        TogetherError: As every stream does; after all whole events that had come, if any of them were passed on before.
     """
 
     __slots__ = ("_begun", "_raw", "_stream", "error", "resumable")

@@ -116,11 +116,12 @@ class EventFeed:
                 return DONE if end_id is None else encode_event("[DONE]", id=end_id)
             prefix = getattr(self._source, "id_prefix", "") if self._ids else None
             data = render_all(self._render, chunks, self._source.position, prefix)
+            if not data:
+                continue
             if self.resumable and not self._begun:
                 self._begun = True
                 data = RECONNECT + data
-            if data:
-                return data
+            return data
         return b""
 
     def end_id(self) -> str | None:
