@@ -916,11 +916,11 @@ async def test_a_slow_consumer_is_not_silence(first: bytes, total: float | None)
         await call.send(LAST_CHUNK)
 
     asked = asyncio.Event()
-    timeouts = Timeouts(first_token=0.1, idle=0.1, total=total)
+    timeouts = Timeouts(first_token=0.3, idle=0.3, total=total)
     async with served(script, timeouts=timeouts) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
         async for _ in stream:
-            await asyncio.sleep(0.07)
-            asyncio.get_running_loop().call_later(0.05, asked.set)
+            await asyncio.sleep(0.2)
+            asyncio.get_running_loop().call_later(0.15, asked.set)
         assert (await stream.completion()).text.endswith("bcd")
 
 

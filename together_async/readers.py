@@ -252,7 +252,7 @@ class RawReader(Reader):
             if chunk is not None and not decoder.passed and not stream._handed:
                 # A whole completion in the place of a stream.
                 decoder.passed += [b"data: " + encode(chunk.to_dict()) + b"\n\n", b"data: [DONE]\n\n"]
-        return self._passed() if stream._handed or stream._over or stream._accumulator.generated else b""
+        return self._passed() if stream._handed or stream.complete or stream._accumulator.generated else b""
 
     def _hands_out(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - what is passed on says
         return False

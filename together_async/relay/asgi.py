@@ -92,6 +92,11 @@ class EventSourceResponse(Response):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._feed!r}>"
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> dict[str, str]:
+        """Any value: so that FastAPI takes it as a return annotation too where Starlette was loaded later."""
+        return {"type": "any"}
+
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answers one request.
 
