@@ -30,7 +30,7 @@ from together_async.protocol import HTTPRequest, redact
 from together_async.secret import Secret
 from together_async.timeouts import Due, Timeouts, due, earliest
 
-BUFFER_SIZE: Final = 262_144
+BUFFER_SIZE: Final = 65_536
 """Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice that)."""
 STALE_SECONDS: Final = 1.0
 """How soon a request must have failed for its connection to have been stale."""
