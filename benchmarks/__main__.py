@@ -5,6 +5,7 @@
 `python -m benchmarks soak`: thousands of streams, some of them broken, every outcome checked.
 `python -m benchmarks limits`: thousands of calls under an account's limits, here and with other clients.
 `python -m benchmarks fanout`: thousands of requests at once, here and with other clients.
+`python -m benchmarks relay`: streams into browsers through a web backend, here and as others do it.
 """
 
 import argparse
@@ -53,6 +54,17 @@ FANOUT_GROUPS = {
     "resume": "how long a batch takes to go on, with 100,000 results",
     "journal": "what a durable batch costs beside a map",
 }
+RELAY_CLIENTS = (
+    "sockets alone", "by hand", "ours", "ours text", "ours passthrough", "ours coalesce", "ours aiohttp.web", "openai+sse-starlette",
+    "openai+sse-starlette text", "openai+sse-starlette break", "openai+StreamingResponse", "openai+fastapi.sse",
+    "openai+aiohttp.web",
+)  # fmt: skip
+RELAY_PARTS = {
+    "cpu": "CPU of a relayed token, as fast as it goes and paced",
+    "streams": "relays of 50 tokens/s that one core carries",
+    "memory": "memory under browsers that stop reading",
+    "leaving": "from a browser's leaving to the API's being left",
+}
 FAULT_CLIENTS = ("ours", "openai", "openai+aiohttp", "together", "together+aiohttp", "litellm")
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -60,7 +72,9 @@ DEFAULT_FOLDER = Path(__file__).resolve().parent / "results"
 def arguments() -> argparse.Namespace:
     groups = "\n".join(f"  {name:12}{what}" for name, what in GROUPS.items())
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(dest="what", required=True, metavar="stream | faults | soak | limits | fanout")
+    commands = parser.add_subparsers(
+        dest="what", required=True, metavar="stream | faults | soak | limits | fanout | relay"
+    )
     commands.add_parser(
         "stream",
         parents=[stream_arguments()],
@@ -86,11 +100,23 @@ def arguments() -> argparse.Namespace:
         description=f"Groups:\n{groups}\n\nEverything takes about 8 minutes, --quick about 2.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parts = "\n".join(f"  {name:12}{what}" for name, what in RELAY_PARTS.items())
+    commands.add_parser(
+        "relay",
+        parents=[relay_arguments()],
+        help="streams into browsers",
+        description=f"Parts:\n{parts}\n\nEverything takes about 11 minutes, --quick less than 3.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     args = parser.parse_args()
     if args.what == "stream":
         check(parser, (args.only, GROUPS), (args.loops, LOOPS), (args.clients, PEERS))
     elif args.what == "faults":
         check(parser, (args.clients, FAULT_CLIENTS))
+    elif args.what == "relay":
+        check(parser, (args.clients, RELAY_CLIENTS), (args.only, RELAY_PARTS))
+        if args.rounds < 1:
+            parser.error(f"--rounds: got {args.rounds}, expected at least 1")
     elif args.what == "fanout":
         check(parser, (args.clients, FANOUT_CLIENTS), (args.only, FANOUT_GROUPS))
         if args.rounds < 1:
@@ -159,6 +185,16 @@ def fanout_arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def relay_arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--clients", default="", help=f"separated by commas, of: {', '.join(RELAY_CLIENTS)}")
+    parser.add_argument("--only", default="", help="parts, separated by commas; default: all")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each backend, alternated (default 3)")
+    parser.add_argument("--quick", action="store_true", help="fewer of everything: to see whether it works")
+    parser.add_argument("--out", "--output", type=Path, default=DEFAULT_FOLDER, help="folder for relay.json")
+    return parser
+
+
 def stream_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", help="groups, separated by commas; default: all", default=",".join(GROUPS))
@@ -186,6 +222,10 @@ def main() -> int:
         fanout = importlib.import_module("benchmarks.fanout")
         clients, only = ([name for name in given.split(",") if name] for given in (args.clients, args.only))
         return int(fanout.run(clients, only, args.out, rounds=args.rounds, quick=args.quick))
+    if args.what == "relay":
+        relay = importlib.import_module("benchmarks.relay")
+        clients, only = ([name for name in given.split(",") if name] for given in (args.clients, args.only))
+        return int(relay.run(clients, only, args.out, rounds=args.rounds, quick=args.quick))
     if args.what == "faults":
         faults = importlib.import_module("benchmarks.faults")
         return int(faults.run(tuple(filter(None, args.clients.split(","))), args.only, args.seed, args.out))

@@ -1,14 +1,18 @@
 """The backends of `relay`: one answer of the API on its way into a browser, in each way in which one writes that.
 
 A function for each, given the API's address and returning an app whose `GET /chat?model=...` streams. The others are
-written as their documentation shows it. An ASGI app is served by uvicorn, an `aiohttp.web` one by aiohttp.
+written as their documentation shows it. An ASGI app is served by uvicorn, an `aiohttp.web` one by aiohttp, and a class
+of protocols by the event loop.
 """
 
+import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 QUESTION = "Why is the sky blue?"
-MESSAGES = [{"role": "user", "content": QUESTION}]
+MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 KEY = "key-of-the-benchmarks"
 SSE = "text/event-stream"
 
@@ -35,7 +39,7 @@ def _ours(base_url: str, respond: Callable[[Any], Any]) -> Any:
 def ours_chunks(base_url: str) -> Any:
     from together_async import relay
 
-    return _ours(base_url, lambda stream: relay.EventSourceResponse(stream))
+    return _ours(base_url, relay.EventSourceResponse)
 
 
 def ours_text(base_url: str) -> Any:
@@ -232,3 +236,47 @@ def by_hand(base_url: str) -> Any:
         return StreamingResponse(data(), media_type=SSE)
 
     return Starlette(routes=[Route("/chat", chat)], lifespan=lifespan)
+
+
+def sockets(base_url: str) -> type[asyncio.Protocol]:
+    """What no backend in Python can go below: what comes from one socket is written to the other, HTTP and all."""
+    from urllib.parse import urlsplit
+
+    api = urlsplit(base_url)
+
+    class Upstream(asyncio.Protocol):
+        def __init__(self, browser: asyncio.Transport, model: str) -> None:
+            self.browser = browser
+            self.body = json.dumps({"model": model, "messages": MESSAGES, "stream": True}).encode()
+
+        def connection_made(self, transport: Any) -> None:
+            head = f"POST {api.path}/chat/completions HTTP/1.1\r\nHost: api\r\nContent-Length: {len(self.body)}\r\n\r\n"
+            transport.write(head.encode() + self.body)
+
+        def data_received(self, data: bytes) -> None:
+            self.browser.write(data)
+            if data.endswith(b"0\r\n\r\n"):
+                self.browser.close()
+
+    class Browser(asyncio.Protocol):
+        opening: asyncio.Task[Any]
+        upstream: asyncio.BaseTransport | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            match = re.search(rb"model=([^ ]+)", data)
+            assert match is not None
+            self.opening = asyncio.ensure_future(self.open(match[1].decode()))
+
+        async def open(self, model: str) -> None:
+            loop = asyncio.get_running_loop()
+            protocol = Upstream(self.transport, model)
+            self.upstream, _ = await loop.create_connection(lambda: protocol, api.hostname, api.port)
+
+        def connection_lost(self, _exc: Exception | None) -> None:
+            if self.upstream is not None:
+                self.upstream.close()
+
+    return Browser

@@ -31,15 +31,36 @@ STAMP = re.compile(rb'(?:"content": ?"|data: "?)(\d{10}\.\d{6})')
 LEAVING = re.compile(rb'"bench\.leaving\.(\d+)\.(\d+)\.(\d+)"')
 EVENT = b"data:"
 QUIET_S = 0.2
+GATHERED_S = 0.5
+"""What `server.paced` waits for when all streams are open."""
 WARM_UP_S = 1.0
-HOPELESS_S = 0.4
-"""A delay in the warm-up that ends a try."""
 SETTLED_S = 1.0
 
 
 def cpu_s(pid: int) -> float:
     """CPU seconds of a process so far, user and system, by its own clock (what `clock_getcpuclockid` gives)."""
     return time.clock_gettime((~pid << 3) | 2)
+
+
+def waited_s(pid: int) -> float:
+    """Seconds which a process and this one have waited for a core that others used."""
+    return sum(int(Path(f"/proc/{one}/schedstat").read_text().split()[1]) for one in (pid, "self")) / 1e9
+
+
+class Meter:
+    """What a window of time cost, the backend and this process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.began = self._now()
+
+    def _now(self) -> tuple[float, float, float, float]:
+        return cpu_s(self.pid), time.process_time(), waited_s(self.pid), time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """CPU seconds of the backend, seconds that passed, and what shares of them each was busy or had to wait."""
+        cpu, own, waited, took = (now - then for now, then in zip(self._now(), self.began, strict=True))
+        return {"cpu_s": cpu, "took_s": took, "busy": cpu / took, "load": own / took, "waited": waited / took}
 
 
 def memory_mib(pid: int) -> tuple[float, float]:
@@ -225,7 +246,6 @@ class Load(Server):
                 self.turn(time.monotonic())
         if not self.until(lambda: self.opened + len(self.failures) >= count, timeout_s) or self.failures:
             why = f"{self.failures[:3]}" if self.failures else f"{self.opened} of {count} streams began"
-            self.part(0)
             raise RuntimeError(why)
         return browsers
 
@@ -275,43 +295,41 @@ def blast(load: Load, job: dict[str, Any]) -> dict[str, Any]:
     streams, tokens, pid = job["streams"], job["tokens"], job["pid"]
     browsers = load.open_all(job["port"], f"bench.blast.{tokens}.{streams}", streams)
     load.rest(QUIET_S)
-    cpu, own, started = cpu_s(pid), time.process_time(), time.monotonic()
+    meter = Meter(pid)
     load.until(lambda: load.ended + len(load.failures) >= streams, 120)
-    cpu, own, took = cpu_s(pid) - cpu, time.process_time() - own, time.monotonic() - started
+    result = meter.read()
     least = min(browser.events for browser in browsers)
     complete = load.ended
     load.part(pid)
-    if complete < streams or least < 0.999 * (tokens - 2):
-        raise RuntimeError(f"{complete} of {streams} streams were complete, {least} of {tokens} tokens; {load.failures[:3]}")
-    return {"us": cpu / streams / tokens * 1e6, "load": own / took, "busy": cpu / took}
+    if complete < streams or (least < 0.999 * (tokens - 2) and not job["merges"]):
+        raise RuntimeError(f"{complete} of {streams} complete, {least} of {tokens} tokens; {load.failures[:3]}")
+    return {**result, "us": result["cpu_s"] / streams / tokens * 1e6}
 
 
 def paced(load: Load, job: dict[str, Any]) -> dict[str, Any]:
     """CPU of a token, and its delay, when each comes by itself."""
     streams, rate, pid = job["streams"], job["rate"], job["pid"]
     load.open_all(job["port"], f"bench.paced.{rate}.{streams}", streams)
-    load.delays = []
-    load.rest(0.5 + WARM_UP_S)  # half a second is the API's
-    late = percentile(load.delays[-streams:] or [HOPELESS_S], 50)
-    if late >= HOPELESS_S and not job.get("whatever"):
+    load.delays, meter = [], Meter(pid)
+    load.rest(GATHERED_S + WARM_UP_S)
+    late = percentile(load.delays[-streams:] or [job["hopeless_s"]], 50)
+    if late >= job["hopeless_s"]:
         load.part(pid)
-        return {"p99_ms": late * 1e3, "p50_ms": late * 1e3, "share": 0.0, "load": 0.0, "busy": 1.0, "us": 0.0}
+        return {**meter.read(), "p50_ms": late * 1e3, "p99_ms": late * 1e3, "share": 0.0}
     load.delays.clear()
-    events, cpu, own, started = load.events, cpu_s(pid), time.process_time(), time.monotonic()
+    events, meter = load.events, Meter(pid)
     load.rest(job["window_s"])
-    cpu, own, took = cpu_s(pid) - cpu, time.process_time() - own, time.monotonic() - started
-    events, delays, failures = load.events - events, load.delays, load.failures
+    result, events, delays, failures = meter.read(), load.events - events, load.delays, load.failures
     load.delays = None
     load.part(pid)
-    if failures or not events:
-        raise RuntimeError(f"{events} tokens; {failures[:3]}")
+    if failures or not delays:
+        raise RuntimeError(f"{events} tokens, {len(delays)} that say when; {failures[:3]}")
     return {
-        "us": cpu / events * 1e6,
+        **result,
+        "us": result["cpu_s"] / events * 1e6,
         "p50_ms": percentile(delays, 50) * 1e3,
         "p99_ms": percentile(delays, 99) * 1e3,
-        "share": events / (took * rate * streams),
-        "busy": cpu / took,
-        "load": own / took,
+        "share": events / (result["took_s"] * rate * streams),
     }
 
 
@@ -346,24 +364,22 @@ def memory(load: Load, job: dict[str, Any]) -> dict[str, Any]:
 
 def leave(load: Load, job: dict[str, Any]) -> dict[str, Any]:
     """How long after a browser has left the API sees it, in milliseconds; None for never within the patience."""
-    result: dict[str, Any] = {}
-    for kind, count, tokens in (("silent", job["silent"], 3), ("flowing", job["flowing"], 0)):
-        load.closed_s.clear()
-        browsers = load.open_all(job["port"], f"bench.leaving.50.{tokens}.{{}}", count)
-        load.rest(0.5)
-        left_s = {}
-        for browser in browsers:
-            load.leave(browser)
-            left_s[browser.number] = time.monotonic()
-            load.rest(job["between_s"])
-        load.until(lambda: len(load.closed_s) >= count, job["patience_s"])
-        closed = dict(load.closed_s)
-        result[kind] = [
-            (closed[number] - at) * 1e3 if number in closed and closed[number] - at < job["patience_s"] else None
-            for number, at in left_s.items()
-        ]
-        load.part(job["pid"])
-    return result
+    return {"silent": left(load, job, job["silent"], 3), "flowing": left(load, job, job["flowing"], 0)}
+
+
+def left(load: Load, job: dict[str, Any], count: int, tokens: int) -> list[float | None]:
+    load.closed_s.clear()
+    browsers = load.open_all(job["port"], f"bench.leaving.{job['rate']}.{tokens}.{{}}", count)
+    load.rest(0.5)
+    left_s = {}
+    for browser in browsers:
+        load.leave(browser)
+        left_s[browser.number] = time.monotonic()
+        load.rest(job["between_s"])
+    load.until(lambda: len(load.closed_s) >= count, job["patience_s"])
+    longest = {number: load.closed_s.get(number, float("inf")) - at for number, at in left_s.items()}
+    load.part(job["pid"])
+    return [took * 1e3 if took < job["patience_s"] else None for took in longest.values()]
 
 
 JOBS = {"blast": blast, "paced": paced, "memory": memory, "leave": leave}
@@ -378,7 +394,8 @@ def main() -> None:
         job = json.loads(line)
         try:
             answer = JOBS[job["do"]](load, job)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            load.part(0)
             answer = {"error": str(error)}
         print(json.dumps(answer), flush=True)
 

@@ -41,6 +41,15 @@ def serve_aiohttp(app: Any, sock: socket.socket, loop: str) -> None:
         runner.run(serve())
 
 
+def serve_protocols(protocol: type[asyncio.Protocol], sock: socket.socket, loop: str) -> None:
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(protocol, sock=sock)
+        await server.serve_forever()
+
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+        runner.run(serve())
+
+
 def end_with_stdin() -> None:
     sys.stdin.read()
     os._exit(0)
@@ -52,6 +61,7 @@ def main() -> None:
     parser.add_argument("--package", required=True)
     parser.add_argument("--loop", required=True)
     parser.add_argument("--base-url", required=True)
+    parser.add_argument("--send-bytes", type=int, help="what the kernel keeps of what is sent; else it decides")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -59,10 +69,17 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft_hard[1], soft_hard[1]))
     app = getattr(relay_apps, args.app)(args.base_url)
     sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    if args.send_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, args.send_bytes)
     print(json.dumps({"port": sock.getsockname()[1], "version": version(args.package)}), flush=True)
     threading.Thread(target=end_with_stdin, daemon=True).start()
     gc.collect()
-    (serve_aiohttp if type(app).__module__.startswith("aiohttp.") else serve_asgi)(app, sock, args.loop)
+    if isinstance(app, type):
+        serve_protocols(app, sock, args.loop)
+    elif type(app).__module__.startswith("aiohttp."):
+        serve_aiohttp(app, sock, args.loop)
+    else:
+        serve_asgi(app, sock, args.loop)
 
 
 if __name__ == "__main__":

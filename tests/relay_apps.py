@@ -1,7 +1,7 @@
 """Apps that relay, servers that run them as processes of their own, and visitors who come to them and vanish.
 
-The app is `asgi` for every ASGI server, and `python relay_apps.py PORT MODE` runs the same of aiohttp.web. What becomes of
-a request is chosen by its model's name (see `Upstream`); what the app knows about itself is at `/facts`.
+The app is `asgi` for every ASGI server, and `python relay_apps.py PORT MODE` runs the same of aiohttp.web. What becomes
+of a request is chosen by its model's name (see `Upstream`); what the app knows about itself is at `/facts`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from together_async.relay import (
     passthrough,
 )
 from together_async.testing import ByModel, EmulatorServer, Entry, Model, Reply, Stall
-from together_async.testing.script import Script
 
 KEY = "tgp_v1_relay-tests-0123456789"
 SOON = 0.1
@@ -79,6 +78,11 @@ class Relay:
         error = "" if end.error is None else type(end.error).__name__
         self.ended.append(f"{prompt} {'left' if end.left else 'read'} {error}".rstrip())
 
+    async def aclose(self) -> None:
+        """Closes what the lifetime of an app closes, for frameworks that have none."""
+        for one in (self.hub, self.narrow, self.client):
+            await one.aclose()
+
     def facts(self) -> dict[str, Any]:
         """What the app knows about itself: places that are taken, tasks, handlers of signals, how relays ended."""
         states = (self.client.limits, self.narrow.limits)
@@ -108,7 +112,10 @@ def starlette_app(relay: Relay) -> Any:
     async def facts(request: Request) -> Response:
         return JSONResponse(relay.facts())
 
-    routes = [Route("/facts", facts), Route("/{door}", answer, methods=["GET", "POST"])]
+    async def stop(request: Request) -> Response:
+        return JSONResponse(await relay.hub.stop(request.query_params["prompt"]))
+
+    routes = [Route("/facts", facts), Route("/stop", stop), Route("/{door}", answer, methods=["GET", "POST"])]
     return Starlette(routes=routes, lifespan=lifespan(relay.client, relay.narrow, relay.hub))
 
 
@@ -123,9 +130,13 @@ def aiohttp_app(relay: Relay) -> Any:
     async def facts(request: web.Request) -> web.Response:
         return web.json_response(relay.facts())
 
+    async def stop(request: web.Request) -> web.Response:
+        return web.json_response(await relay.hub.stop(request.query["prompt"]))
+
     app = web.Application()
     app.cleanup_ctx.append(lifespan(relay.client, relay.narrow, relay.hub))
     app.router.add_get("/facts", facts)
+    app.router.add_get("/stop", stop)
     app.router.add_route("*", "/{door}", answer)
     return app
 
@@ -161,6 +172,10 @@ def main(port: str, mode: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- upstream
 
 TOKEN = "tok "
+COMMENT = b"\r\n:\n\r\n"
+"""A heartbeat, in a block of a chunked body."""
+SAID = b'"content":"tok '
+"""What a chunk that holds tokens has in it, once."""
 BULK = "x" * 16_000
 
 
@@ -249,13 +264,16 @@ class Visitor:
         self, path: str, *, method: str = "GET", headers: Sequence[str] = (), body: bytes = b"", **query: Any
     ) -> Self:
         """Sends a request."""
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(self._socket, ("127.0.0.1", self._port))
+        await asyncio.get_running_loop().sock_connect(self._socket, ("127.0.0.1", self._port))
         lines = [f"{method} {path}?{urlencode(query)} HTTP/1.1", "host: relay.test", *headers]
         if body:
             lines.append(f"content-length: {len(body)}")
-        await loop.sock_sendall(self._socket, "\r\n".join((*lines, "", "")).encode() + body)
+        await self.send("\r\n".join((*lines, "", "")).encode() + body)
         return self
+
+    async def send(self, data: bytes) -> None:
+        """Sends bytes."""
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     async def read(self) -> bytes:
         """Returns the next bytes; empty at the end."""
@@ -310,6 +328,56 @@ def quiet(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: facts[name] for name in ("in_flight", "queued", "tasks", "handlers")}
 
 
+@contextlib.asynccontextmanager
+async def nothing_left(process: Process) -> AsyncIterator[None]:
+    """Fails where a server has, afterwards, a place taken, a task, or a handler of a signal that it had not before."""
+    before = after = quiet(await facts_of(process.port))
+    yield
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        after = quiet(await facts_of(process.port))
+        if after == before:
+            break
+        await asyncio.sleep(0.005)
+    assert after == before, f"before: {before}, after: {after}"
+
+
+STAGES = ("head", "comment", "first", "silence", "tokens", "bulk")
+"""When a visitor may vanish: the names of `Upstream`'s models; at `comment` it has a heartbeat and no token."""
+
+
+async def leaving(port: int, upstream: Upstream, stage: str, how: str, door: str = "chat") -> float:
+    """Returns how long it took, in seconds, until the upstream was left by a relay whose visitor vanished.
+
+    Of three tries the best, because a busy machine may hold up each: what is late by design is late three times.
+    """
+    best = PATIENCE
+    for _ in range(3):
+        best = min(best, await _leaving(port, upstream, stage, how, door))
+        if best < SOON:
+            break
+    return best
+
+
+async def _leaving(port: int, upstream: Upstream, stage: str, how: str, door: str) -> float:
+    prompt = upstream.prompt()
+    with Visitor(port, small=stage == "bulk") as visitor:
+        if stage == "comment":
+            await visitor.ask(f"/{door}", model="head", prompt=prompt, heartbeat=0.02)
+            await visitor.until(COMMENT)
+        else:
+            await visitor.ask(f"/{door}", model=stage, prompt=prompt)
+        entry = await upstream.entry(prompt)
+        if stage == "first":
+            await until(lambda: entry.first_byte_at, "the response's head")
+        elif stage == "bulk":
+            await stopped(entry)
+        elif stage in ("silence", "tokens"):
+            await until(lambda: entry.tokens_written >= 3, "three tokens")
+        at = visitor.leave(how)
+        return await entry.wait_left(PATIENCE / 2) - at
+
+
 # ------------------------------------------------------------------------------------------------------------- servers
 
 
@@ -327,10 +395,18 @@ class Process:
         while True:
             with contextlib.suppress(ConnectionError, ValueError):
                 await facts_of(self.port)
+                await facts_of(self.port)  # the first may have tasks of the server's start
                 return
             assert self.popen.poll() is None, self.log.read_text()
             assert time.monotonic() < end, self.log.read_text()
             await asyncio.sleep(0.02)
+
+    def stop(self, name: str) -> None:
+        """Sends a signal: SIGTERM to it alone, as supervisors do; SIGINT to its workers too, as terminals do."""
+        if name == "SIGINT":
+            os.killpg(self.popen.pid, signal.SIGINT)
+        else:
+            self.popen.send_signal(getattr(signal, name))
 
     async def exited(self, within: float = PATIENCE) -> int:
         """Waits for its end; returns its exit status."""
@@ -341,8 +417,14 @@ class Process:
 SERVERS: Mapping[str, Sequence[str]] = {
     "uvicorn-asyncio-h11": ("uvicorn", "relay_apps:asgi", "--loop=asyncio", "--http=h11", "--port={port}"),
     "uvicorn-uvloop-httptools": ("uvicorn", "relay_apps:asgi", "--loop=uvloop", "--http=httptools", "--port={port}"),
-    "hypercorn": ("hypercorn", "relay_apps:asgi", "--bind=127.0.0.1:{port}"),
-    "hypercorn-uvloop": ("hypercorn", "relay_apps:asgi", "--bind=127.0.0.1:{port}", "-k=uvloop"),
+    "hypercorn": ("hypercorn", "relay_apps:asgi", "--graceful-timeout=1", "--bind=127.0.0.1:{port}"),
+    "hypercorn-uvloop": (
+        "hypercorn",
+        "relay_apps:asgi",
+        "--graceful-timeout=1",
+        "--bind=127.0.0.1:{port}",
+        "-k=uvloop",
+    ),
     "gunicorn": (
         "gunicorn",
         "relay_apps:asgi",
@@ -374,13 +456,15 @@ def running(name: str, upstream: str, directory: Path) -> Iterator[Process]:
     log = directory / f"{name}-{port}.log"
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, cwd=here, env=environment, stdout=output, stderr=output) as popen,
+        subprocess.Popen(
+            command, cwd=here, env=environment, stdout=output, stderr=output, start_new_session=True
+        ) as popen,
     ):
         try:
             yield Process(popen, port, log)
         finally:
-            if popen.poll() is None:
-                popen.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(popen.pid, signal.SIGKILL)  # its workers too
 
 
 @contextlib.asynccontextmanager
@@ -393,13 +477,16 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[int]:
     config.load()
     server.lifespan = config.lifespan_class(config)
     await server.startup()
-    task = asyncio.create_task(server.main_loop())
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        server.should_exit = True
-        await task
-        await server.shutdown()
+        # What `server.shutdown` does, without the tenths of a second which that sleeps.
+        server.servers[0].close()
+        state = server.server_state
+        for connection in tuple(state.connections):
+            connection.shutdown()
+        await until(lambda: not (state.connections or state.tasks), "the end of all connections")
+        await server.lifespan.shutdown()
 
 
 if __name__ == "__main__":

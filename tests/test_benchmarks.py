@@ -20,6 +20,8 @@ from benchmarks import (
     limits,
     limits_picture,
     limits_pure,
+    relay,
+    relay_load,
     report,
     soak,
     wire,
@@ -309,6 +311,36 @@ async def test_a_batch_is_written_resumed_and_compared_without_a_server(tmp_path
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def relayed(way: str, us: float, **facts: Any) -> dict[str, Any]:
+    """What one measurement of the relay benchmark came to."""
+    usual = {"part": relay.CPU, "what": "fast", "loop": "asyncio", "way": way, "us": us}
+    return {**usual, **facts}
+
+
+def test_relays_are_compared_round_by_round_with_those_that_were_there() -> None:
+    """A round in which the machine was three times slower must not count; a backend that failed has no ratio."""
+    bench = relay.Bench(3, quick=True)
+    bench.results = [relayed(relay.OURS, us) for us in (4.0, 12.0, 4.0)]
+    bench.results += [relayed(relay.PEER, us) for us in (120.0, 360.0, 120.0)]
+    bench.results += [relayed(relay.PASSTHROUGH, 1.0, what="paced")]
+    (ratio,) = relay.cpu_figures(bench, "fast", "asyncio")
+    assert (ratio.who, ratio.value, ratio.state) == ("openai+sse-starlette : ours", 30.0, "reached")
+
+
+def test_what_never_left_counts_as_the_longest() -> None:
+    times: list[float | None] = [1.0] * 98 + [7.0, None]
+    assert relay.left_cells(times) == ("100", "1.0 ms", "> 5 s", "> 5 s", "1")
+    assert relay.left_cells([1.0, 2.0, 3.0]) == ("3", "2.0 ms", "3.0 ms", "3.0 ms", "0")
+    figure = relay.left_figure(relay.WAYS[relay.OURS], "silent", times)
+    assert (figure.value, figure.state, figure.note) == (5000.0, "missed", "1 not within 5 s")
+
+
+@pytest.mark.parametrize("event", [wire.stamped(123456.789012), b'data: {"content": "0000123456.789012"}\r\n\r\n',
+                                   b"id: 7\ndata: 0000123456.789012\n\n"])  # fmt: skip
+def test_the_time_is_found_in_every_backend_s_event(event: bytes) -> None:
+    assert [float(found) for found in relay_load.STAMP.findall(event)] == [123456.789012]
+
+
 def run_benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -349,6 +381,16 @@ def test_a_tiny_fan_out(tmp_path: Path) -> None:
     for one in runs:
         assert one["outcomes"] == {"ok": 1_000}
         assert one["connections"] == 256
+
+
+def test_a_tiny_relay(tmp_path: Path) -> None:
+    """API, backend and browsers: every stream that its browser leaves is left at the API."""
+    only = ("--clients", "ours", "--only", "leaving", "--quick")
+    run = run_benchmarks("-m", "benchmarks", "relay", *only, "--out", str(tmp_path))
+    assert run.returncode in (0, 1), run.stdout + run.stderr  # whether a target is reached is the machine's business
+    (result,) = json.loads((tmp_path / "relay.json").read_text())["results"]
+    assert [len(result[kind]) for kind in ("silent", "flowing")] == list(relay.QUICK_LEFT)
+    assert None not in result["silent"] + result["flowing"]
 
 
 def test_a_tiny_soak_in_dev_mode_with_warnings_as_errors() -> None:

@@ -117,7 +117,7 @@ class PassingDecoder(ChunkDecoder):
         return super().feed(data)
 
     def _count(self, data: bytes) -> int:
-        """How many chunks there are, by and large: of many, how many fit in. A ping in JSON's clothes has no choices."""
+        """How many chunks there are, by and large: of many, how many fit in. A ping in JSON has no choices."""
         if len(data) >= _FEW:
             return max(1, len(data) // self._event_size)
         return data.count(b'"choices"')
