@@ -55,9 +55,9 @@ FANOUT_GROUPS = {
     "journal": "what a durable batch costs beside a map",
 }
 RELAY_CLIENTS = (
-    "sockets alone", "by hand", "ours", "ours text", "ours passthrough", "ours coalesce", "ours aiohttp.web", "openai+sse-starlette",
-    "openai+sse-starlette text", "openai+sse-starlette break", "openai+StreamingResponse", "openai+fastapi.sse",
-    "openai+aiohttp.web",
+    "sockets alone", "by hand", "ours", "ours text", "ours passthrough", "ours coalesce", "ours aiohttp.web",
+    "openai+sse-starlette", "openai+sse-starlette text", "openai+sse-starlette break", "openai+StreamingResponse",
+    "openai+fastapi.sse", "openai+aiohttp.web",
 )  # fmt: skip
 RELAY_PARTS = {
     "cpu": "CPU of a relayed token, as fast as it goes and paced",

@@ -243,6 +243,7 @@ def sockets(base_url: str) -> type[asyncio.Protocol]:
     from urllib.parse import urlsplit
 
     api = urlsplit(base_url)
+    host, port = str(api.hostname), int(api.port or 80)
 
     class Upstream(asyncio.Protocol):
         def __init__(self, browser: asyncio.Transport, model: str) -> None:
@@ -273,7 +274,7 @@ def sockets(base_url: str) -> type[asyncio.Protocol]:
         async def open(self, model: str) -> None:
             loop = asyncio.get_running_loop()
             protocol = Upstream(self.transport, model)
-            self.upstream, _ = await loop.create_connection(lambda: protocol, api.hostname, api.port)
+            self.upstream, _ = await loop.create_connection(lambda: protocol, host, port)
 
         def connection_lost(self, _exc: Exception | None) -> None:
             if self.upstream is not None:

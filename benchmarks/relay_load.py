@@ -31,9 +31,11 @@ STAMP = re.compile(rb'(?:"content": ?"|data: "?)(\d{10}\.\d{6})')
 LEAVING = re.compile(rb'"bench\.leaving\.(\d+)\.(\d+)\.(\d+)"')
 EVENT = b"data:"
 QUIET_S = 0.2
+CALM_S = 8.0
+"""How long a backend may go on with what nobody waits for any more."""
 GATHERED_S = 0.5
 """What `server.paced` waits for when all streams are open."""
-WARM_UP_S = 1.0
+WARM_UP_S = 0.7
 SETTLED_S = 1.0
 
 
@@ -261,7 +263,7 @@ class Load(Server):
         self.numbers.clear()
         self.timers.clear()
         if pid:
-            self.calm(pid, 15)
+            self.calm(pid, CALM_S)
 
     def calm(self, pid: int, timeout_s: float, needed_s: float = QUIET_S) -> bool:
         """Waits until the backend has next to nothing to do, and nothing is sent; returns whether it came to that."""

@@ -93,6 +93,10 @@ class Passthrough:
     def resume(self, last_event_id: str) -> None:
         """There is nothing to resume from: its events have the service's ids, if any."""
 
+    async def aclose(self) -> None:
+        """Closes the stream."""
+        self.leave()
+
     def end_id(self) -> None:
         """An event that ends it has no id: those before have none of ours."""
 

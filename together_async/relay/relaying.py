@@ -82,6 +82,10 @@ class Feed(Protocol):
         """Returns the id of an event that ends it with an error; None for no id."""
         ...
 
+    async def aclose(self) -> None:
+        """Waits, when it has left, until nothing of it is under way."""
+        ...
+
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far."""
         ...
@@ -141,6 +145,12 @@ class EventFeed:
     def completion(self) -> ChatCompletion | None:
         """Returns what has come so far."""
         return self._source.completion()
+
+    async def aclose(self) -> None:
+        """Waits, when it has left, until nothing of it is under way."""
+        aclose = getattr(self._source, "aclose", None)  # of what reads ahead by a task
+        if aclose is not None:
+            await aclose()
 
 
 def check_times(heartbeat: float | None, grace: float) -> None:
@@ -343,6 +353,7 @@ class Relaying:
             await asyncio.wait((self._opening,))
             if not self._opening.cancelled():
                 self._opening.exception()  # it is told elsewhere, or nobody is left to tell
+        await self._feed.aclose()
         error = self.error
         if isinstance(error, TogetherError) and not isinstance(error, AllReadError):
             LOG.log(logging.INFO if isinstance(error, NotKeptError) else logging.WARNING, "a relay ended: %s", error)
