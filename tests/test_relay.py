@@ -426,6 +426,12 @@ async def test_a_function_that_raises_at_the_first_event_is_its_authors_affair(r
     with pytest.raises(ZeroDivisionError):
         await response(says("a"), format=lambda _: 1 / 0)
 
+    def unreachable(_: Any) -> None:
+        raise ConnectionError("a database of the app's, and not the client's leaving")
+
+    with pytest.raises(ConnectionError):
+        await response(says("a"), format=unreachable)
+
 
 @pytest.mark.parametrize("format", ["json", "", None, 3])
 def test_an_unknown_format_is_refused_when_the_response_is_made(format: Any) -> None:

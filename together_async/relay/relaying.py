@@ -220,7 +220,7 @@ class Relaying:
         self._opening = asyncio.ensure_future(self._feed.open())
         try:
             data = await self._until_open(HEAD_START)
-        except TogetherError as error:
+        except Exception as error:
             self.error = error
             raise
         return self._after(data)
@@ -396,7 +396,7 @@ async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Corouti
     if left or sending.cancelled():
         return True
     error = sending.exception()
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error is not relaying.error:
         return True
     if error is not None:
         raise error
