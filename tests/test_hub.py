@@ -392,7 +392,7 @@ async def test_for_size_too_what_is_through_makes_room() -> None:
 
 async def test_one_that_is_too_large_and_unread_is_gone_at_once() -> None:
     """Nothing keeps it, no timer either: that is what it was stopped for."""
-    async with Hub(max_size=30_000) as hub:
+    async with Hub(max_size=10_000) as hub:
         tap = Tap("x" * 500)
         gone_yet = weakref.ref(tap)
         hub.start(tap, "a")
