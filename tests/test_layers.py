@@ -43,7 +43,7 @@ AT_IMPORT = {
     # between one stream and those who read it
     "buffer": {"coalesce", "models"},
     "source": {"buffer", "errors", "group", "models", "stream"},
-    "broadcast": {"chunk_log", "errors", "models", "source"},
+    "broadcast": {"buffer", "chunk_log", "errors", "models", "source"},
     "pricing": set(),
     "journal": {"codec", "errors", "models"},
     "batch_input": {"codec"},
@@ -91,8 +91,6 @@ AT_IMPORT = {
     },
     "__init__": {
         "_version",
-        "broadcast",
-        "buffer",
         "client",
         "errors",
         "fanin",
@@ -101,7 +99,6 @@ AT_IMPORT = {
         "ratelimit",
         "request",
         "retry",
-        "source",
         "stream",
         "structured",
         "timeouts",
@@ -138,6 +135,7 @@ ON_FIRST_USE = {
     "pytest_plugin": {"__init__", "client", "testing"},
 }
 FOR_TYPES = {
+    "__init__": {"broadcast", "buffer", "source"},
     "compat": {"client", "stream"},
     "call": {"exchange", "protocol", "ratelimit", "request", "transport"},
     "fanout": {"call", "stream"},

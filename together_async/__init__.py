@@ -1,8 +1,9 @@
 """The asyncio client for Together AI's chat completions, and every server that speaks the same protocol."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from together_async._version import __version__
-from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
-from together_async.buffer import Buffer
 from together_async.client import AsyncTogether
 from together_async.errors import (
     APIConnectionError,
@@ -46,10 +47,14 @@ from together_async.models import (
 from together_async.ratelimit import Limits, LimitsState, ModelState, RateLimiter
 from together_async.request import ChatCompletionRequest, Message
 from together_async.retry import Retry
-from together_async.source import Buffered, buffered
 from together_async.stream import ChatCompletionStream, StreamStats
 from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
+    from together_async.buffer import Buffer
+    from together_async.source import Buffered, buffered
 
 __all__ = [
     "APIConnectionError",
@@ -110,3 +115,21 @@ __all__ = [
     "merge",
     "tee",
 ]
+
+_ON_FIRST_USE = {
+    "Broadcast": "broadcast",
+    "SlowConsumerError": "broadcast",
+    "Subscription": "broadcast",
+    "tee": "broadcast",
+    "Buffer": "buffer",
+    "Buffered": "source",
+    "buffered": "source",
+}
+"""Names and their modules: what only some need costs the others a twentieth of the import."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

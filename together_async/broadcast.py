@@ -10,8 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
+from together_async.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
 from together_async.chunk_log import ChunkLog
 from together_async.errors import IncompleteStreamError, TogetherError
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
@@ -19,8 +20,6 @@ from together_async.source import Chunks, Loopable, Source, source_of
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
-DEFAULT_SIZE: Final = 64
-_MOST_AT_ONCE: Final = 64
 
 
 class SlowConsumerError(TogetherError):
@@ -84,7 +83,7 @@ class Broadcast:
         self.error: BaseException | None = None
         self._source: Source = source_of(stream)
         # Those that come together are more than one: nobody who must not lag may find a merged chunk because of that.
-        self._log = ChunkLog(size if on_slow == "coalesce" else size + _MOST_AT_ONCE)
+        self._log = ChunkLog(size if on_slow == "coalesce" else size + MOST_AT_ONCE)
         self._consumers: set[_Place] = set()
         self._task: asyncio.Task[None] | None = None
         self._opened = asyncio.Event()
@@ -211,7 +210,7 @@ class Broadcast:
 
     def _changed(self) -> None:
         for place in self._consumers:
-            _set(place.waiter)
+            wake(place.waiter)
         if self.on_change is not None:
             self.on_change()
 
@@ -252,7 +251,7 @@ class Broadcast:
         while True:
             chunks = self._next(place)
             if chunks:
-                _set(self._room)
+                wake(self._room)
                 return chunks
             if place.error is not None:
                 raise place.error
@@ -279,7 +278,7 @@ class Broadcast:
         if not place.pieces and place.position < self._log.last and place.error is None:
             place.pieces.extend(self._log.since(place.position))
         chunks: list[ChatCompletionChunk] = []
-        while place.pieces and len(chunks) < _MOST_AT_ONCE:
+        while place.pieces and len(chunks) < MOST_AT_ONCE:
             position, chunk = place.pieces[0]
             if chunks and position != place.position + 1:
                 break
@@ -292,8 +291,8 @@ class Broadcast:
         if place not in self._consumers:
             return
         self._consumers.discard(place)
-        _set(place.waiter)
-        _set(self._room)
+        wake(place.waiter)
+        wake(self._room)
         self._shrink()
         if self.on_change is not None:
             self.on_change()
@@ -400,8 +399,3 @@ def tee(
         raise ValueError(f"n: got {n}, expected a number of consumers from 1")
     broadcast = Broadcast(stream, size=size, on_slow=on_slow, on_empty=on_empty)
     return tuple(broadcast.subscribe() for _ in range(n))
-
-
-def _set(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)

@@ -132,7 +132,7 @@ class Buffer:
             self._closed = True
             self._error = error
             self._wake()
-            _set(self._writer)
+            wake(self._writer)
 
     # --------------------------------------------------------------------------------------------------- the consumer
 
@@ -172,11 +172,11 @@ class Buffer:
         chunks = [waiting.popleft() for _ in range(min(len(waiting), MOST_AT_ONCE))]
         self.position += len(chunks)
         if len(waiting) <= self.low:
-            _set(self._writer)
+            wake(self._writer)
         return chunks
 
     def _wake(self) -> None:
-        _set(self._reader)
+        wake(self._reader)
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
         return self._each()
@@ -187,6 +187,7 @@ class Buffer:
                 yield chunk
 
 
-def _set(waiter: asyncio.Future[None] | None) -> None:
+def wake(waiter: asyncio.Future[None] | None) -> None:
+    """Wakes who waits, if somebody does."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

@@ -122,11 +122,6 @@ class PassingDecoder(ChunkDecoder):
             return max(1, len(data) // self._event_size)
         return data.count(b'"choices"')
 
-    @property
-    def whole(self) -> bool:
-        """Whether the body is one JSON document, and not a stream to pass on."""
-        return self._whole is not None
-
     def rest(self) -> list[bytes]:
         """Returns the payloads of the last events, when nothing more will come."""
         return self._look() if self._kept else []

@@ -5,6 +5,7 @@ A source gives all chunks that are there at once, so that who passes them on doe
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
@@ -91,7 +92,7 @@ class StreamSource:
         return self._stream.so_far()
 
 
-class Loopable:
+class Loopable(abc.ABC):
     """What is read by batches, for loops over its chunks.
 
     A loop may be left in the midst of a batch: the rest of it stays here, for the next one.
@@ -103,13 +104,13 @@ class Loopable:
         self._entered = False
         self._rest: list[ChatCompletionChunk] = []  # the last is the next
 
+    @abc.abstractmethod
     async def read(self) -> list[ChatCompletionChunk]:
         """Returns the chunks that are there, at least one; an empty list is the end."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def leave(self) -> None:
         """Ends it at once."""
-        raise NotImplementedError
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
         return _ChunkLoop(self, owner=not self._entered)
@@ -179,7 +180,7 @@ class Buffered(Loopable):
             reading.close()  # type: ignore[unreachable]  # somebody may have left meanwhile
             return
         self._task = asyncio.create_task(reading)
-        self._task.add_done_callback(functools.partial(_pumped, self._buffer))
+        self._task.add_done_callback(functools.partial(_pumped, self._upstream, self._buffer))
 
     async def read(self) -> list[ChatCompletionChunk]:
         """Returns the chunks that are there, at least one; an empty list is the end."""
@@ -192,7 +193,7 @@ class Buffered(Loopable):
         if isinstance(self._upstream, Source):
             self._upstream.leave()
         if self._task is None:
-            self._buffer.close(_given_up())
+            self._buffer.close(_given_up(self._upstream))
         elif not self._task.get_loop().is_closed():
             self._task.cancel()
 
@@ -240,16 +241,19 @@ async def _pump_each(chunks: Chunks, buffer: Buffer) -> None:
             await close()
 
 
-def _pumped(buffer: Buffer, task: asyncio.Task[None]) -> None:
+def _pumped(upstream: Source | Chunks, buffer: Buffer, task: asyncio.Task[None]) -> None:
     """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
-    error = _given_up() if task.cancelled() else task.exception()
+    error = _given_up(upstream) if task.cancelled() else task.exception()
     if isinstance(error, NOT_TO_PASS):
         error = strayed(error)
     buffer.close(error)
 
 
-def _given_up() -> IncompleteStreamError:
-    return IncompleteStreamError("the stream was closed by its reader before its end", partial=ChatCompletion())
+def _given_up(upstream: Source | Chunks) -> IncompleteStreamError:
+    so_far = upstream.completion() if isinstance(upstream, Source) else None
+    return IncompleteStreamError(
+        "the stream was closed by its reader before its end", partial=so_far or ChatCompletion()
+    )
 
 
 def source_of(stream: Any) -> Source:

@@ -122,7 +122,7 @@ class EventSourceResponse(Response):
         if self._feed.resumable:
             self._feed.resume(last.decode("utf-8", "replace"))
             return False
-        await Refusal(AllReadError("the client comes back to what can't be resumed"))({}, _never, send)
+        await Refusal(AllReadError("the client comes back to what can't be resumed")).answer(send)
         return True
 
     async def _relay(self, receive: Receive, send: Send) -> None:
@@ -143,7 +143,7 @@ class EventSourceResponse(Response):
             data = await relaying.first()
         except TogetherError as error:
             sent.begun = sent.ended = True
-            await Refusal(error)({}, _never, send)
+            await Refusal(error).answer(send)
             return
         sent.begun = True
         await self._start(send)
@@ -175,7 +175,7 @@ async def _farewell(relaying: Relaying, send: Send, sent: _Sent) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(_FAREWELL_S):
             if not sent.begun:
-                await Refusal(error)({}, _never, send)
+                await Refusal(error).answer(send)
             elif not sent.ended:
                 last = error_event(problem_of(error), relaying.end_id())
                 await send({"type": "http.response.body", "body": last, "more_body": True})
@@ -207,6 +207,10 @@ class Refusal(Response):
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         """Answers one request."""
+        await self.answer(send)
+
+    async def answer(self, send: Send) -> None:
+        """Sends it; there is nothing in the request that it depends on."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -225,10 +229,6 @@ async def _gone(receive: Receive) -> None:
     """Returns when the client has gone. The request's body, if nobody has read it, comes first."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _never() -> MutableMapping[str, Any]:
-    raise NotImplementedError("a refusal reads nothing")
 
 
 def response_class() -> type[EventSourceResponse]:
