@@ -156,16 +156,14 @@ async def test_open_makes_an_id() -> None:
         assert second.id == first.id
 
 
-async def test_completion_is_what_has_come() -> None:
+async def test_so_far_is_what_has_come() -> None:
     """By id; of one that is not kept it is an error."""
     async with Hub() as hub:
         key = hub.start(Tap("ab"))
         await settle()
-        completion = hub.completion(key)
-        assert completion is not None
-        assert completion.text == "ab"
+        assert hub.so_far(key).text == "ab"
         with pytest.raises(NotKeptError):
-            hub.completion("x")
+            hub.so_far("x")
 
 
 # ---------------------------------------------------------------------------------------------------------- coming back

@@ -42,8 +42,8 @@ AT_IMPORT = {
     "stream": {"accumulator", "codec", "errors", "models", "passing", "protocol", "readers"},
     # between one stream and those who read it
     "buffer": {"coalesce", "models"},
-    "source": {"buffer", "errors", "group", "models", "stream"},
-    "broadcast": {"buffer", "chunk_log", "errors", "models", "source"},
+    "source": {"accumulator", "buffer", "errors", "group", "models", "readers", "stream"},
+    "broadcast": {"buffer", "chunk_log", "errors", "group", "models", "source"},
     "pricing": set(),
     "journal": {"codec", "errors", "models"},
     "batch_input": {"codec"},

@@ -72,7 +72,7 @@ from together_async.relay import (
     sse,
     status_of,
 )
-from together_async.relay.problems import AllReadError, StoppedError
+from together_async.relay.problems import AllReadError, IdError, StoppedError, TooLargeError
 from together_async.sse import EventStreamParser
 from together_async.testing import Cut, EmulatorServer, ErrorInStream, Fault, Raw, Reply, Stall, Status, WithoutDone
 
@@ -526,6 +526,8 @@ ERRORS: Mapping[type[TogetherError], tuple[TogetherError, int]] = {
     StreamAPIError: (StreamAPIError("the model broke off", partial=PARTIAL, body={"error": SECRETS}), 502),
     StreamProtocolError: (StreamProtocolError(SECRETS, partial=PARTIAL), 502),
     SlowConsumerError: (SlowConsumerError(65, 64), 503),
+    IdError: (IdError(SECRETS, status_code=409), 409),
+    TooLargeError: (TooLargeError(SECRETS), 503),
     NotKeptError: (NotKeptError(SECRETS), 410),
     ServerShutdownError: (ServerShutdownError(SECRETS), 503),
     StoppedError: (StoppedError(SECRETS), 410),

@@ -107,8 +107,7 @@ async def test_all_of_a_stream_comes_through(kind: str) -> None:
             await asyncio.sleep(0)
         assert text(chunks) == "".join(WORDS)
         assert source.position == len(WORDS) + 2
-        completion = source.completion()
-        assert completion is not None
+        completion = source.so_far()
         assert completion.text == "".join(WORDS)
         assert completion.choices[0].finish_reason == "stop"
         assert len(server.connections) == 1
@@ -116,7 +115,7 @@ async def test_all_of_a_stream_comes_through(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", BUFFERS)
 async def test_all_of_a_generator_comes_through(kind: str) -> None:
-    """Over anybody's async generator, which is closed at its end; what it comes to is not known."""
+    """Over anybody's async generator, which is closed at its end; what it comes to is known too."""
     upstream = Upstream("abcdefghij")
     source = buffered(upstream.chunks(), BUFFERS[kind]())
     chunks = []
@@ -125,20 +124,18 @@ async def test_all_of_a_generator_comes_through(kind: str) -> None:
         await settle()
     assert text(chunks) == "abcdefghij"
     assert source.position == 10
-    assert source.completion() is None
+    assert source.so_far().text == "abcdefghij"
     assert upstream.closed.is_set()
 
 
 async def test_a_buffer_over_a_buffer_over_a_broadcast() -> None:
-    """A source may be made of a source; the innermost is what `completion` speaks of."""
+    """A source may be made of a source; the innermost is what `so_far` speaks of."""
     async with served(big) as (_, client):
         broadcast = Broadcast(client.stream("Hi", model=MODEL))
         source = buffered(buffered(broadcast.subscribe(), Buffer(2)), Buffer(3, "coalesce"))
         async with source:
             assert await rest_of(source) == "".join(WORDS)
-            completion = source.completion()
-            assert completion is not None
-            assert completion.text == "".join(WORDS)
+            assert source.so_far().text == "".join(WORDS)
         await broadcast.aclose()
 
 

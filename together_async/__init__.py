@@ -126,10 +126,13 @@ _ON_FIRST_USE = {
     "buffered": "source",
 }
 """Names and their modules: what only some need costs the others a twentieth of the import."""
+_PARTS = ("relay", "testing")
 
 
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}"), name)
         return found
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

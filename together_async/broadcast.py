@@ -7,16 +7,18 @@ is slow, late or stopped costs nothing, and one who lags behind gets all he miss
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from together_async.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
 from together_async.chunk_log import ChunkLog
 from together_async.errors import IncompleteStreamError, TogetherError
-from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
-from together_async.source import Chunks, Loopable, Source, source_of
+from together_async.group import NOT_TO_PASS, strayed
+from together_async.models import ChatCompletion, ChatCompletionChunk
+from together_async.source import Chunks, Loopable, Source, close, source_of
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
@@ -134,9 +136,9 @@ class Broadcast:
         self._changed()
         return Subscription(self, place)
 
-    def completion(self) -> ChatCompletion | None:
-        """Returns what has come so far; None where the stream is none of this package."""
-        return self._source.completion()
+    def so_far(self) -> ChatCompletion:
+        """Returns what has come so far."""
+        return self._source.so_far()
 
     async def wait(self) -> None:
         """Waits for the end of the stream, without being a consumer; it raises nothing (see `error`)."""
@@ -159,15 +161,20 @@ class Broadcast:
         self._source.leave()
         if self._task is None:
             self._end(error)
-        elif not self._task.get_loop().is_closed():
+        elif not self._over and not self._task.get_loop().is_closed():
             self._task.cancel()
 
     # ----------------------------------------------------------------------------------------------------- its reader
 
     def start(self) -> None:
-        """Opens the stream and begins to read it, without a consumer."""
+        """Opens the stream and begins to read it, without a consumer.
+
+        Raises:
+            RuntimeError: There is no running event loop, as in a function that a framework runs in a thread.
+        """
         if self._task is None and not self._over:
-            self._task = asyncio.create_task(self._run())
+            loop = asyncio.get_running_loop()  # or it raises, before there is anything to run
+            self._task = loop.create_task(self._run())
             self._task.add_done_callback(self._ran)  # also when it was cancelled before it began
 
     async def _run(self) -> None:
@@ -183,24 +190,36 @@ class Broadcast:
                 self._changed()
                 if self.on_slow == "block":
                     await self._until_room()
+        except asyncio.CancelledError:
+            self._source.leave()
+            self._end(self._given_up())  # nobody waits for what may have to be closed
+            await close(self._source)
+            raise
         except Exception as failure:  # noqa: BLE001 - every consumer gets it
             error = self._wanted or failure
         self._source.leave()
         self._end(error)
+        await close(self._source)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() and not self._over:
+        error = None if task.cancelled() else task.exception()
+        if not self._over:  # cancelled before it began, or by what asyncio raises in whoever runs the loop
             self._source.leave()
-            text = "the stream was closed while others were reading it"
-            self._end(self._wanted or IncompleteStreamError(text, partial=self.completion() or ChatCompletion()))
+            self._end(
+                self._given_up() if error is None else strayed(error) if isinstance(error, NOT_TO_PASS) else error
+            )
+
+    def _given_up(self) -> BaseException:
+        text = "the stream was closed while others were reading it"
+        return self._wanted or IncompleteStreamError(text, partial=self.so_far())
 
     def _end(self, error: BaseException | None) -> None:
         if not self._over:
             self._over = True
             self.error = error
             self._traceback = None if error is None else error.__traceback__
-            self._shrink()
             self._opened.set()
+            self._shrink()
             self._changed()
 
     def _shrink(self) -> None:
@@ -246,20 +265,22 @@ class Broadcast:
         if self._log.last == 0:
             self._raise()
 
-    async def _read(self, place: _Place) -> list[ChatCompletionChunk]:
+    async def _read(self, place: _Place, most: int) -> list[ChatCompletionChunk]:
         self.start()
         while True:
-            chunks = self._next(place)
+            chunks = [] if place.left else self._next(place, most)
             if chunks:
                 wake(self._room)
                 return chunks
             if place.error is not None:
                 raise place.error
-            if place.left or self._over:
+            if self.at_end(place):
                 self._forget(place)
-                if not place.left:
-                    self._raise()
+                self._raise()
                 return []
+            if place.left:
+                text = "the stream was left by this reader before its end"
+                raise IncompleteStreamError(text, partial=self.so_far())
             if place.waiter is not None:
                 raise RuntimeError("two tasks read one subscription at the same time; subscribe once for each")
             place.waiter = asyncio.get_running_loop().create_future()
@@ -273,12 +294,16 @@ class Broadcast:
             # As it came: each raising would lengthen its traceback, which holds every reader that was told.
             raise self.error.with_traceback(self._traceback)
 
-    def _next(self, place: _Place) -> list[ChatCompletionChunk]:
+    def at_end(self, place: _Place) -> bool:
+        """Whether a consumer has had all there ever will be."""
+        return self._over and not place.pieces and place.position == self._log.last
+
+    def _next(self, place: _Place, most: int) -> list[ChatCompletionChunk]:
         """What can be given now. A chunk that stands for many comes alone, so that every position is known."""
         if not place.pieces and place.position < self._log.last and place.error is None:
-            place.pieces.extend(self._log.since(place.position))
+            place.pieces.extend(self._log.since(place.position, merged=place.position < place.began))
         chunks: list[ChatCompletionChunk] = []
-        while place.pieces and len(chunks) < MOST_AT_ONCE:
+        while place.pieces and len(chunks) < most:
             position, chunk = place.pieces[0]
             if chunks and position != place.position + 1:
                 break
@@ -343,25 +368,23 @@ class Subscription(Loopable):
         """Opens the stream, if nobody has; raises what that raises."""
         await self._broadcast._open()
 
-    async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that wait, at most 64 and at least one; waits for it. An empty list is the end."""
-        return await self._broadcast._read(self._place)
+    @property
+    def at_end(self) -> bool:
+        """Whether it has had all there ever will be."""
+        return self._broadcast.at_end(self._place)
+
+    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+        """Returns the chunks that wait, at most so many and at least one; waits for it. An empty list is the end."""
+        return await self._broadcast._read(self._place, most)
 
     def leave(self) -> None:
         """Leaves; the stream is closed if this was the last consumer and `on_empty` is "stop"."""
         self._place.left = True
         self._broadcast._forget(self._place)
 
-    def completion(self) -> ChatCompletion | None:
-        """Returns what has come so far; None where the stream is none of this package."""
-        return self._broadcast.completion()
-
-    async def text(self, choice: int = 0) -> AsyncIterator[str]:
-        """Yields the texts of one choice; empty ones are left out."""
-        async for chunk in self:
-            for one in chunk.choices:
-                if (one.index or 0) == choice and (text := text_of(one)):
-                    yield text
+    def so_far(self) -> ChatCompletion:
+        """Returns what has come so far, to whomever."""
+        return self._broadcast.so_far()
 
     async def __aenter__(self) -> Self:
         self._entered = True
@@ -380,7 +403,8 @@ class Subscription(Loopable):
     def __del__(self) -> None:
         place = getattr(self, "_place", None)
         if place is not None and not place.left:
-            self.leave()
+            with contextlib.suppress(RuntimeError):  # the loop has ended, or this is not its thread
+                self.leave()
 
 
 def tee(

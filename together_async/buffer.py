@@ -34,7 +34,8 @@ class Buffer:
         size: The high-water mark: how many chunks may wait, from 1.
         on_full: What happens when so many wait. "block" lets the producer wait until the low-water mark is reached.
             "coalesce" merges what waits into one chunk, so that the producer never waits, the consumer gets everything
-            in fewer chunks, and memory is that of the completion.
+            in fewer chunks, and memory is that of the completion. (Keys of a chunk that this package does not know,
+            but for those of deltas, are not in a merged one.)
         low: The low-water mark, from 0 to `size` - 1: a producer that waits goes on when so few are left. None takes
             half of `size`.
 
@@ -136,15 +137,15 @@ class Buffer:
 
     # --------------------------------------------------------------------------------------------------- the consumer
 
-    async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that wait, at most 64 and at least one; waits for it. An empty list is the end.
+    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+        """Returns the chunks that wait, at most `most` and at least one; waits for it. An empty list is the end.
 
         Raises:
             BaseException: What the buffer was closed with.
             RuntimeError: Somebody else is reading.
         """
         while True:
-            chunks = self._taken()
+            chunks = self._taken(most)
             if chunks:
                 return chunks
             if self._closed:
@@ -159,7 +160,7 @@ class Buffer:
             finally:
                 self._reader = None
 
-    def _taken(self) -> list[ChatCompletionChunk]:
+    def _taken(self, most: int) -> list[ChatCompletionChunk]:
         """What can be taken now. A chunk that stands for many comes alone, so that every position is known."""
         if self._merging is not None:
             self._pieces.extend(self._merging.take())
@@ -169,7 +170,7 @@ class Buffer:
             self.position += count
             return [chunk]
         waiting = self._chunks
-        chunks = [waiting.popleft() for _ in range(min(len(waiting), MOST_AT_ONCE))]
+        chunks = [waiting.popleft() for _ in range(min(len(waiting), most))]
         self.position += len(chunks)
         if len(waiting) <= self.low:
             wake(self._writer)
@@ -182,9 +183,8 @@ class Buffer:
         return self._each()
 
     async def _each(self) -> AsyncIterator[ChatCompletionChunk]:
-        while chunks := await self.read():
-            for chunk in chunks:
-                yield chunk
+        while chunks := await self.read(1):  # what has not been asked for waits here, and is counted
+            yield chunks[0]
 
 
 def wake(waiter: asyncio.Future[None] | None) -> None:

@@ -96,10 +96,11 @@ class ChunkLog:
             return None
         return choice.delta.content
 
-    def since(self, position: int) -> list[tuple[int, ChatCompletionChunk]]:
+    def since(self, position: int, *, merged: bool = False) -> list[tuple[int, ChatCompletionChunk]]:
         """Returns what came after a position, each chunk with its own.
 
-        As it came where that is kept in full; otherwise as few chunks as can say it, mostly one.
+        As it came where that is kept in full; otherwise, or where `merged` is wanted, as few chunks as can say it,
+        mostly one.
 
         Raises:
             ValueError: The position is none of this log.
@@ -107,7 +108,7 @@ class ChunkLog:
         if not 0 <= position <= self.last:
             raise ValueError(f"position: got {position}, expected one from 0 to {self.last}")
         kept = self.last - len(self._latest)
-        if position >= kept:
+        if position >= kept and not merged:
             return [(kept + 1 + i, self._latest[i]) for i in range(position - kept, len(self._latest))]
         coalescer = Coalescer()
         if position and self._facts is not None:
@@ -117,7 +118,7 @@ class ChunkLog:
                 coalescer.add_text(one)
             else:
                 coalescer.add(one)
-        for chunk in self._latest:
+        for chunk in itertools.islice(self._latest, max(0, position - kept), None):
             coalescer.add(chunk)
         pieces = []
         for count, chunk in coalescer.take():

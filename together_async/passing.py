@@ -20,6 +20,7 @@ _FEW: Final = 4096
 """Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
 _EDGE: Final = 3
 """Bytes before those that come in which an empty line may have begun."""
+_DONE: Final = re.compile(rb"data: ?\[DONE\][\r\n]?")
 _EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 """The end of a line and that of an empty one, each of them LF, CRLF or CR."""
 
@@ -121,6 +122,15 @@ class PassingDecoder(ChunkDecoder):
         if len(data) >= _FEW:
             return max(1, len(data) // self._event_size)
         return data.count(b'"choices"')
+
+    def last_words(self) -> bytes:
+        """Returns a `[DONE]` after which the body ended without an empty line.
+
+        By the standard it is no event, but clients wait for it. What else is not whole is no part of an answer.
+        """
+        data = b"".join(self._tail)
+        self._tail, self._tail_size = [], 0
+        return data if _DONE.fullmatch(data) else b""
 
     def rest(self) -> list[bytes]:
         """Returns the payloads of the last events, when nothing more will come."""

@@ -224,6 +224,9 @@ class RawReader(Reader):
                 stream._handed = stream._given = True
                 return data
             if not await stream._more(owner=self._owner, once=True):
+                decoder = stream._decoder
+                if isinstance(decoder, PassingDecoder) and (data := decoder.last_words()):
+                    return data
                 raise StopAsyncIteration
 
     def _passed(self) -> bytes:

@@ -12,10 +12,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
-from together_async.buffer import Buffer
+from together_async.accumulator import ChatCompletionAccumulator
+from together_async.buffer import MOST_AT_ONCE, Buffer
 from together_async.errors import IncompleteStreamError
 from together_async.group import NOT_TO_PASS, strayed
-from together_async.models import ChatCompletion, ChatCompletionChunk
+from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
+from together_async.readers import BatchesReader, RawReader, TextReader
 from together_async.stream import ChatCompletionStream
 
 Chunks = AsyncIterable[ChatCompletionChunk]
@@ -38,7 +40,7 @@ class Source(Protocol):
         ...
 
     async def read(self) -> list[ChatCompletionChunk]:
-        """Returns what is there, at least one chunk; an empty list is the end.
+        """Returns what is there, at least one chunk; an empty list is the end, and all has come.
 
         A read of what is open may be cancelled and repeated.
         """
@@ -48,8 +50,8 @@ class Source(Protocol):
         """Ends it at once: what it was made of is closed, unless others need it."""
         ...
 
-    def completion(self) -> ChatCompletion | None:
-        """Returns what has come so far; None where it is not known."""
+    def so_far(self) -> ChatCompletion:
+        """Returns what has come so far."""
         ...
 
 
@@ -67,7 +69,13 @@ class StreamSource:
         return f"<{type(self).__name__} of {self._stream!r}>"
 
     async def open(self) -> None:
-        """Asks for the first response."""
+        """Asks for the first response.
+
+        Raises:
+            RuntimeError: The stream is at its end: somebody has read it.
+        """
+        if self._stream.complete:
+            raise RuntimeError("this stream has been read to its end already; make one for each who is to read it")
         await self._stream.__aenter__()
         self._batches = self._stream.batches()
 
@@ -87,36 +95,129 @@ class StreamSource:
         """Closes the stream, at once."""
         self._stream.leave()
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what has come so far."""
         return self._stream.so_far()
 
 
-class Loopable(abc.ABC):
-    """What is read by batches, for loops over its chunks.
+class IterableSource:
+    """Anybody's async iterable of chunks.
 
-    A loop may be left in the midst of a batch: the rest of it stays here, for the next one.
+    It is read by one task alone, and not cancelled but to end it: nobody knows what else it bears.
     """
 
-    __slots__ = ("_entered", "_rest")
+    __slots__ = ("_accumulator", "_chunks", "_closed", "_iterator", "position")
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._iterator: AsyncIterator[object] | None = None
+        self._closed = False
+        self._accumulator = ChatCompletionAccumulator()
+        self.position = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of a {type(self._chunks).__name__}>"
+
+    async def open(self) -> None:
+        """Looks at it; nothing is asked before the first read.
+
+        Raises:
+            TypeError: It is one of this package's that have no chunks.
+        """
+        iterator: Any = aiter(self._chunks)
+        if isinstance(iterator, (BatchesReader, RawReader, TextReader)):
+            raise self._no_chunks()
+        self._iterator = iterator
+
+    async def read(self) -> list[ChatCompletionChunk]:
+        """Returns the next chunk; an empty list is the end.
+
+        Raises:
+            TypeError: What came is no chunk.
+        """
+        if self._iterator is None and not self._closed:
+            await self.open()
+        if self._iterator is None:
+            return []
+        try:
+            chunk = await anext(self._iterator)
+        except StopAsyncIteration:
+            return []
+        if not isinstance(chunk, ChatCompletionChunk):
+            raise self._no_chunks(f"with a {type(chunk).__name__} ")
+        self.position += 1
+        self._accumulator.add(chunk)
+        return [chunk]
+
+    def _no_chunks(self, found: str = "") -> TypeError:
+        return TypeError(
+            f"stream: got a {type(self._chunks).__name__} {found}where chunks are needed; hand over what "
+            "`client.stream(...)` returns, itself (a relay makes texts of it with format='text')"
+        )
+
+    def leave(self) -> None:
+        """Nothing can be ended without waiting (see `aclose`)."""
+
+    async def aclose(self) -> None:
+        """Closes it, where it can be closed."""
+        self._closed = True
+        # Some are closed by being dropped, and who still has this source, a hub for minutes, may not keep them.
+        iterator, self._iterator = self._iterator, None
+        aclose = getattr(iterator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    def so_far(self) -> ChatCompletion:
+        """Returns what has come so far."""
+        return self._accumulator.completion()
+
+
+async def close(source: Source) -> None:
+    """Ends it at once, and waits until nothing of it is under way."""
+    source.leave()
+    aclose = getattr(source, "aclose", None)  # of what has a task
+    if aclose is not None:
+        await aclose()
+
+
+class Loopable(abc.ABC):
+    """What is read by batches, for those who loop over its chunks, or its texts, as over a stream's."""
+
+    __slots__ = ("_entered",)
 
     def __init__(self) -> None:
         self._entered = False
-        self._rest: list[ChatCompletionChunk] = []  # the last is the next
 
     @abc.abstractmethod
-    async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that are there, at least one; an empty list is the end."""
+    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+        """Returns the chunks that are there, at most so many and at least one; an empty list is the end."""
 
     @abc.abstractmethod
     def leave(self) -> None:
         """Ends it at once."""
 
+    @abc.abstractmethod
+    def so_far(self) -> ChatCompletion:
+        """Returns what has come so far; it reads nothing itself."""
+
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
         return _ChunkLoop(self, owner=not self._entered)
 
+    async def __anext__(self) -> ChatCompletionChunk:
+        return await _ChunkLoop(self, owner=False).__anext__()
 
-class _ChunkLoop:
+    def text(self, choice: int = 0) -> AsyncIterator[str]:
+        """Returns an iterator of the texts of one choice; empty ones are left out."""
+        return _TextLoop(self, choice, owner=not self._entered)
+
+    async def completion(self) -> ChatCompletion:
+        """Reads the rest, if any, and returns the completion that it all adds up to."""
+        async for _ in self:
+            pass
+        return self.so_far()
+
+
+class _Loop:
     """The iterator of one loop. Where nobody has entered what it reads, it leaves when the loop is left."""
 
     __slots__ = ("_owner", "_source")
@@ -125,21 +226,38 @@ class _ChunkLoop:
         self._source = source
         self._owner = owner
 
-    def __aiter__(self) -> _ChunkLoop:
+    def __aiter__(self) -> Self:
         return self
-
-    async def __anext__(self) -> ChatCompletionChunk:
-        source = self._source
-        if not source._rest:
-            batch = await source.read()
-            if not batch:
-                raise StopAsyncIteration
-            source._rest = batch[::-1]
-        return source._rest.pop()
 
     def __del__(self) -> None:
         if self._owner:
             self._source.leave()
+
+
+class _ChunkLoop(_Loop):
+    """One by one: what the loop has not asked for still waits, and counts as waiting."""
+
+    __slots__ = ()
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        for chunk in await self._source.read(1):
+            return chunk
+        raise StopAsyncIteration
+
+
+class _TextLoop(_Loop):
+    __slots__ = ("_choice",)
+
+    def __init__(self, source: Loopable, choice: int, *, owner: bool) -> None:
+        super().__init__(source, owner=owner)
+        self._choice = choice
+
+    async def __anext__(self) -> str:
+        while chunks := await self._source.read(1):
+            for choice in chunks[0].choices:
+                if (choice.index or 0) == self._choice and (text := text_of(choice)):
+                    return text
+        raise StopAsyncIteration
 
 
 class Buffered(Loopable):
@@ -155,7 +273,7 @@ class Buffered(Loopable):
         super().__init__()
         self._buffer = buffer
         self._left = False
-        self._upstream: Source | Chunks = StreamSource(stream) if isinstance(stream, ChatCompletionStream) else stream
+        self._upstream = _direct(stream) or IterableSource(stream)
         self._task: asyncio.Task[None] | None = None
         buffer.take_over()
 
@@ -171,35 +289,31 @@ class Buffered(Loopable):
         """Asks for the first response, and begins to read ahead."""
         if self._task is not None or self._left:
             return
-        if isinstance(self._upstream, Source):
-            await self._upstream.open()
-            reading = _pump(self._upstream, self._buffer)
-        else:
-            reading = _pump_each(self._upstream, self._buffer)
+        await self._upstream.open()
         if self._left:
-            reading.close()  # type: ignore[unreachable]  # somebody may have left meanwhile
-            return
-        self._task = asyncio.create_task(reading)
+            return  # type: ignore[unreachable]  # somebody may have left meanwhile
+        self._task = asyncio.create_task(_pump(self._upstream, self._buffer))
         self._task.add_done_callback(functools.partial(_pumped, self._upstream, self._buffer))
 
-    async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that are there, at least one; an empty list is the end."""
+    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+        """Returns the chunks that are there, at most so many and at least one; an empty list is the end."""
         await self.open()
-        return await self._buffer.read()
+        return await self._buffer.read(most)
 
     def leave(self) -> None:
-        """Closes the stream, at once."""
+        """Closes the stream, at once. Twice is fine."""
+        if self._left:
+            return  # a second cancellation would cut off what is being closed
         self._left = True
-        if isinstance(self._upstream, Source):
-            self._upstream.leave()
+        self._upstream.leave()
         if self._task is None:
             self._buffer.close(_given_up(self._upstream))
         elif not self._task.get_loop().is_closed():
             self._task.cancel()
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what has come so far."""
-        return self._upstream.completion() if isinstance(self._upstream, Source) else None
+        return self._upstream.so_far()
 
     async def __aenter__(self) -> Self:
         self._entered = True
@@ -227,21 +341,10 @@ async def _pump(source: Source, buffer: Buffer) -> None:
         while chunks := await source.read():
             await buffer.put_all(chunks)
     finally:
-        source.leave()
+        await close(source)
 
 
-async def _pump_each(chunks: Chunks, buffer: Buffer) -> None:
-    iterator = aiter(chunks)
-    try:
-        async for chunk in iterator:
-            await buffer.put(chunk)
-    finally:
-        close = getattr(iterator, "aclose", None)
-        if close is not None:
-            await close()
-
-
-def _pumped(upstream: Source | Chunks, buffer: Buffer, task: asyncio.Task[None]) -> None:
+def _pumped(upstream: Source, buffer: Buffer, task: asyncio.Task[None]) -> None:
     """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
     error = _given_up(upstream) if task.cancelled() else task.exception()
     if isinstance(error, NOT_TO_PASS):
@@ -249,11 +352,8 @@ def _pumped(upstream: Source | Chunks, buffer: Buffer, task: asyncio.Task[None])
     buffer.close(error)
 
 
-def _given_up(upstream: Source | Chunks) -> IncompleteStreamError:
-    so_far = upstream.completion() if isinstance(upstream, Source) else None
-    return IncompleteStreamError(
-        "the stream was closed by its reader before its end", partial=so_far or ChatCompletion()
-    )
+def _given_up(upstream: Source) -> IncompleteStreamError:
+    return IncompleteStreamError("the stream was closed by its reader before its end", partial=upstream.so_far())
 
 
 def source_of(stream: Any) -> Source:
@@ -262,14 +362,19 @@ def source_of(stream: Any) -> Source:
     Raises:
         TypeError: It is neither.
     """
+    source = _direct(stream)
+    if source is not None:
+        return source
+    if isinstance(stream, AsyncIterable):
+        return Buffered(stream, Buffer(1))  # by a task (see IterableSource)
+    raise _no_stream(stream)
+
+
+def _direct(stream: Any) -> Source | None:
+    """What can be read as it is."""
     if isinstance(stream, ChatCompletionStream):
         return StreamSource(stream)
-    if isinstance(stream, Source):
-        return stream
-    if isinstance(stream, AsyncIterable):
-        # By a task, because nobody knows whether it bears that a read of it is cancelled.
-        return Buffered(stream, Buffer(1))
-    raise _no_stream(stream)
+    return stream if isinstance(stream, Source) else None
 
 
 def _no_stream(stream: object) -> TypeError:

@@ -408,6 +408,7 @@ class ChatCompletionStream:
                     # lost, and the block's end will close it. A second reader is sent away without harm to the first.
                     if owner and not exchange.busy:
                         self._leave()
+                    self._given = True  # whoever was interrupted has its turn now; that time is not the server's
                     raise
             except TogetherError as error:
                 if self._handed:

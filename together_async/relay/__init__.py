@@ -19,7 +19,14 @@ from together_async.relay.hub import Hub, HubReader
 from together_async.relay.iterator import sse
 from together_async.relay.lifespan import lifespan
 from together_async.relay.passthrough import Passthrough, passthrough
-from together_async.relay.problems import NotKeptError, ServerShutdownError, StoppedError, problem_of, status_of
+from together_async.relay.problems import (
+    IdError,
+    NotKeptError,
+    ServerShutdownError,
+    StoppedError,
+    problem_of,
+    status_of,
+)
 from together_async.relay.relaying import End
 from together_async.relay.shutdown import tell_all as shut_down
 from together_async.relay.web import aiohttp_response
@@ -39,6 +46,7 @@ __all__ = [
     "Format",
     "Hub",
     "HubReader",
+    "IdError",
     "NotKeptError",
     "Passthrough",
     "ServerSentEvent",

@@ -16,7 +16,16 @@ from together_async.codec import encode
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format, error_event
 from together_async.relay.problems import AllReadError, ServerShutdownError, headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of, run
+from together_async.relay.relaying import (
+    DEFAULT_HEARTBEAT,
+    OnEnd,
+    Relayed,
+    Relaying,
+    check_times,
+    feed_of,
+    pass_over,
+    run,
+)
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 if TYPE_CHECKING:
@@ -25,6 +34,10 @@ else:
     Response = object  # see `response_class`
 
 T = TypeVar("T")
+_HEADS: Final = frozenset((*HEADERS, "content-length", "retry-after"))
+"""Headers that are of the stream, or of its refusal."""
+CLIENT_CLOSED_REQUEST: Final = 499
+"""nginx's status for it; nobody gets it, but logs do."""
 _FAREWELL_S: Final = 0.5
 """Seconds for the last event of a response that is cancelled: a client who does not read must not hold its server."""
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,10 +63,13 @@ class EventSourceResponse(Response):
         format: "chunks" as the API sends them; "text", the texts of choice 0; or a function of a chunk, which returns a
             str, bytes, something that becomes JSON, a `ServerSentEvent`, or None for no event.
         ids: Whether events have ids: the position of their chunk, from 1.
-        heartbeat: Seconds of silence after which a comment is sent; None sends none.
+        heartbeat: Seconds of silence after which a comment is sent; None sends none (the head comes
+            with the first event then).
         grace: Seconds it may go on when the server is told to stop.
         on_end: Called with an `End` at the end, whatever it is; it may be async.
-        headers: More headers, or others in place of the usual ones.
+        status_code: That of an answer that has begun.
+        headers: More headers, or others in place of the usual ones; those are the stream's alone, the others also of
+            the status that tells of an error.
         background: Starlette's background tasks: awaited when all is over.
 
     Raises:
@@ -61,6 +77,8 @@ class EventSourceResponse(Response):
         Exception (when it is called): What a function of yours raises, once the client has been told that something
             went wrong.
     """
+
+    media_type = "text/event-stream"  # FastAPI's documentation of an app asks the class
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__'s
         """Makes the one that fits where Starlette was loaded later than this module."""
@@ -75,6 +93,7 @@ class EventSourceResponse(Response):
         heartbeat: float | None = DEFAULT_HEARTBEAT,
         grace: float = DEFAULT_GRACE,
         on_end: OnEnd | None = None,
+        status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         background: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -83,7 +102,7 @@ class EventSourceResponse(Response):
         self._heartbeat = heartbeat
         self._grace = grace
         self._on_end = on_end
-        self.status_code = 200
+        self.status_code = status_code
         self.body = b""
         self.background: Any = background
         given = {**HEADERS, **{name.lower(): value for name, value in (headers or {}).items()}}
@@ -115,6 +134,7 @@ class EventSourceResponse(Response):
         if scope["method"] == "HEAD":
             await self._start(send)
             await send({"type": "http.response.body", "body": b""})
+            await pass_over(self._feed, self._on_end)
             return True
         last = next((value for name, value in scope["headers"] if name.lower() == b"last-event-id"), b"")
         if not last:
@@ -122,20 +142,25 @@ class EventSourceResponse(Response):
         if self._feed.resumable:
             self._feed.resume(last.decode("utf-8", "replace"))
             return False
-        await Refusal(AllReadError("the client comes back to what can't be resumed")).answer(send)
+        error = AllReadError("the client comes back to what can't be resumed")
+        await self._refusal(error).answer(send)
+        await pass_over(self._feed, self._on_end, error)
         return True
 
     async def _relay(self, receive: Receive, send: Send) -> None:
         relaying = Relaying(self._feed, heartbeat=self._heartbeat, grace=self._grace)
-        left, sent = True, _Sent()
+        left: bool | None = None
+        sent = _Sent()
         try:
             left = await run(relaying, self._pump(relaying, send, sent), _gone(receive))
+            if left and not sent.begun:
+                await _nobody(send)
         except asyncio.CancelledError:
             if not relaying.gone:
-                await _farewell(relaying, send, sent)
+                await self._farewell(relaying, send, sent)
             raise
         finally:
-            await relaying.end(self._on_end, left=left)
+            await relaying.end(self._on_end, left=relaying.gone if left is None else left)
         relaying.raise_what_is_not_ours()
 
     async def _pump(self, relaying: Relaying, send: Send, sent: _Sent) -> None:
@@ -143,7 +168,7 @@ class EventSourceResponse(Response):
             data = await relaying.first()
         except TogetherError as error:
             sent.begun = sent.ended = True
-            await Refusal(error).answer(send)
+            await self._refusal(error).answer(send)
             return
         sent.begun = True
         await self._start(send)
@@ -152,6 +177,29 @@ class EventSourceResponse(Response):
             data = await relaying.next()
         sent.ended = True
         await send({"type": "http.response.body", "body": b""})
+
+    async def _farewell(self, relaying: Relaying, send: Send, sent: _Sent) -> None:
+        """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
+
+        Some servers tell their workers nothing before they do (Hypercorn), and wait only so long.
+        """
+        error = relaying.error = ServerShutdownError("the server stopped the response")
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_FAREWELL_S):
+                if not sent.begun:
+                    await self._refusal(error).answer(send)
+                elif not sent.ended:
+                    last = error_event(problem_of(error), relaying.end_id())
+                    await send({"type": "http.response.body", "body": last, "more_body": True})
+                    await send({"type": "http.response.body", "body": b""})
+
+    def _refusal(self, error: BaseException) -> Refusal:
+        """With the app's own headers: without those of CORS, say, no page may read why it was refused."""
+        refusal = Refusal(error)
+        refusal.raw_headers += [
+            (name, value) for name, value in self.raw_headers if name.decode("latin-1") not in _HEADS
+        ]
+        return refusal
 
     async def _start(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -166,20 +214,11 @@ class _Sent:
         self.begun = self.ended = False
 
 
-async def _farewell(relaying: Relaying, send: Send, sent: _Sent) -> None:
-    """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
-
-    Some servers tell their workers nothing before they do (Hypercorn), and wait only so long.
-    """
-    error = relaying.error = ServerShutdownError("the server stopped the response")
+async def _nobody(send: Send) -> None:
+    """Answers a client that has gone, for those in between who wait for a response (Starlette's BaseHTTPMiddleware)."""
     with contextlib.suppress(Exception):
-        async with asyncio.timeout(_FAREWELL_S):
-            if not sent.begun:
-                await Refusal(error).answer(send)
-            elif not sent.ended:
-                last = error_event(problem_of(error), relaying.end_id())
-                await send({"type": "http.response.body", "body": last, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
 
 class Refusal(Response):

@@ -6,6 +6,7 @@ makes of a chunk. An event's id is the position of its chunk, so that a client t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -21,6 +22,8 @@ DONE: Final = b"data: [DONE]\n\n"
 RECONNECT: Final = b"retry: 1000\n"
 """A line of the first event: tells a browser to come back after a second, where it can go on; its own default is three
 or five."""
+BOM: Final = b"\xef\xbb\xbf"
+"""A byte order mark, which an event stream may begin with (WHATWG HTML, 9.2.6)."""
 HEARTBEAT: Final = b":\n"
 """A comment: bytes for proxies and browsers that give up on silence, and no event.
 
@@ -42,8 +45,11 @@ def renderer(format: Format) -> Render:
 
     Raises:
         ValueError: No such format.
+        TypeError: An async function, for which nobody would wait.
     """
     if callable(format):
+        if inspect.iscoroutinefunction(format):
+            raise TypeError("format: got an async function, expected one that returns the event at once")
         return _by_function(format)
     if format == "chunks":
         return chunk_event
@@ -109,8 +115,12 @@ def error_event(problem: Mapping[str, Any], id: str | None = None) -> bytes:
     return encode_event(encode({"error": problem}), event="error", id=id)
 
 
-def render_all(render: Render, chunks: Sequence[ChatCompletionChunk], last: int, prefix: str | None) -> bytes:
-    """Returns the events of chunks with consecutive positions, the last of which is given.
+def render_all(
+    render: Render, chunks: Sequence[ChatCompletionChunk], last: int, prefix: str | None
+) -> tuple[bytes, Exception | None]:
+    """Returns the events of chunks with consecutive positions, the last of which is given; and what stopped that.
+
+    What comes together does so by chance: the events before one that can't be made are good.
 
     Args:
         render: What makes an event.
@@ -118,7 +128,10 @@ def render_all(render: Render, chunks: Sequence[ChatCompletionChunk], last: int,
         last: The position of the last of them.
         prefix: What stands before the position in an id; None leaves ids out.
     """
-    if prefix is None:
-        return b"".join([render(chunk, None) for chunk in chunks])
-    first = last - len(chunks) + 1
-    return b"".join([render(chunk, f"{prefix}{position}") for position, chunk in enumerate(chunks, first)])
+    events: list[bytes] = []
+    try:
+        for position, chunk in enumerate(chunks, last - len(chunks) + 1):
+            events.append(render(chunk, None if prefix is None else f"{prefix}{position}"))
+    except Exception as error:  # noqa: BLE001 - somebody's function; it is raised after the events
+        return b"".join(events), error
+    return b"".join(events), None

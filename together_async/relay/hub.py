@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from together_async.broadcast import Broadcast, Subscription
+from together_async.buffer import MOST_AT_ONCE
 from together_async.errors import QueueFullError
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.relay.problems import AllReadError, NotKeptError, StoppedError
+from together_async.relay.problems import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
 from together_async.source import Chunks, Loopable
 
 _WINDOW: Final = 16
@@ -23,17 +24,14 @@ _WINDOW: Final = 16
 _MIB: Final = 1024 * 1024
 
 
-class TooLargeError(QueueFullError):
-    """A completion is larger than a hub may keep; it was stopped."""
-
-
 class _Run:
     """One completion that is kept."""
 
-    __slots__ = ("broadcast", "named", "size", "timer")
+    __slots__ = ("broadcast", "loop", "named", "size", "timer")
 
     def __init__(self, broadcast: Broadcast, *, named: bool) -> None:
         self.broadcast = broadcast
+        self.loop = asyncio.get_running_loop()
         self.named = named  # its id is the app's own, and may be one that can be guessed
         self.size = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -82,9 +80,9 @@ class Hub:
         abandon: float | None = 60.0,
     ) -> None:
         for name, value, least in (("max_streams", max_streams, 1), ("max_size", max_size, 1), ("keep", keep, 0)):
-            if value < least:
+            if not value >= least:  # nor a NaN
                 raise ValueError(f"{name}: got {value}, expected at least {least}")
-        if abandon is not None and abandon < 0:
+        if abandon is not None and not abandon >= 0:
             raise ValueError(f"abandon: got {abandon}, expected seconds from 0, or None")
         self.max_streams = max_streams
         self.max_size = max_size
@@ -122,14 +120,17 @@ class Hub:
                 knows the id can read the answer.
 
         Raises:
-            ValueError: The id is taken, or none that a header can hold.
+            IdError: The id is taken, or none that a header can hold. It is a ValueError; a relay answers 409 or 400.
             QueueFullError: There is no room: all that are kept are running or being read.
+            RuntimeError: There is no running event loop, as in an endpoint without `async`, which runs in a thread.
         """
+        asyncio.get_running_loop()  # before anything is entered
         key = uuid.uuid4().hex if id is None else id
         if not key or not key.isprintable():
-            raise ValueError(f"id: got {key!r}, expected a text without control characters")
+            raise IdError(f"id: got {key!r}, expected a text without control characters", status_code=400)
         if key in self._runs:
-            raise ValueError(f"id: there is a completion with the id {key!r}; join it, or take another id")
+            text = f"id: there is a completion with the id {key!r}; join it, or take another id"
+            raise IdError(text, status_code=409)
         if not self._made_room(streams=1):
             raise QueueFullError(
                 f"the hub keeps {len(self._runs)} completions, all of them running or being read, expected at most "
@@ -145,8 +146,8 @@ class Hub:
     def join(self, id: str, last_event_id: str = "") -> HubReader:
         """Returns a reader of a completion: from its beginning, or after the event whose id is given.
 
-        The relay's doors pass a request's `Last-Event-ID` on by themselves. What has been said is one chunk, then the
-        rest comes as it is generated.
+        The relay's doors pass a request's `Last-Event-ID` on by themselves. What has been said since is one chunk, then
+        the rest comes as it is generated.
 
         Raises (when it is opened):
             NotKeptError: There is none under this id (now); a relay answers 410.
@@ -184,19 +185,21 @@ class Hub:
         await run.broadcast.aclose()
         return True
 
-    def completion(self, id: str) -> ChatCompletion | None:
+    def so_far(self, id: str) -> ChatCompletion:
         """Returns what a completion is so far.
 
         Raises:
             NotKeptError: There is none under this id.
         """
-        return self._run(id).broadcast.completion()
+        return self._run(id).broadcast.so_far()
 
     async def aclose(self) -> None:
         """Ends all and forgets them. They have ended when this returns; twice is fine."""
         runs = [run.broadcast for run in self._runs.values()]
         for key in tuple(self._runs):
             self._forget(key)
+        for broadcast in runs:
+            broadcast.leave()  # all of them at once, before any is waited for
         for broadcast in runs:
             await broadcast.aclose()
 
@@ -240,7 +243,7 @@ class Hub:
         elif run.timer is None or broadcast.over:
             if run.timer is not None:
                 run.timer.cancel()
-            run.timer = asyncio.get_running_loop().call_later(wait_s, self._late, id, run)
+            run.timer = run.loop.call_later(wait_s, self._late, id, run)
 
     def _late(self, id: str, run: _Run) -> None:
         run.timer = None
@@ -310,7 +313,7 @@ class HubReader(Loopable):
         else:
             run = self._hub._runs.get(key)
             known = known and run is not None and not run.named
-            self._id = key
+            self._id = key if known else None  # what a client says is not repeated
         self._after = int(position) if known else None
 
     async def open(self) -> None:
@@ -334,11 +337,16 @@ class HubReader(Loopable):
         self._place = broadcast.subscribe(self._after)
         await self._place.open()
 
-    async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that wait, at most 64 and at least one; waits for it. An empty list is the end."""
+    @property
+    def at_end(self) -> bool:
+        """Whether the client has had all there ever will be: it need not come back."""
+        return self._place is not None and self._place.at_end
+
+    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+        """Returns the chunks that wait, at most so many and at least one; waits for it. An empty list is the end."""
         await self.open()
         assert self._place is not None  # noqa: S101 - just opened
-        return await self._place.read()
+        return await self._place.read(most)
 
     def leave(self) -> None:
         """Leaves; the completion goes on for others, and for when this one comes back."""
@@ -346,6 +354,6 @@ class HubReader(Loopable):
         if self._place is not None:
             self._place.leave()
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what has come so far."""
-        return None if self._place is None else self._place.completion()
+        return ChatCompletion() if self._place is None else self._place.so_far()

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from together_async.relay.events import Format
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of
+from together_async.relay.problems import AllReadError
+from together_async.relay.relaying import (
+    DEFAULT_HEARTBEAT,
+    Feed,
+    OnEnd,
+    Relayed,
+    Relaying,
+    check_times,
+    feed_of,
+    pass_over,
+)
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 
-async def sse(
+def sse(
     stream: Relayed,
     *,
     format: Format = "chunks",
@@ -19,7 +29,7 @@ async def sse(
     grace: float = DEFAULT_GRACE,
     on_end: OnEnd | None = None,
 ) -> AsyncIterator[bytes]:
-    """Yields a stream as server-sent events, all that is there at once in one piece.
+    """Returns an iterator of a stream's server-sent events, all that is there at once in one piece.
 
     ```python
     return Response(sse(client.stream(messages, model=MODEL)), headers=relay.HEADERS)
@@ -34,7 +44,8 @@ async def sse(
         format: "chunks" as the API sends them; "text", the texts of choice 0; or a function of a chunk, which returns a
             str, bytes, something that becomes JSON, a `ServerSentEvent`, or None for no event.
         ids: Whether events have ids: the position of their chunk, from 1.
-        last_event_id: The `Last-Event-ID` of the request, for what can be resumed.
+        last_event_id: The `Last-Event-ID` of the request, if it has one. What can be resumed continues there. Of
+            anything else nothing is sent and nothing asked: it would be paid again, and shown twice.
         heartbeat: Seconds of silence after which a comment is sent; None sends none.
         grace: Seconds it may go on when the server is told to stop.
         on_end: Called with an `End` at the end, whatever it is; it may be async.
@@ -45,8 +56,14 @@ async def sse(
     """
     check_times(heartbeat, grace)
     feed = feed_of(stream, format, ids=ids)
-    if last_event_id:
+    if last_event_id and feed.resumable:
         feed.resume(last_event_id)
+    elif last_event_id:
+        return _nothing(feed, on_end)
+    return _events(feed, heartbeat=heartbeat, grace=grace, on_end=on_end)
+
+
+async def _events(feed: Feed, *, heartbeat: float | None, grace: float, on_end: OnEnd | None) -> AsyncIterator[bytes]:
     relaying = Relaying(feed, heartbeat=heartbeat, grace=grace)
     left = True
     try:
@@ -59,3 +76,9 @@ async def sse(
         relaying.leave()
         await relaying.end(on_end, left=left)
     relaying.raise_what_is_not_ours()
+
+
+async def _nothing(feed: Feed, on_end: OnEnd | None) -> AsyncIterator[bytes]:
+    await pass_over(feed, on_end, AllReadError("the client comes back to what can't be resumed"))
+    for data in tuple[bytes, ...]():
+        yield data

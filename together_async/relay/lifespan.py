@@ -29,7 +29,15 @@ def lifespan(*closables: Closable) -> Callable[[Any], AbstractAsyncContextManage
 
     Args:
         *closables: Clients, hubs, and all else with an `aclose`.
+
+    Raises:
+        TypeError: Something has none.
     """
+    for one in closables:
+        if not callable(getattr(one, "aclose", None)):
+            raise TypeError(
+                f"lifespan: got a {type(one).__name__}, expected clients, hubs, and what else has an aclose"
+            )
 
     @contextlib.asynccontextmanager
     async def run(_app: Any = None) -> AsyncIterator[None]:

@@ -100,6 +100,6 @@ class Passthrough:
     def end_id(self) -> None:
         """An event that ends it has no id: those before have none of ours."""
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what is known of the completion: usage and finish reasons, and not its text."""
         return self._stream.so_far()

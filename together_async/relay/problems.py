@@ -6,6 +6,7 @@ behind it) stays in the app's log.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -40,6 +41,25 @@ class NotKeptError(TogetherError, LookupError):
     """No completion is kept under this id: there never was one, it was stopped, or its time is over."""
 
 
+class IdError(TogetherError, ValueError):
+    """No completion can be kept under an id: there is one already, or no event's id can hold it.
+
+    Attributes:
+        status_code: 409 or 400, for the page that chose it.
+    """
+
+    def __init__(self, message: str, *, status_code: int) -> None:
+        self.status_code = status_code
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), status_code=self.status_code), self.args
+
+
+class TooLargeError(QueueFullError):
+    """A completion is larger than a hub may keep; it was stopped."""
+
+
 class StoppedError(TogetherError):
     """The completion was stopped before its end: by a stop button, or because nobody read it any more."""
 
@@ -62,6 +82,8 @@ _OURS: Final = {
 _TABLE: Final[tuple[tuple[type[TogetherError], int | None, str | None], ...]] = (
     # the first that fits; a status of None is the error's own, a message of None too
     (APIStatusError, None, None),
+    (IdError, None, "no new answer can have this id; join the one that has it, or take another id"),
+    (TooLargeError, 503, "this answer became larger than this app can keep; it was stopped"),
     (QueueFullError, 503, "too many requests wait for the service behind this app; try again later"),
     (APITimeoutError, 504, _LATE),
     (APIConnectionError, 502, _LOST),

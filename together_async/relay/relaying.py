@@ -8,8 +8,10 @@ something goes wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -18,10 +20,10 @@ import attrs
 from together_async.errors import TogetherError
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
-from together_async.relay.events import DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
+from together_async.relay.events import BOM, DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
 from together_async.relay.passthrough import Passthrough
 from together_async.relay.problems import AllReadError, NotKeptError, ServerShutdownError, problem_of
-from together_async.source import Chunks, Source, source_of
+from together_async.source import Chunks, Source, close, source_of
 from together_async.sse import encode_event
 
 LOG: Final = logging.getLogger("together_async.relay")
@@ -41,12 +43,12 @@ class End:
     """How a relay ended; given to `on_end`.
 
     Attributes:
-        completion: What had come from the model by then, whole or not; None where that is not known.
+        completion: What had come from the model by then, whole or not.
         error: What went wrong, None when nothing did.
         left: Whether the client left before the end.
     """
 
-    completion: ChatCompletion | None
+    completion: ChatCompletion
     error: BaseException | None
     left: bool
 
@@ -86,7 +88,7 @@ class Feed(Protocol):
         """Waits, when it has left, until nothing of it is under way."""
         ...
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what has come so far."""
         ...
 
@@ -100,6 +102,7 @@ class EventFeed:
         self._ids = ids
         self._done = False
         self._begun = False
+        self._failure: Exception | None = None  # of the function that makes events
         self.error: TogetherError | None = None
         self.resumable = hasattr(source, "resume")
 
@@ -113,13 +116,15 @@ class EventFeed:
     async def next(self) -> bytes:
         """Returns the next events; empty at the end."""
         while not self._done:
+            if self._failure is not None:
+                raise self._failure
             chunks = await self._source.read()
             if not chunks:
                 self._done = True
                 end_id = self.end_id()
                 return DONE if end_id is None else encode_event("[DONE]", id=end_id)
             prefix = getattr(self._source, "id_prefix", "") if self._ids else None
-            data = render_all(self._render, chunks, self._source.position, prefix)
+            data, self._failure = render_all(self._render, chunks, self._source.position, prefix)
             if not data:
                 continue
             if self.resumable and not self._begun:
@@ -129,8 +134,11 @@ class EventFeed:
         return b""
 
     def end_id(self) -> str | None:
-        """Returns the id of the last event, so that a browser that comes back after it is told that this was all."""
-        if not (self.resumable and self._ids):
+        """Returns the id of the last event, so that a browser that comes back after it is told that this was all.
+
+        None where it was not: a browser's last id stays that of the last chunk it got, and it gets the rest.
+        """
+        if not (self.resumable and self._ids and self._source.at_end) or self._failure is not None:  # type: ignore[attr-defined]  # where it is resumable
             return None
         return f"{getattr(self._source, 'id_prefix', '')}{self._source.position + 1}"
 
@@ -142,22 +150,20 @@ class EventFeed:
         """Says, before it is opened, which event the client has had last."""
         self._source.resume(last_event_id)  # type: ignore[attr-defined]  # where it is resumable
 
-    def completion(self) -> ChatCompletion | None:
+    def so_far(self) -> ChatCompletion:
         """Returns what has come so far."""
-        return self._source.completion()
+        return self._source.so_far()
 
     async def aclose(self) -> None:
         """Waits, when it has left, until nothing of it is under way."""
-        aclose = getattr(self._source, "aclose", None)  # of what reads ahead by a task
-        if aclose is not None:
-            await aclose()
+        await close(self._source)
 
 
 def check_times(heartbeat: float | None, grace: float) -> None:
     """Raises ValueError for seconds that are none."""
-    if heartbeat is not None and not heartbeat > 0:
+    if heartbeat is not None and not (isinstance(heartbeat, (int, float)) and heartbeat > 0):
         raise ValueError(f"heartbeat: got {heartbeat!r}, expected seconds above 0, or None")
-    if not grace >= 0:
+    if not (isinstance(grace, (int, float)) and grace >= 0):
         raise ValueError(f"grace: got {grace!r}, expected seconds from 0")
 
 
@@ -191,6 +197,7 @@ class Relaying:
         # Until its first bytes a stream may be asked for again, which must not be interrupted: that is a task.
         self._opening: asyncio.Future[Any] | None = None
         self._opened = False
+        self._commented = False  # before the first bytes
         # Afterwards who waits is interrupted when it is time for a comment. That costs no timer for each read.
         self._reader: asyncio.Task[Any] | None = None
         self._cancelling = 0
@@ -212,14 +219,15 @@ class Relaying:
     async def first(self) -> bytes:
         """Returns the first bytes: the first event, or a comment when it is time that the client hears something.
 
-        That is after `heartbeat` seconds, or a second after the service has begun its response.
+        That is after `heartbeat` seconds, or a second after the service has begun its response; without a heartbeat
+        never.
 
         Raises:
             Exception: There will be no answer, and nothing was sent: this can be a status.
         """
         self._opening = asyncio.ensure_future(self._feed.open())
         try:
-            data = await self._until_open(HEAD_START)
+            data = await self._until_open(None if self._heartbeat is None else HEAD_START)
         except Exception as error:
             self.error = error
             raise
@@ -265,13 +273,15 @@ class Relaying:
                 left_s = limit_s if left_s is None else min(limit_s, left_s)
             await asyncio.wait((opening,), timeout=None if left_s is None else max(0.0, left_s))
             if not opening.done():
+                self._commented = True
                 return None
             if self._stopping is not None:
                 raise self._stopping
             data: bytes | None = opening.result()
             if self._opened:
                 self._opening = None
-                return data
+                # A byte order mark is one at the beginning alone: after a comment it would spoil the first line.
+                return data.removeprefix(BOM) if self._commented and data is not None else data
             self._opened = True
             self._opening = asyncio.ensure_future(self._feed.next())
 
@@ -348,7 +358,26 @@ class Relaying:
         shutdown.leave(self)
 
     async def end(self, on_end: OnEnd | None, *, left: bool) -> None:
-        """Says how it ended, once it has left and nothing of it is under way."""
+        """Says how it ended, once it has left and nothing of it is under way.
+
+        Whoever waits may be cancelled, even at every `await` of theirs, as some frameworks do when a client has left:
+        by a task, that cuts nothing off.
+        """
+        on_its_way = sys.exception()  # where this is called in a `finally`
+        ending = self._loop.create_task(self._end(on_end, left=left))
+        try:
+            await _all_done({ending})
+        except BaseException as cancelled:
+            on_its_way = cancelled
+            raise
+        finally:
+            error = ending.exception()
+            if error is not None and on_its_way is not None:
+                LOG.error("on_end of a relay failed", exc_info=error)
+        if error is not None and on_its_way is None:
+            raise error
+
+    async def _end(self, on_end: OnEnd | None, *, left: bool) -> None:
         if self._opening is not None:
             await asyncio.wait((self._opening,))
             if not self._opening.cancelled():
@@ -357,15 +386,26 @@ class Relaying:
         error = self.error
         if isinstance(error, TogetherError) and not isinstance(error, AllReadError):
             LOG.log(logging.INFO if isinstance(error, NotKeptError) else logging.WARNING, "a relay ended: %s", error)
-        if on_end is not None:
-            said = on_end(End(self._feed.completion(), error, left))
-            if inspect.isawaitable(said):
-                await said
+        await _say(on_end, End(self._feed.so_far(), error, left))
 
     def raise_what_is_not_ours(self) -> None:
         """Raises what somebody's function raised: the client has been told, now its author is."""
         if self.error is not None and not isinstance(self.error, TogetherError):
             raise self.error
+
+
+async def _say(on_end: OnEnd | None, end: End) -> None:
+    if on_end is not None:
+        said = on_end(end)
+        if inspect.isawaitable(said):
+            await said
+
+
+async def pass_over(feed: Feed, on_end: OnEnd | None, error: TogetherError | None = None) -> None:
+    """Ends what was not asked for: a request wants its head only, or has had everything."""
+    feed.leave()
+    await feed.aclose()
+    await _say(on_end, End(feed.so_far(), error, left=False))
 
 
 async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Coroutine[Any, Any, None]) -> bool:
@@ -388,11 +428,15 @@ async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Corouti
         left = not sending.done()
         relaying.gone = watching.done()
         relaying.leave()
+        relaying.sender = None
         for task in tasks:
             task.cancel()
         await _all_done(tasks)
-    if not watching.cancelled():
-        watching.exception()  # it could not watch: as good as gone
+        for task in tasks:
+            # A cancellation that nobody asks for keeps its traceback, and all in it, until the garbage is collected. Of
+            # what watches any error is as good as the client's leaving.
+            with contextlib.suppress(asyncio.CancelledError):
+                task.exception()
     if left or sending.cancelled():
         return True
     error = sending.exception()

@@ -31,13 +31,16 @@ class Stoppable(Protocol):
 
 
 _live: Final[set[Stoppable]] = set()
+# Who heard each signal before. Who takes our place may give it back at any time, even when nothing is relayed any more
+# (a second server in the process does), so this is forgotten only where it was put back.
 _before: Final[dict[int, Callable[[int, FrameType | None], Any]]] = {}
 
 
 def enter(one: Stoppable) -> None:
     """Says that something is relayed."""
+    first = not _live
     _live.add(one)
-    if not _before and threading.current_thread() is threading.main_thread():
+    if first and threading.current_thread() is threading.main_thread():
         _listen()
 
 
@@ -58,6 +61,8 @@ def tell_all() -> None:
 def _listen() -> None:
     for number in _SIGNALS:
         before = signal.getsignal(number)
+        if before is _hear:
+            continue
         # Where a signal ends the process, or nobody of Python's hears it, there is no server to be polite for.
         if callable(before) and before is not signal.default_int_handler:
             _before[number] = before
@@ -65,10 +70,10 @@ def _listen() -> None:
 
 
 def _stop_listening() -> None:
-    for number, before in _before.items():
+    for number, before in tuple(_before.items()):
         if signal.getsignal(number) is _hear:  # else somebody has taken our place
             signal.signal(number, before)
-    _before.clear()
+            del _before[number]
 
 
 def _hear(number: int, frame: FrameType | None) -> None:

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Final
 
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
-from together_async.relay.problems import headers_of, problem_of, status_of
-from together_async.relay.relaying import DEFAULT_HEARTBEAT, OnEnd, Relayed, Relaying, check_times, feed_of, run
+from together_async.relay.problems import AllReadError, headers_of, problem_of, status_of
+from together_async.relay.relaying import (
+    DEFAULT_HEARTBEAT,
+    OnEnd,
+    Relayed,
+    Relaying,
+    check_times,
+    feed_of,
+    pass_over,
+    run,
+)
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 if TYPE_CHECKING:
@@ -51,10 +60,13 @@ async def aiohttp_response(
     feed = feed_of(stream, format, ids=ids)
     response = web.StreamResponse(headers={**HEADERS, **{name.lower(): v for name, v in (headers or {}).items()}})
     if request.method == "HEAD":
+        await pass_over(feed, on_end)
         return response
+    own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
     last = request.headers.get("Last-Event-ID", "")
     if last and not feed.resumable:
-        return web.Response(status=204)
+        await pass_over(feed, on_end, AllReadError("the client comes back to what can't be resumed"))
+        return web.Response(status=204, headers=own)
     if last:
         feed.resume(last)
     relaying = Relaying(feed, heartbeat=heartbeat, grace=grace)
@@ -65,12 +77,12 @@ async def aiohttp_response(
             data = await relaying.first()
         except TogetherError as error:
             refused.append(
-                web.Response(status=204)
+                web.Response(status=204, headers=own)
                 if status_of(error) == 204
                 else web.json_response(
                     {"error": problem_of(error)},
                     status=status_of(error),
-                    headers={"cache-control": "no-store", **headers_of(error)},
+                    headers={**own, "cache-control": "no-store", **headers_of(error)},
                 )
             )
             return
@@ -80,11 +92,11 @@ async def aiohttp_response(
             data = await relaying.next()
         await response.write_eof()
 
-    left = True
+    left: bool | None = None
     try:
         left = await run(relaying, pump(), _gone(request))
     finally:
-        await relaying.end(on_end, left=left)
+        await relaying.end(on_end, left=relaying.gone if left is None else left)
     relaying.raise_what_is_not_ours()
     return refused[0] if refused else response
 
