@@ -31,23 +31,19 @@ class Stoppable(Protocol):
 
 
 _live: Final[set[Stoppable]] = set()
-# Who heard each signal before. Who takes our place may give it back at any time, even when nothing is relayed any more
-# (a second server in the process does), so this is forgotten only where it was put back.
-_before: Final[dict[int, Callable[[int, FrameType | None], Any]]] = {}
 
 
 def enter(one: Stoppable) -> None:
     """Says that something is relayed."""
-    first = not _live
     _live.add(one)
-    if first and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         _listen()
 
 
 def leave(one: Stoppable) -> None:
     """Says that it is not any more. Twice is fine."""
     _live.discard(one)
-    if not _live and _before and threading.current_thread() is threading.main_thread():
+    if not _live and threading.current_thread() is threading.main_thread():
         _stop_listening()
 
 
@@ -58,26 +54,31 @@ def tell_all() -> None:
             one._loop.call_soon_threadsafe(one.shut_down)
 
 
+class _Ear:
+    """A signal handler that stands before another one.
+
+    Whoever takes its place may give it back at any time, even when nothing is relayed any more, as a second server in
+    the process does when it stops. So each knows for itself whom to call.
+    """
+
+    def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
+        self.before = before
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        tell_all()
+        self.before(number, frame)
+
+
 def _listen() -> None:
     for number in _SIGNALS:
         before = signal.getsignal(number)
-        if before is _hear:
-            continue
         # Where a signal ends the process, or nobody of Python's hears it, there is no server to be polite for.
-        if callable(before) and before is not signal.default_int_handler:
-            _before[number] = before
-            signal.signal(number, _hear)
+        if callable(before) and before is not signal.default_int_handler and not isinstance(before, _Ear):
+            signal.signal(number, _Ear(before))
 
 
 def _stop_listening() -> None:
-    for number, before in tuple(_before.items()):
-        if signal.getsignal(number) is _hear:  # else somebody has taken our place
-            signal.signal(number, before)
-            del _before[number]
-
-
-def _hear(number: int, frame: FrameType | None) -> None:
-    before = _before.get(number)
-    tell_all()
-    if before is not None:
-        before(number, frame)
+    for number in _SIGNALS:
+        ear = signal.getsignal(number)
+        if isinstance(ear, _Ear):  # else somebody has taken our place
+            signal.signal(number, ear.before)
