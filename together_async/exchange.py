@@ -240,7 +240,10 @@ class Exchange:
         self._waiting = False
         self.arrived = self._time()
         if not isinstance(error, Exception):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # else it holds its traceback, and that this frame, with the connection and all
         failure = self._failure
         if failure is None:
             failure = self._failure = _connection_error(error, self._response)

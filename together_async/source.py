@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from together_async.accumulator import ChatCompletionAccumulator
 from together_async.buffer import MOST_AT_ONCE, Buffer
@@ -20,6 +20,7 @@ from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
 from together_async.readers import BatchesReader, RawReader, TextReader
 from together_async.stream import ChatCompletionStream
 
+READ_ALREADY: Final = "this stream has been read to its end already; make one for each who is to read it"
 Chunks = AsyncIterable[ChatCompletionChunk]
 
 
@@ -75,7 +76,7 @@ class StreamSource:
             RuntimeError: The stream is at its end: somebody has read it.
         """
         if self._stream.complete:
-            raise RuntimeError("this stream has been read to its end already; make one for each who is to read it")
+            raise RuntimeError(READ_ALREADY)
         await self._stream.__aenter__()
         self._batches = self._stream.batches()
 

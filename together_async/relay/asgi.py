@@ -102,6 +102,7 @@ class EventSourceResponse(Response):
         self._heartbeat = heartbeat
         self._grace = grace
         self._on_end = on_end
+        self._sent = False
         self.status_code = status_code
         self.body = b""
         self.background: Any = background
@@ -120,8 +121,11 @@ class EventSourceResponse(Response):
         """Answers one request.
 
         Raises:
-            RuntimeError: It is none of HTTP.
+            RuntimeError: It is none of HTTP, or the second one.
         """
+        if self._sent:
+            raise RuntimeError("this response has been sent already; make one for each request")
+        self._sent = True
         if scope["type"] != "http":
             raise RuntimeError(f"an event stream answers HTTP requests, and not one of {scope['type']!r}")
         if not await self._answered_without(scope, send):
@@ -156,8 +160,7 @@ class EventSourceResponse(Response):
             if left and not sent.begun:
                 await _nobody(send)
         except asyncio.CancelledError:
-            if not relaying.gone:
-                await self._farewell(relaying, send, sent)
+            left = relaying.gone or not await self._farewell(relaying, send, sent)
             raise
         finally:
             await relaying.end(self._on_end, left=relaying.gone if left is None else left)
@@ -178,10 +181,11 @@ class EventSourceResponse(Response):
         sent.ended = True
         await send({"type": "http.response.body", "body": b""})
 
-    async def _farewell(self, relaying: Relaying, send: Send, sent: _Sent) -> None:
+    async def _farewell(self, relaying: Relaying, send: Send, sent: _Sent) -> bool:
         """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
 
-        Some servers tell their workers nothing before they do (Hypercorn), and wait only so long.
+        Returns whether it could be told. Some servers tell their workers nothing before they do (Hypercorn), and wait
+        only so long.
         """
         error = relaying.error = ServerShutdownError("the server stopped the response")
         with contextlib.suppress(Exception):
@@ -192,6 +196,8 @@ class EventSourceResponse(Response):
                     last = error_event(problem_of(error), relaying.end_id())
                     await send({"type": "http.response.body", "body": last, "more_body": True})
                     await send({"type": "http.response.body", "body": b""})
+            return True
+        return False
 
     def _refusal(self, error: BaseException) -> Refusal:
         """With the app's own headers: without those of CORS, say, no page may read why it was refused."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from together_async.errors import StreamAPIError, TogetherError
 from together_async.models import ChatCompletion, Usage
+from together_async.source import READ_ALREADY
 from together_async.stream import ChatCompletionStream
 
 
@@ -65,7 +66,13 @@ class Passthrough:
         return self._stream.so_far().usage
 
     async def open(self) -> None:
-        """Asks for the first response."""
+        """Asks for the first response.
+
+        Raises:
+            RuntimeError: The stream is at its end: somebody has read it.
+        """
+        if self._stream.complete:
+            raise RuntimeError(READ_ALREADY)
         await self._stream.__aenter__()
         self._raw = self._stream.raw()
 

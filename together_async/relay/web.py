@@ -96,9 +96,13 @@ async def aiohttp_response(
     try:
         left = await run(relaying, pump(), _gone(request))
     finally:
-        await relaying.end(on_end, left=relaying.gone if left is None else left)
+        await relaying.end(on_end, left=relaying.gone or _is_gone(request) if left is None else left)
     relaying.raise_what_is_not_ours()
     return refused[0] if refused else response
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
 
 
 class _Watch:
@@ -127,8 +131,7 @@ class _Watch:
 
     def _look(self) -> None:
         for waiter, request in self._waiting.items():
-            transport = request.transport
-            if (transport is None or transport.is_closing()) and not waiter.done():
+            if _is_gone(request) and not waiter.done():
                 waiter.set_result(None)
         self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
