@@ -368,7 +368,7 @@ def source_of(stream: Any) -> Source:
         return source
     if isinstance(stream, AsyncIterable):
         return Buffered(stream, Buffer(1))  # by a task (see IterableSource)
-    raise _no_stream(stream)
+    raise no_stream(stream)
 
 
 def _direct(stream: Any) -> Source | None:
@@ -378,7 +378,8 @@ def _direct(stream: Any) -> Source | None:
     return stream if isinstance(stream, Source) else None
 
 
-def _no_stream(stream: object) -> TypeError:
+def no_stream(stream: object) -> TypeError:
+    """Returns the error for what is none."""
     if isinstance(stream, Coroutine):
         stream.close()
     return TypeError(
@@ -405,5 +406,5 @@ def buffered(stream: Chunks, buffer: Buffer | None = None) -> Buffered:
         TogetherError (while reading): As the stream raises it, after all that had come before.
     """
     if not isinstance(stream, AsyncIterable):
-        raise _no_stream(stream)
+        raise no_stream(stream)
     return Buffered(stream, Buffer(on_full="coalesce") if buffer is None else buffer)

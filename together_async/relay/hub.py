@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,7 +17,7 @@ from together_async.buffer import MOST_AT_ONCE
 from together_async.errors import QueueFullError
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.relay.problems import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
-from together_async.source import Chunks, Loopable
+from together_async.source import Chunks, Loopable, no_stream
 
 _WINDOW: Final = 16
 """Chunks of a completion that are kept as they came; who is further behind gets the missing ones as one."""
@@ -126,7 +126,7 @@ class Hub:
         """
         asyncio.get_running_loop()  # before anything is entered
         key = uuid.uuid4().hex if id is None else id
-        if not key or not key.isprintable():
+        if not (isinstance(key, str) and key and key.isprintable()):
             raise IdError(f"id: got {key!r}, expected a text without control characters", status_code=400)
         if key in self._runs:
             text = f"id: there is a completion with the id {key!r}; join it, or take another id"
@@ -167,10 +167,15 @@ class Hub:
             stream: As for `start`.
             id: As for `start`, but if there is a completion under it, that is joined.
 
+        Raises:
+            TypeError: It is no stream.
+
         Raises (when it is opened):
             NotKeptError: It came back, and what it wants is not kept any more.
             QueueFullError: As `start` does.
         """
+        if not isinstance(stream, AsyncIterable):
+            raise no_stream(stream)
         return HubReader(self, id, stream)
 
     async def stop(self, id: str) -> bool:
