@@ -91,7 +91,10 @@ class ChunkLog:
             or (choice.delta.role and choice.delta.role != self._role)
             or choice.logprobs is not None
             or choice.finish_reason is not None
-            or any(value and name != "choices" and not first.get(name) for name, value in vars(chunk).items())
+            or any(
+                name != "choices" and value is not None and (first.get(name) is None or (value and not first[name]))
+                for name, value in vars(chunk).items()
+            )
         ):
             return None
         return choice.delta.content
