@@ -104,7 +104,7 @@ AT_IMPORT = {
         "timeouts",
     },
     # doors
-    "relay": {"broadcast", "buffer", "codec", "errors", "models", "protocol", "source", "sse", "stream"},
+    "relay": {"broadcast", "buffer", "codec", "errors", "group", "models", "protocol", "source", "sse", "stream"},
     "examples": {"__init__", "relay"},
     "_local_process": set(),
     "local": {"_local_process", "errors"},

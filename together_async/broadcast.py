@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from together_async.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
 from together_async.chunk_log import ChunkLog
 from together_async.errors import IncompleteStreamError, TogetherError
-from together_async.group import NOT_TO_PASS, strayed
+from together_async.group import NOT_TO_PASS, outcome, strayed
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.source import Chunks, Loopable, Source, close, source_of
 
@@ -202,7 +202,7 @@ class Broadcast:
         await close(self._source)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
+        error = outcome(task)
         if not self._over:  # cancelled before it began, or by what asyncio raises in whoever runs the loop
             self._source.leave()
             self._end(

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, Self, runtime_checkable
 from together_async.accumulator import ChatCompletionAccumulator
 from together_async.buffer import MOST_AT_ONCE, Buffer
 from together_async.errors import IncompleteStreamError
-from together_async.group import NOT_TO_PASS, strayed
+from together_async.group import NOT_TO_PASS, outcome, strayed
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
 from together_async.readers import BatchesReader, RawReader, TextReader
 from together_async.stream import ChatCompletionStream
@@ -347,7 +347,9 @@ async def _pump(source: Source, buffer: Buffer) -> None:
 
 def _pumped(upstream: Source, buffer: Buffer, task: asyncio.Task[None]) -> None:
     """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
-    error = _given_up(upstream) if task.cancelled() else task.exception()
+    error = outcome(task)
+    if task.cancelled():
+        error = _given_up(upstream)
     if isinstance(error, NOT_TO_PASS):
         error = strayed(error)
     buffer.close(error)

@@ -8,7 +8,6 @@ something goes wrong.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import sys
@@ -18,6 +17,7 @@ from typing import Any, Final, Protocol
 import attrs
 
 from together_async.errors import TogetherError
+from together_async.group import outcome
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
 from together_async.relay.events import BOM, DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
@@ -305,6 +305,7 @@ class Relaying:
             return None
         finally:
             self._reader = None
+            del reader  # a task that is cancelled here keeps this frame, which would keep the task
 
     def _interrupt(self) -> None:
         if self._reader is not None and not self._interrupted:
@@ -363,19 +364,18 @@ class Relaying:
         Whoever waits may be cancelled, even at every `await` of theirs, as some frameworks do when a client has left:
         by a task, that cuts nothing off.
         """
-        on_its_way = sys.exception()  # where this is called in a `finally`
+        hidden = sys.exception() is not None  # where this is called in a `finally`: that counts more than ours
         ending = self._loop.create_task(self._end(on_end, left=left))
         try:
             await _all_done({ending})
-        except BaseException as cancelled:
-            on_its_way = cancelled
+        except BaseException:
+            hidden = True
             raise
         finally:
-            error = ending.exception()
-            if error is not None and on_its_way is not None:
-                LOG.error("on_end of a relay failed", exc_info=error)
-        if error is not None and on_its_way is None:
-            raise error
+            if hidden and not ending.cancelled() and ending.exception() is not None:
+                LOG.error("on_end of a relay failed", exc_info=ending.exception())
+        if not hidden:
+            ending.result()
 
     async def _end(self, on_end: OnEnd | None, *, left: bool) -> None:
         if self._opening is not None:
@@ -433,17 +433,12 @@ async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Corouti
             task.cancel()
         await _all_done(tasks)
         for task in tasks:
-            # A cancellation that nobody asks for keeps its traceback, and all in it, until the garbage is collected. Of
-            # what watches any error is as good as the client's leaving.
-            with contextlib.suppress(asyncio.CancelledError):
-                task.exception()
+            outcome(task)  # of what watches any error is as good as the client's leaving
     if left or sending.cancelled():
         return True
-    error = sending.exception()
-    if isinstance(error, OSError) and error is not relaying.error:
+    if isinstance(sending.exception(), OSError) and sending.exception() is not relaying.error:
         return True
-    if error is not None:
-        raise error
+    sending.result()
     return False
 
 
@@ -456,4 +451,7 @@ async def _all_done(tasks: set[asyncio.Task[None]]) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # or it holds this frame, which holds it
