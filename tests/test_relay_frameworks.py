@@ -14,7 +14,20 @@ from typing import Any
 
 import aiohttp
 import pytest
-from relay_apps import KEY, SAID, SOON, TOKEN, Relay, Upstream, Visitor, aiohttp_app, leaving, serving, starlette_app
+from relay_apps import (
+    KEY,
+    PATIENCE,
+    SAID,
+    SOON,
+    TOKEN,
+    Relay,
+    Upstream,
+    Visitor,
+    aiohttp_app,
+    leaving,
+    serving,
+    starlette_app,
+)
 
 from together_async import AsyncTogether, RateLimitError
 from together_async.relay import HEADERS, EventSourceResponse, lifespan, sse
@@ -208,6 +221,37 @@ async def test_a_framework_relays_and_lets_go(upstream: Upstream, name: str, no_
     assert [one.split()[1] for one in ended] == ["read"] + ["left"] * (len(ended) - 1)
 
 
+@pytest.mark.parametrize("name", ["starlette", "starlette-middleware"])
+async def test_leaving_before_the_first_token_is_no_error_of_the_app(
+    upstream: Upstream, name: str, no_leaks: None
+) -> None:
+    """Also of those in between, who wait for a response: nothing is raised that a server would log."""
+    relay = Relay(upstream.emulator.base_url)
+    app, failed, requests = APPS[name](relay), list[Exception](), asyncio.Queue[None]()
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        except Exception as error:
+            failed.append(error)
+            raise
+        finally:
+            if scope["type"] == "http":
+                requests.put_nowait(None)
+
+    async with serving(noting) as port:
+        for model in ("head", "first"):
+            prompt = upstream.prompt()
+            with Visitor(port) as visitor:
+                await visitor.ask("/chat", model=model, prompt=prompt)
+                entry = await upstream.entry(prompt)
+            await entry.wait_left(PATIENCE)
+            await asyncio.wait_for(requests.get(), PATIENCE)
+    await relay.aclose()
+    assert not failed
+    assert [one.split()[1:] for one in relay.ended] == [["left"], ["left"]]
+
+
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
@@ -331,7 +375,12 @@ client = AsyncTogether("k", base_url="http://127.0.0.1:9/v1")
 async def answer() -> EventSourceResponse:
     return EventSourceResponse(client.stream("x", model="y"))
 
-assert app.openapi()["paths"]["/"]["get"]["responses"]["200"]
+@app.get("/declared", response_class=EventSourceResponse)
+async def declared() -> None: ...
+
+paths = app.openapi()["paths"]
+assert paths["/"]["get"]["responses"]["200"]
+assert list(paths["/declared"]["get"]["responses"]["200"]["content"]) == ["text/event-stream"]
 from starlette.responses import Response
 import asyncio
 assert isinstance(asyncio.run(answer()), Response)
@@ -345,7 +394,7 @@ IMPORTS = {
 
 @pytest.mark.parametrize("order", IMPORTS)
 def test_fastapi_takes_the_return_annotation(order: str) -> None:
-    """Whichever was imported first: `-> EventSourceResponse` is no model of a JSON body."""
+    """Whichever was imported first: `-> EventSourceResponse` is no model of a JSON body; nor as a `response_class`."""
     code = FASTAPI.format(imports="from together_async import AsyncTogether\n" + IMPORTS[order])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

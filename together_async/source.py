@@ -126,7 +126,7 @@ class IterableSource:
             TypeError: It is one of this package's that have no chunks.
         """
         iterator: Any = aiter(self._chunks)
-        if isinstance(iterator, (BatchesReader, RawReader, TextReader)):
+        if isinstance(iterator, (BatchesReader, RawReader, TextReader, _TextLoop)):
             raise self._no_chunks()
         self._iterator = iterator
 
