@@ -26,6 +26,7 @@ from together_async import (
     StreamConnectionError,
     Subscription,
     TogetherError,
+    relay,
     tee,
 )
 from together_async.accumulator import ChatCompletionAccumulator
@@ -205,6 +206,20 @@ async def test_a_late_joiner_gets_what_was_said_as_one_chunk_and_then_the_rest_a
         assert "".join(await rest_of(after)) == "x" * 100 + "abc"
         assert broadcast.over
         assert tap.opened == 1
+
+
+@pytest.mark.parametrize("on_slow", ["coalesce", "block", "drop"])
+async def test_what_was_said_so_far_is_one_chunk_however_little_it_is(on_slow: Any) -> None:
+    """Also where all of it is kept as it came: from the beginning, and after what somebody has had already."""
+    tap = Tap("abcde")
+    async with closing(Broadcast(tap, size=64, on_slow=on_slow)) as broadcast:
+        first = broadcast.subscribe()
+        assert texts(await first.read()) == ["a", "b", "c", "d", "e"]
+        late, back = broadcast.subscribe(), broadcast.subscribe(2)
+        assert [(texts(await one.read()), one.position) for one in (late, back)] == [(["abcde"], 5), (["cde"], 5)]
+        tap.give("fg")
+        for one in (first, late, back):
+            assert texts(await one.read()) == ["f", "g"]
 
 
 async def test_from_a_position_it_goes_on_from_there() -> None:
@@ -468,6 +483,33 @@ async def test_a_reader_that_waits_ends_when_its_subscription_is_left() -> None:
         other.leave()
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "between reads"])
+async def test_a_door_tells_a_subscription_that_is_left_by_others_from_an_end(waits: bool) -> None:
+    """By a stop button, say: the client gets an error, and never `[DONE]`; the others go on."""
+    tap = Tap("abc")
+    async with closing(Broadcast(tap)) as broadcast:
+        reader, other = broadcast.subscribe(), broadcast.subscribe()
+        events = relay.sse(reader, format="text")
+        body = [await anext(events)]
+
+        async def rest() -> None:
+            async for data in events:
+                body.append(data)  # noqa: PERF401 - what had come before an error counts
+
+        async with asyncio.timeout(2):
+            if waits:
+                async with doing(rest()) as task:
+                    reader.leave()
+                    await task
+            else:
+                reader.leave()
+                await rest()
+        assert b"event: error" in b"".join(body)
+        assert b"[DONE]" not in b"".join(body)
+        assert text(await other.read()) == "abc"
+        assert not tap.left
+
+
 async def test_closing_ends_everybody() -> None:
     """Readers who wait get an error, once its task has ended nothing is left; twice is fine."""
     tap = Tap("ab")
@@ -549,6 +591,28 @@ async def test_an_error_reaches_everybody_after_what_had_come(on_slow: Any) -> N
             assert "".join(said) == "abc"
         assert broadcast.error is BROKEN
         assert tap.left
+
+
+async def test_an_error_that_is_no_exception_reaches_everybody() -> None:
+    """Of somebody's iterable, as `pytest.fail` raises: nobody waits for ever, and what had come is not lost."""
+
+    class OddError(BaseException):
+        pass
+
+    async def odd() -> AsyncIterator[ChatCompletionChunk]:
+        yield chunk("a")
+        await settle()
+        raise OddError
+
+    async with closing(Broadcast(odd())) as broadcast:
+        readers = [broadcast.subscribe() for _ in range(2)]
+        had: list[list[str]] = [[] for _ in readers]
+        outcomes = await asyncio.gather(*map(rest_of, readers, had), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [OddError, OddError]
+        assert had == [["a"], ["a"]]
+        assert broadcast.over
+        with pytest.raises(OddError):
+            await broadcast.subscribe(1).read()
 
 
 async def test_a_refusal_reaches_everybody() -> None:

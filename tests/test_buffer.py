@@ -103,6 +103,30 @@ async def test_the_producer_sleeps_between_the_marks() -> None:
         assert producer.done()
 
 
+@pytest.mark.parametrize(("size", "low"), [(1, 0), (4, 1), (4, 0), (6, 5), (200, 70)])
+async def test_the_marks_hold_for_a_loop(size: int, low: int) -> None:
+    """What it has not been given still waits, and counts: never more than `size`, and no room is made above `low`."""
+    buffer, given, had, went_on_at = Buffer(size, low=low), 0, 0, set[int]()
+
+    async def produce() -> None:
+        nonlocal given
+        while given < 3 * size:
+            await buffer.put(chunk("x"))
+            given += 1
+        buffer.close()
+
+    async with doing(produce()):
+        async for _ in buffer:
+            had += 1
+            left = buffer.waiting
+            await settle()
+            assert given - had == buffer.waiting <= size
+            if buffer.waiting > left:
+                went_on_at.add(left)
+    assert had == 3 * size
+    assert went_on_at == {low}
+
+
 @given(st.integers(1, 20), st.data())
 @settings(max_examples=50)
 def test_a_batch_never_fills_it_over_its_size(size: int, data: st.DataObject) -> None:

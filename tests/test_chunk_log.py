@@ -87,6 +87,37 @@ def test_from_any_position_it_adds_up_to_the_same(chunks: list[ChatCompletionChu
         assert all(chunks[at[id(one)] - 1] is one for one in unknown)
 
 
+@given(streams(), windows, st.booleans())
+@settings(max_examples=150)
+@example([chunk("a"), *map(chunk, "bcd")], 12, False)
+@example([with_usage("a", 1), with_usage("b", 2), chunk("c"), chunk("d")], 2, False)
+@example([with_seed("a", 1), with_seed("b", 2), with_seed("c", 1), chunk("d")], 2, False)
+@example([chunk("a", index=1, role="tool"), chunk("b", role="tool"), chunk("c")], 12, False)
+@example([chunk("a"), chunk("b", annotations=["x"]), chunk("c")], 12, True)
+def test_merged_it_adds_up_to_the_same(chunks: list[ChatCompletionChunk], window: int, closed: bool) -> None:
+    """Whether or not all of it is kept as it came: never more chunks than those, and no unknown key is lost."""
+    log = log_of(chunks, window, closed=closed)
+    for position in range(len(chunks) + 1):
+        pieces = log.since(position, merged=True)
+        rest = [one for _, one in pieces]
+        assert_adds_up([*chunks[:position], *rest], chunks)
+        check_positions(pieces, position, len(chunks))
+        assert len(rest) <= len(log.since(position))
+        unknown = says_more_of(chunks[position:])
+        assert [id(one) for one in says_more_of(rest)] == [id(one) for one in unknown]
+
+
+@pytest.mark.parametrize("window", [0, 2, 20])
+def test_merged_is_one_chunk(window: int) -> None:
+    """However little there is, and however much of it is kept as it came."""
+    chunks = [chunk("", role="assistant"), *map(chunk, "abcdef"), chunk(finish="stop")]
+    log = log_of(chunks, window)
+    for position in range(len(chunks)):
+        ((at, one),) = log.since(position, merged=True)
+        assert (at, texts([one])) == (8, ["abcdef"[max(0, position - 1) :]])
+    assert log.since(8, merged=True) == []
+
+
 def check_positions(pieces: list[tuple[int, ChatCompletionChunk]], position: int, last: int) -> None:
     """Each is further than the one before it, and the last is the newest."""
     positions = [position, *(at for at, _ in pieces)]
@@ -151,6 +182,14 @@ def test_who_lags_gets_one_chunk_with_the_facts_of_the_first() -> None:
         6,
         {**delta(), "choices": [{"index": 0, "delta": {"content": "cdef"}, "finish_reason": None}]},
     )
+
+
+@pytest.mark.parametrize("first", [{}, {"system_fingerprint": "fp"}])
+def test_a_fact_that_came_empty_is_kept(first: dict[str, Any]) -> None:
+    """Where no chunk before it had it, it is not the same as one that never came."""
+    log = log_of([with_fact("a", **first), with_fact("b", system_fingerprint=""), chunk("c")], 0)
+    ((_, one),) = log.since(0)
+    assert (texts([one]), one.to_dict().get("system_fingerprint")) == (["abc"], first.get("system_fingerprint", ""))
 
 
 def test_an_end_is_kept_with_its_usage_and_reason() -> None:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
+import math
+import pickle
+import sys
 import weakref
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import KEY, MODEL, ScriptedServer, gone, ticks
-from test_broadcast import BROKEN, Tap, doing, rest_of, settle, text
+from test_broadcast import BROKEN, Tap, doing, rest_of, settle, text, texts
 from test_coalesce import assert_same, chunk
 from test_coalesce import streams as any_streams
 from virtual_time import run as run_to_end
 
-from together_async import AsyncTogether, QueueFullError, StreamConnectionError, TogetherError
+from together_async import AsyncTogether, ChatCompletionStream, QueueFullError, StreamConnectionError, TogetherError
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.relay import Hub
-from together_async.relay.hub import HubReader, TooLargeError
-from together_async.relay.problems import AllReadError, NotKeptError, StoppedError
+from together_async.relay import EventSourceResponse, Hub, shut_down, sse, status_of
+from together_async.relay.hub import HubReader
+from together_async.relay.problems import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
+from together_async.sse import EventStreamParser
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -50,6 +55,56 @@ async def through(hub: Hub, id: str, said: str = "abc") -> Tap:
 def last_event_id(reader: HubReader) -> str:
     """What the relay writes as the id of the last event of what was read."""
     return f"{reader.id_prefix}{reader.position}"
+
+
+async def collect(events: AsyncIterator[bytes], body: list[bytes]) -> None:
+    """Reads a response to its end, also one that a function of the test's breaks."""
+    with contextlib.suppress(KeyError):
+        async for data in events:
+            body.append(data)  # noqa: PERF401 - those before an error count
+
+
+async def body_of(events: AsyncIterator[bytes]) -> bytes:
+    body: list[bytes] = []
+    async with asyncio.timeout(2):
+        await collect(events, body)
+    return b"".join(body)
+
+
+async def asked(response: EventSourceResponse, body: list[bytes], last: str = "") -> int:
+    """Runs a response as a server does, for a client that stays; returns its status."""
+    status = 0
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        body.append(message.get("body", b""))
+
+    headers = [(b"last-event-id", last.encode())] if last else []
+    await response({"type": "http", "method": "GET", "headers": headers}, receive, send)
+    return status
+
+
+class Browser:
+    """An EventSource: puts together the texts it is sent, and knows the id with which it would come back."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self.text = ""
+
+    def hear(self, body: bytes) -> str:
+        """Takes what one response brought; returns the type of its last event, or `[DONE]`."""
+        kind = ""
+        for event in EventStreamParser().feed(body):
+            self.last = event.id or self.last
+            kind = "[DONE]" if event.data == b"[DONE]" else event.event
+            if kind == "message":
+                self.text += event.data.decode()
+        return kind
 
 
 # ------------------------------------------------------------------------------------------------------- start and join
@@ -102,8 +157,8 @@ async def test_any_printable_id(id: str) -> None:
         assert "".join(await rest_of(hub.join(id, last_event_id(reader)))) == "e"
 
 
-@pytest.mark.parametrize("id", ["", "a\n", "a\0b", "\r", "\x7f", "a\u2028b"])
-async def test_an_id_that_no_header_can_hold(id: str) -> None:
+@pytest.mark.parametrize("id", ["", "a\n", "a\0b", "\r", "\x7f", "a\u2028b", 5, b"a"])
+async def test_an_id_that_no_header_can_hold(id: Any) -> None:
     """It is refused, and nothing is begun."""
     async with Hub() as hub:
         with pytest.raises(ValueError, match=r"id: got .*, expected a text without control characters"):
@@ -121,11 +176,38 @@ async def test_a_taken_id_is_refused() -> None:
         assert tap.opened == 0
 
 
+async def test_an_id_that_can_not_be_had_has_a_status() -> None:
+    """409 for one that is taken, 400 for one that no header can hold, also by a door; and the error can be pickled."""
+    async with Hub() as hub:
+        hub.start(Tap(), "a")
+        for taken, status in (("a", 409), ("b\n", 400)):
+            with pytest.raises(IdError) as caught:
+                hub.start(Tap(), taken)
+            assert isinstance(caught.value, ValueError)
+            again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - ours
+            for error in (caught.value, again):
+                assert (type(error), error.status_code, status_of(error)) == (IdError, status, status)
+                assert str(error) == str(caught.value)
+        assert await asked(EventSourceResponse(hub.open(Tap(), "b\n")), []) == 400
+        assert list(hub) == ["a"]
+
+
+async def test_start_in_a_thread_enters_nothing() -> None:
+    """An endpoint without `async` is told at once; the id is free, and so is the place."""
+    async with Hub(max_streams=1) as hub:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            await asyncio.to_thread(hub.start, Tap("abc"), "a")
+        assert (len(hub), hub.size) == (0, 0)
+        assert hub.start(Tap("abc"), "a") == "a"
+
+
 async def test_what_is_no_stream_is_refused() -> None:
     """And takes no place."""
     async with Hub() as hub:
         with pytest.raises(TypeError, match="stream: got a NoneType"):
             hub.start(None, "a")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="stream: got a NoneType"):
+            hub.open(None, "a")  # type: ignore[arg-type]
         assert len(hub) == 0
 
 
@@ -200,6 +282,125 @@ def test_a_client_that_loses_its_connection_has_the_text_once(
             assert_same(had, chunks)
 
     run(main())
+
+
+async def test_who_comes_back_gets_what_he_missed_as_one_chunk() -> None:
+    """Also when it is less than what is kept as it came; and so does who comes late. Then the rest as it comes."""
+    async with Hub() as hub:
+        tap = Tap("abcde")
+        hub.start(tap, "a")
+        await settle()
+        late, back = hub.join("a"), hub.join("a", "a:2")
+        assert [(texts(await one.read()), one.position) for one in (late, back)] == [(["abcde"], 5), (["cde"], 5)]
+        tap.give("fg")
+        await settle()
+        for one in (late, back):
+            assert texts(await one.read()) == ["f", "g"]
+
+
+@pytest.mark.parametrize("since", ["", "gh"], ids=["nothing since", "more since"])
+@pytest.mark.parametrize("cut", ["cancelled", "shut down", "format"])
+async def test_a_browser_that_comes_back_after_an_error_has_the_text_once(cut: str, since: str) -> None:
+    """The response ended with an error, the completion did not: no chunk is passed over, and none is refused."""
+
+    def brittle(one: ChatCompletionChunk) -> str:
+        if text([one]) == "d":
+            raise KeyError("d")
+        return text([one])
+
+    async with Hub() as hub:
+        tap, browser, body = Tap(), Browser(), list[bytes]()
+        hub.start(tap, "a")
+        reader = hub.join("a")
+        if cut == "cancelled":
+            work: Any = asked(EventSourceResponse(reader, format="text"), body)
+        else:
+            work = collect(sse(reader, format=brittle if cut == "format" else "text", grace=0), body)
+        async with doing(work) as task:
+            tap.give("abcdef")
+            await settle()
+            if cut == "cancelled":  # as by a middleware's time limit
+                task.cancel()
+            elif cut == "shut down":  # and the process goes on
+                shut_down()
+            await asyncio.wait((task,), timeout=2)
+        assert browser.hear(b"".join(body)) == "error"
+        assert browser.text == ("abc" if cut == "format" else "abcdef")
+        if since:
+            tap.give(since)
+        await settle()
+        body.clear()
+        async with doing(collect(sse(hub.join("a"), last_event_id=browser.last, format="text"), body)) as task:
+            tap.give("xyz")
+            tap.end()
+            await asyncio.wait((task,), timeout=2)
+        assert browser.hear(b"".join(body)) == "[DONE]"
+        assert browser.text == f"abcdef{since}xyz"
+
+
+async def test_a_format_that_fails_at_the_last_chunk_has_not_sent_it() -> None:
+    """Nothing more will come, and the browser has not had all: it comes back for the rest."""
+
+    def brittle(one: ChatCompletionChunk) -> str:
+        if text([one]) == "c":
+            raise KeyError("c")
+        return text([one])
+
+    async with Hub() as hub:
+        tap, browser, body = Tap(), Browser(), list[bytes]()
+        hub.start(tap, "a")
+        async with doing(collect(sse(hub.join("a"), format=brittle), body)):
+            tap.give("abc")
+            tap.end()
+            await settle()
+        assert browser.hear(b"".join(body)) == "error"
+        body = [await body_of(sse(hub.join("a"), last_event_id=browser.last, format="text"))]
+        assert browser.hear(b"".join(body)) == "[DONE]"
+        assert browser.text == "abc"
+
+
+@pytest.mark.parametrize("error", [None, BROKEN], ids=["end", "error"])
+async def test_a_browser_that_has_had_all_does_not_come_back_twice(error: Exception | None) -> None:
+    """The last event, `[DONE]` or an error, has an id by which it is known: a 204, or nothing at all."""
+    async with Hub() as hub:
+        tap, browser = Tap("abc"), Browser()
+        tap.end(error)
+        hub.start(tap, "a")
+        assert browser.hear(await body_of(sse(hub.join("a"), format="text"))) == ("error" if error else "[DONE]")
+        assert (browser.text, browser.last) == ("abc", "a:4")
+        assert await body_of(sse(hub.join("a"), last_event_id=browser.last)) == b""
+        assert await asked(EventSourceResponse(hub.join("a")), [], browser.last) == 204
+
+
+async def test_a_door_tells_a_reader_that_is_left_by_others_from_an_end() -> None:
+    """Its client gets an error, and never `[DONE]`; the completion goes on."""
+    async with Hub() as hub:
+        tap, browser, body = Tap("abc"), Browser(), list[bytes]()
+        hub.start(tap, "a")
+        reader = hub.join("a")
+        async with doing(collect(sse(reader, format="text"), body)) as task:
+            reader.leave()
+            await asyncio.wait((task,), timeout=2)
+        assert browser.hear(b"".join(body)) == "error"
+        assert (browser.text, tap.left) == ("abc", False)
+
+
+@pytest.mark.parametrize("door", ["join", "open"])
+@pytest.mark.parametrize(
+    "event", ["zebra", "zebra:1", "a:1\nevent: zebra", "a:1\r\ndata: zebra", "zebra\n\n:1", "\ud800zebra:1", ":zebra"]
+)
+async def test_what_a_client_says_is_not_repeated(event: str, door: str) -> None:
+    """It has had an event of something else: it is told so, whatever it says, by an event without an id."""
+    async with Hub() as hub:
+        hub.start(Tap("abc"), "a")
+        await settle()
+        stream = Tap("never")
+        reader = hub.join("a") if door == "join" else hub.open(stream)
+        body = await body_of(sse(reader, last_event_id=event))
+        (one,) = EventStreamParser().feed(body)
+        assert (one.event, one.id, json.loads(one.data)["error"]["type"]) == ("error", "", "NotKeptError")
+        assert b"zebra" not in body
+        assert stream.opened == 0
 
 
 FOREIGN = [
@@ -652,6 +853,86 @@ async def test_leaving_the_block_ends_everything() -> None:
     await hub.aclose()
 
 
+async def test_all_are_left_at_once() -> None:
+    """What one has to close is waited for when the others have been told."""
+    begun, free = list[int](), asyncio.Event()
+
+    async def slow(number: int) -> AsyncIterator[ChatCompletionChunk]:
+        try:
+            yield chunk("a")
+            await asyncio.Event().wait()
+        finally:
+            begun.append(number)
+            await free.wait()
+
+    hub = Hub()
+    for number in range(3):
+        hub.start(slow(number))
+    tap = Tap("a")
+    hub.start(tap)
+    await settle()
+    async with doing(hub.aclose()) as task:
+        told = (begun.copy(), tap.left, task.done())
+        free.set()
+        await task
+    assert told == ([0, 1, 2], True, False)
+
+
+def test_a_reader_may_be_dropped_when_its_loop_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said, and nothing raised: there is nobody to tell."""
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+
+    async def main() -> tuple[Hub, HubReader]:
+        hub = Hub()
+        hub.start(Tap("abc"), "a")
+        reader = hub.join("a")
+        await reader.read()
+        return hub, reader
+
+    hub, reader = asyncio.run(main())
+    del reader
+    gc.collect()
+    assert hub._runs["a"].broadcast.consumers == 0
+    assert said == []
+
+
+async def test_a_reader_may_be_dropped_by_another_thread() -> None:
+    """The garbage collector runs where it likes: nobody reads any more, and the completion is stopped for that."""
+    async with Hub(abandon=0) as hub:
+        tap = Tap("abc")
+        readers = [hub.open(tap, "a")]
+        await readers[0].read()
+        await asyncio.to_thread(readers.clear)
+        async with asyncio.timeout(1):
+            while not tap.left:  # noqa: ASYNC110 - a timer's doing
+                await asyncio.sleep(0.001)
+
+
+async def test_what_wraps_a_stream_is_asked_once_and_left() -> None:
+    """Its iterator has the stream: it is neither made twice, nor kept as long as what has come is."""
+
+    class Wrapping:
+        asked = 0
+
+        def __init__(self, stream: ChatCompletionStream) -> None:
+            self.stream = stream
+
+        def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+            self.asked += 1
+            return aiter(self.stream)
+
+    async with ScriptedServer(ticks) as server, AsyncTogether(KEY, base_url=server.base_url) as client, Hub() as hub:
+        wrapping = Wrapping(client.stream("Hi", model=MODEL))
+        hub.start(wrapping, "a")
+        reader = hub.join("a")
+        while reader.position < 3:
+            await reader.read()
+        await hub.stop("a")
+        await gone(server.calls[0], within=1)
+        assert wrapping.asked == 1
+
+
 async def test_a_real_upstream_is_left() -> None:
     """By stop, and by the hub's end; not when a reader leaves."""
     async with ScriptedServer(ticks) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
@@ -694,6 +975,7 @@ async def test_a_loop_over_a_reader_leaves_it() -> None:
         ({"max_size": 0}, "max_size: got 0, expected at least 1"),
         ({"keep": -1}, "keep: got -1, expected at least 0"),
         ({"abandon": -1}, "abandon: got -1, expected seconds from 0, or None"),
+        *(({name: math.nan}, f"{name}: got nan") for name in ("max_streams", "max_size", "keep", "abandon")),
     ],
 )
 def test_a_value_out_of_range(arguments: dict[str, Any], said: str) -> None:

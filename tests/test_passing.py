@@ -366,6 +366,49 @@ async def test_without_a_finish_reason(end: str, error: type[StreamError]) -> No
     assert got.data == FIRST + b"".join(WORDS[:3])
 
 
+def framed(body: bytes, framing: str) -> Script:
+    """A script that sends a body in two pieces, with an end that the framing makes."""
+
+    async def script(call: Call) -> None:
+        await call.head(framing=str(len(body)) if framing == "length" else framing)
+        for piece in (body[: len(FIRST)], body[len(FIRST) :]):
+            await (call.chunk(piece) if framing == "chunked" else call.send(piece))
+        if framing == "chunked":
+            await call.send(LAST_CHUNK)
+        else:
+            call.close()
+
+    return script
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("finish", [FINISH, b""], ids=["with a reason", "without"])
+@pytest.mark.parametrize(
+    "done",
+    [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]", b"data: [DONE]\r", b"data: [DONE]\r\n"],
+    ids=["bare", "LF", "tight", "CR", "CRLF"],
+)
+async def test_done_without_an_empty_line_is_passed_on(done: bytes, finish: bytes, framing: str) -> None:
+    """The body ends with it: clients wait for it, and where the stream counts as complete they get it."""
+    body = FIRST + WORDS[0] + finish + done
+    script = framed(body, framing)
+    got = await outcome(script)
+    _, by_chunks = await chunks_of(script)
+    assert type(got.error) is type(by_chunks)
+    assert got.data == (body if got.error is None else FIRST + WORDS[0])
+    assert got.error is None or not finish
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length", "close"])
+@pytest.mark.parametrize("torn", [b"data: [DONE", b"data: [DO", b"data", sse(delta("x"))[:-2], b": [DONE]"])
+async def test_what_is_torn_at_the_end_is_not_passed_on(torn: bytes, framing: str) -> None:
+    """With a finish reason the stream is complete all the same; nobody gets half of an event."""
+    got = await outcome(framed(FIRST + WORDS[0] + FINISH + torn, framing))
+    assert got.error is None
+    assert got.data == FIRST + WORDS[0] + FINISH
+    assert got.usage == USAGE
+
+
 @pytest.mark.parametrize("done", [DONE[:5], DONE[:9], DONE[:-1]])
 async def test_done_in_two_reads(done: bytes) -> None:
     """It is the end all the same."""

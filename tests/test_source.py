@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -16,13 +17,16 @@ from together_async import (
     AsyncTogether,
     Broadcast,
     Buffer,
+    ChatCompletionStream,
     IncompleteStreamError,
     InternalServerError,
     StreamConnectionError,
     buffered,
+    relay,
 )
 from together_async.models import ChatCompletionChunk, text_of
-from together_async.source import Buffered, Source, StreamSource, source_of
+from together_async.relay.hub import Hub
+from together_async.source import Buffered, Loopable, Source, StreamSource, source_of
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -137,6 +141,82 @@ async def test_a_buffer_over_a_buffer_over_a_broadcast() -> None:
             assert await rest_of(source) == "".join(WORDS)
             assert source.so_far().text == "".join(WORDS)
         await broadcast.aclose()
+
+
+LOOPED: dict[str, Callable[[Any], Any]] = {
+    "buffered": buffered,
+    "subscription": lambda stream: Broadcast(stream).subscribe(),
+}
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_it_is_read_as_a_stream_is(kind: str) -> None:
+    """`anext`, a loop, one choice's texts, and the rest as a completion, in turn: each goes on where the last was."""
+
+    async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+        yield chunk("", role="assistant")
+        for one in "abc":
+            yield chunk(one)
+            yield chunk(one.upper(), index=1)
+        yield chunk(finish="stop")
+
+    async with LOOPED[kind](chunks()) as source:
+        assert text([await anext(source), await anext(source)]) == "a"
+        async for one in source.text(1):
+            assert one == "A"
+            break
+        async for one in source.text():
+            assert one == "b"
+            break
+        assert source.position == 4
+        completion = await source.completion()
+        assert source.position == 8
+        assert [choice.message.content for choice in completion.choices] == ["abc", "ABC"]
+        assert source.so_far() == completion == await source.completion()
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+    assert [one async for one in LOOPED[kind](chunks()).text()] == ["a", "b", "c"]
+    assert [one async for one in LOOPED[kind](chunks()).text(1)] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_so_far_reads_nothing(kind: str) -> None:
+    """It is what has come, and what has come still waits."""
+    source: Loopable = LOOPED[kind](Upstream("ab").chunks())
+    assert source.so_far().text == ""
+    await anext(source)
+    await settle()
+    assert source.so_far().text == "ab"
+    assert text(await source.read()) == "b"
+    assert await source.read() == []
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_what_a_loop_has_left_goes_out_through_a_door(kind: str) -> None:
+    """Somebody looks at the first chunk, for a status, and hands the rest over: all of it, under its own ids."""
+    async with LOOPED[kind](Upstream("abcdefgh").chunks()) as source:
+        await settle_until(lambda: source.so_far().text == "abcdefgh")  # all come together
+        async for one in source:
+            assert text([one]) == "a"
+            break
+        body = b"".join([data async for data in relay.sse(source, format="text")])
+    said = [event.removeprefix(b"data: ") for event in body.split(b"\n") if event.startswith(b"data: ")]
+    assert (b"".join(said[:-1]), said[-1]) == (b"bcdefgh", b"[DONE]")
+    if kind == "buffered":
+        assert body.startswith(b"id: 2\ndata: b\n\nid: 3\n")
+
+
+async def test_a_loop_reads_no_further_than_the_buffer() -> None:
+    """What the loop has not been given counts as waiting: the generator is asked for one more than fits."""
+    upstream, ahead = Upstream("x" * 30), set[int]()
+    for_the_loop = buffered(upstream.chunks(), Buffer(4, low=1))
+    had = 0
+    async for _ in for_the_loop:
+        had += 1
+        await settle()
+        ahead.add(upstream.given - had)
+    assert had == 30
+    assert max(ahead) == 5
 
 
 async def test_it_begins_with_the_first_read() -> None:
@@ -337,6 +417,122 @@ async def test_leaving_closes_a_generator(way: Callable[[Buffered], Awaitable[No
         await upstream.closed.wait()
 
 
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_leaving_a_loop_over_texts_closes_a_generator(kind: str) -> None:
+    """As a loop over chunks does."""
+    upstream = Upstream("ab", hangs=True)
+    source = LOOPED[kind](upstream.chunks())
+    async for one in source.text():
+        assert one == "a"
+        break
+    async with asyncio.timeout(1):
+        await upstream.closed.wait()
+
+
+class Careful:
+    """An async generator whose cleanup takes a while, as that of a connection does."""
+
+    def __init__(self) -> None:
+        self.begun = self.cleaned = False
+
+    async def chunks(self, *, hangs: bool) -> AsyncIterator[ChatCompletionChunk]:
+        try:
+            for number in itertools.count():
+                if hangs and number == 2:
+                    await asyncio.Event().wait()
+                yield chunk("a")
+                await asyncio.sleep(0)
+        finally:
+            self.begun = True
+            for _ in range(20):
+                await asyncio.sleep(0)
+            self.cleaned = True
+
+
+async def close_buffered(chunks: Any) -> None:
+    source = buffered(chunks, Buffer(1))
+    await source.read()
+    await source.aclose()
+
+
+async def leave_and_close(chunks: Any) -> None:
+    source = buffered(chunks, Buffer(1))
+    await source.read()
+    source.leave()
+    await settle()
+    source.leave()
+    await source.aclose()
+
+
+async def close_outer(chunks: Any) -> None:
+    source = buffered(buffered(chunks, Buffer(1)), Buffer(1))
+    await source.read()
+    await source.aclose()
+
+
+async def close_broadcast(chunks: Any) -> None:
+    broadcast = Broadcast(chunks, on_slow="block", size=1)
+    await broadcast.subscribe().read()
+    await broadcast.aclose()
+
+
+async def close_hub(chunks: Any) -> None:
+    async with Hub() as hub:
+        await hub.join(hub.start(chunks)).read()
+
+
+async def stop_in_hub(chunks: Any) -> None:
+    async with Hub() as hub:
+        key = hub.start(chunks)
+        await hub.join(key).read()
+        await hub.stop(key)
+        assert hub.so_far(key).text
+
+
+async def close_events(chunks: Any) -> None:
+    events: Any = relay.sse(chunks)
+    await anext(events)
+    await events.aclose()
+
+
+async def vanish(chunks: Any) -> None:
+    gone_away = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone_away.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            gone_away.set()
+
+    await relay.EventSourceResponse(chunks)({"type": "http", "method": "GET", "headers": []}, receive, send)
+
+
+CLOSERS = [
+    close_buffered,
+    leave_and_close,
+    close_outer,
+    close_broadcast,
+    close_hub,
+    stop_in_hub,
+    close_events,
+    vanish,
+]
+
+
+@pytest.mark.parametrize("hangs", [True, False], ids=["waiting", "between chunks"])
+@pytest.mark.parametrize("closing", CLOSERS)
+async def test_what_a_generator_has_to_close_is_not_cut_off(
+    closing: Callable[[Any], Awaitable[None]], hangs: bool
+) -> None:
+    """Its `finally` may wait, however it is read, and has run when what closes it returns."""
+    upstream = Careful()
+    async with asyncio.timeout(2):
+        await closing(upstream.chunks(hangs=hangs))
+    assert (upstream.begun, upstream.cleaned) == (True, True)
+
+
 @pytest.mark.parametrize("kind", BUFFERS)
 async def test_a_loop_may_be_left_and_taken_up_again(kind: str) -> None:
     """Inside of a block: the second loop goes on where the first was left."""
@@ -476,6 +672,85 @@ async def test_a_stream_source_counts_and_repeats_its_end() -> None:
         assert source.position == len(WORDS) + 2
         assert await source.read() == []
         assert repr(source).startswith("<StreamSource of <ChatCompletionStream closed")
+
+
+class Wrapping:
+    """An iterable of a stream's chunks, as somebody's own class may be."""
+
+    def __init__(self, stream: ChatCompletionStream) -> None:
+        self.stream = stream
+        self.asked = 0
+
+    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        self.asked += 1
+        return aiter(self.stream)
+
+
+async def test_an_iterable_is_asked_for_one_iterator() -> None:
+    """A second one might begin anew, or end what the first is about to read as soon as it is dropped."""
+    async with served(big) as (server, client):
+        wrapping = Wrapping(client.stream("Hi", model=MODEL))
+        assert await rest_of(source_of(wrapping)) == "".join(WORDS)
+        assert (wrapping.asked, len(server.calls)) == (1, 1)
+
+
+async def test_an_iterator_is_not_kept_when_it_was_left() -> None:
+    """Some are closed by being dropped: who still holds the source does not hold its connection."""
+    async with served(ticks) as (server, client):
+        wrapping = Wrapping(client.stream("Hi", model=MODEL))
+        source = buffered(wrapping, Buffer(1))
+        await source.read()
+        await settle_until(lambda: source._buffer._writer is not None)  # between two reads of the iterator
+        await source.aclose()
+        await gone(server.calls[0], within=1)
+        with pytest.raises(IncompleteStreamError):
+            await rest_of(source)
+        assert wrapping.asked == 1
+
+
+WRONG: dict[str, Callable[[ChatCompletionStream], Any]] = {
+    "passthrough": relay.passthrough,
+    "text": lambda stream: stream.text(),
+    "batches": lambda stream: stream.batches(),
+    "raw": lambda stream: stream.raw(),
+}
+READERS: dict[str, Callable[[Hub, Any], Any]] = {
+    "buffered": lambda _, stream: buffered(stream),
+    "broadcast": lambda _, stream: Broadcast(stream).subscribe(),
+    "hub": lambda hub, stream: hub.join(hub.start(stream)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_what_has_no_chunks_is_refused_before_it_is_asked(wrong: str, reader: str) -> None:
+    """Ways to read a stream are no streams: who reads is told what to hand over, and the model is not asked."""
+    async with served(big) as (server, client), Hub() as hub:
+        source = READERS[reader](hub, WRONG[wrong](client.stream("Hi", model=MODEL)))
+        for read in (source.open, source.read):
+            with pytest.raises(TypeError, match=r"stream: got a \w+ where chunks are needed; hand over what"):
+                await read()
+        assert not server.calls
+
+
+@pytest.mark.parametrize("reader", READERS)
+async def test_what_gives_no_chunks_is_refused_with_the_first(reader: str) -> None:
+    """Of somebody's own iterable that shows with what it gives; it is closed."""
+    closed = asyncio.Event()
+
+    async def words() -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield "word"
+        finally:
+            closed.set()
+
+    async with Hub() as hub:
+        source = READERS[reader](hub, words())
+        async with asyncio.timeout(1):
+            with pytest.raises(TypeError, match="stream: got a async_generator with a str where chunks are needed"):
+                await source.read()
+            await closed.wait()
 
 
 @pytest.mark.parametrize("wrong", [None, 1, "text", [], object()])

@@ -15,7 +15,6 @@ from servers import (
     KEY,
     LAST_CHUNK,
     MODEL,
-    SOON,
     Call,
     Script,
     ScriptedServer,
@@ -25,13 +24,14 @@ from servers import (
     gone,
     hangs,
     heartbeat,
+    left_at_once,
     say,
     sse,
     starts_and_hangs,
     streams,
-    ticks,
     whole,
 )
+from virtual_time import lasts, virtual
 
 from together_async import (
     APIConnectionError,
@@ -95,6 +95,26 @@ def sends(body: bytes, *, media_type: str = "text/event-stream") -> Script:
         await call.send(LAST_CHUNK)
 
     return script
+
+
+def then_only(*pieces: bytes, every: float = 20.0) -> Script:
+    """Sends the pieces, then the last one every so many seconds for ever."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        for piece in pieces:
+            await call.chunk(piece)
+        while not call.left.is_set():
+            await call.chunk(pieces[-1])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(call.left.wait(), every)
+
+    return script
+
+
+async def ticks(call: Call) -> None:
+    """A script that sends a token every 20 seconds for ever."""
+    await then_only(sse(delta("t", role="assistant")))(call)
 
 
 # --------------------------------------------------------------------------------------------------- complete or error
@@ -407,11 +427,12 @@ async def by_cancellation(stream: ChatCompletionStream) -> None:
 
 async def by_timeout(stream: ChatCompletionStream) -> None:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(50):
             async for _ in stream:
                 pass
 
 
+@virtual
 @pytest.mark.parametrize(
     "leave",
     [
@@ -434,22 +455,24 @@ async def test_leaving_closes_the_connection(
     async with served(script, streams("b")) as (server, client):
         stream = client.stream(PROMPT, model=MODEL)
         await leave(stream)
-        await gone(await server.call())
+        await left_at_once(await server.call())
         assert "".join([text async for text in client.stream(PROMPT, model=MODEL).text()]) == "b"
         assert len(server.connections) == 2
         assert not client._transport.exchanges  # type: ignore[union-attr]
         del stream
 
 
+@virtual
 async def test_dropping_a_stream_closes_the_connection() -> None:
     """`del`, without any loop."""
     async with served(starts_and_hangs) as (server, client):
         stream = client.stream(PROMPT, model=MODEL)
         await anext(stream)
         del stream
-        await gone(await server.call())
+        await left_at_once(await server.call())
 
 
+@virtual
 async def test_garbage_collection_closes_the_connection() -> None:
     """A stream in a circle of references is closed when the circle is collected."""
     async with served(starts_and_hangs) as (server, client):
@@ -458,19 +481,21 @@ async def test_garbage_collection_closes_the_connection() -> None:
         circle.append(circle)
         del circle
         gc.collect()
-        await gone(await server.call())
+        await left_at_once(await server.call())
 
 
+@virtual
 async def test_leaving_a_kept_text_iterator_closes_the_connection() -> None:
     """`texts = stream.text()` kept in a variable is left like the stream itself."""
     async with served(starts_and_hangs) as (server, client):
         texts = client.stream(PROMPT, model=MODEL).text()
         async for _ in texts:
             break
-        await gone(await server.call())
+        await left_at_once(await server.call())
         del texts
 
 
+@virtual
 async def test_leaving_chunks_taken_by_hand() -> None:
     """An iterator made by aiter() owns the connection until it is dropped."""
     async with served(ticks) as (server, client):
@@ -481,7 +506,7 @@ async def test_leaving_chunks_taken_by_hand() -> None:
         call = await server.call()
         assert not call.left.is_set()
         del chunks
-        await gone(call)
+        await left_at_once(call)
 
 
 async def test_a_loop_in_a_block_may_be_left_and_taken_up() -> None:
@@ -499,6 +524,7 @@ async def test_a_loop_in_a_block_may_be_left_and_taken_up() -> None:
         assert (await stream.completion()).text == "abcdef"
 
 
+@virtual
 async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
     """wait_for(anext(stream)) may give up as often as it likes: every chunk comes, once."""
 
@@ -507,7 +533,7 @@ async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
         for letter in "abcdefgh":
             data = chunked(sse(delta(letter, role="assistant")))
             await call.send(data[:20])
-            await asyncio.sleep(0.013)
+            await asyncio.sleep(13)
             await call.send(data[20:])
         await call.chunk(DONE)
         await call.send(LAST_CHUNK)
@@ -517,14 +543,14 @@ async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
         async with client.stream(PROMPT, model=MODEL) as stream:
             while True:
                 try:
-                    chunk = await asyncio.wait_for(anext(stream), 0.005)
+                    chunk = await asyncio.wait_for(anext(stream), 5)
                 except TimeoutError:
                     gave_up += 1
                 except StopAsyncIteration:
                     break
                 else:
                     got.append(chunk.choices[0].delta.content)  # type: ignore[union-attr]
-        assert ("".join(got), gave_up > 8) == ("abcdefgh", True)
+        assert ("".join(got), gave_up) == ("abcdefgh", 16)
 
 
 async def cancelled_when(client: AsyncTogether, reached: Awaitable[Any]) -> None:
@@ -537,12 +563,13 @@ async def cancelled_when(client: AsyncTogether, reached: Awaitable[Any]) -> None
 
     task = asyncio.create_task(reader())
     await reached
-    await asyncio.sleep(0.01)  # the client waits for the next thing now
+    await asyncio.sleep(1)  # the client waits for the next thing now
     assert task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
+@virtual
 @pytest.mark.parametrize(
     "head", [b"", b"HTTP/1.1 200 OK\r\ncontent-ty", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"all"]
 )
@@ -557,7 +584,7 @@ async def test_cancelled_while_waiting(head: bytes) -> None:
 
     async with served(script) as (server, client):
         await cancelled_when(client, server.call())
-        await gone(await server.call())
+        await left_at_once(await server.call())
         assert not client._transport.exchanges  # type: ignore[union-attr]
         assert not client._transport.openings  # type: ignore[union-attr]
 
@@ -613,12 +640,13 @@ async def test_cancelled_at_every_turn(in_block: bool) -> None:
         assert all(not exchange._waiting for exchange in client._transport.exchanges)  # type: ignore[union-attr]
 
 
+@virtual
 async def test_a_loop_after_a_cancelled_opening_is_not_taken_for_a_finished_one() -> None:
     """Giving up while a stream opens loses it; a loop over it says so instead of ending without a word."""
     async with served(hangs) as (_, client):
         stream = client.stream(PROMPT, model=MODEL)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(stream), 0.05)
+            await asyncio.wait_for(anext(stream), 5)
         with pytest.raises(TogetherError):
             async for _ in stream:
                 pass
@@ -635,19 +663,19 @@ async def test_completion_after_leaving_is_an_error() -> None:
         assert caught.value.partial.text == "a"
 
 
+@virtual
 async def test_closing_from_another_task_wakes_the_reader() -> None:
     """aclose() while somebody waits: the waiting ends at once, with an error of ours."""
     async with served(starts_and_hangs) as (server, client):
         stream = client.stream(PROMPT, model=MODEL)
         task = asyncio.create_task(stream.completion())
         call = await server.call()
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(1)
         await stream.aclose()
-        async with asyncio.timeout(SOON):
-            with pytest.raises(StreamError) as caught:
-                await task
+        with lasts(0), pytest.raises(StreamError) as caught:
+            await task
         assert caught.value.partial.text == "ab"
-        await gone(call)
+        await left_at_once(call)
 
 
 async def test_closing_before_anything_was_sent() -> None:
@@ -663,6 +691,7 @@ async def test_closing_before_anything_was_sent() -> None:
         assert not server.calls
 
 
+@virtual
 async def test_a_stream_given_up_is_not_taken_for_finished() -> None:
     """Without `async with`, a wait_for that gives up ends the stream; a later read says so instead of stopping."""
     async with served(starts_and_hangs) as (_, client):
@@ -670,7 +699,7 @@ async def test_a_stream_given_up_is_not_taken_for_finished() -> None:
         await anext(texts)
         await anext(texts)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(texts), 0.05)
+            await asyncio.wait_for(anext(texts), 5)
         with pytest.raises(IncompleteStreamError):
             await anext(texts)
 
@@ -683,6 +712,7 @@ async def test_fewer_choices_than_asked_for_are_not_complete() -> None:
         assert (await client.stream(PROMPT, model=MODEL).completion()).text == "a"
 
 
+@virtual
 async def test_closing_while_the_head_is_awaited_is_seen_at_once() -> None:
     """aclose() from another task ends the wait for the response, and the server sees the client leave."""
     async with served(hangs) as (server, client):
@@ -690,10 +720,9 @@ async def test_closing_while_the_head_is_awaited_is_seen_at_once() -> None:
         reader = asyncio.create_task(anext(stream))
         call = await server.call()
         await stream.aclose()
-        with pytest.raises(IncompleteStreamError):
+        with lasts(0), pytest.raises(IncompleteStreamError):
             await reader
-        async with asyncio.timeout(1):
-            await call.left.wait()
+        await left_at_once(call)
 
 
 @pytest.mark.parametrize("value", [b'"\xff"', b"1e999"])
@@ -706,6 +735,7 @@ async def test_what_cannot_be_read_in_a_value_nobody_reads(value: bytes) -> None
         assert [text async for text in client.stream(PROMPT, model=MODEL).text()] == ["a", "b"]
 
 
+@virtual
 async def test_tokens_under_a_key_that_is_not_known_are_no_silence() -> None:
     """A server's new kind of delta keeps the stream alive, although nothing of it is added up."""
 
@@ -713,12 +743,12 @@ async def test_tokens_under_a_key_that_is_not_known_are_no_silence() -> None:
         await call.head()
         for _ in range(6):
             await call.chunk(sse(delta(thinking="hm")))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(50)
         await call.chunk(sse(delta("a", finish="stop")) + DONE)
         await call.send(LAST_CHUNK)
 
     async with served(thinks) as (_, client):
-        limits = Timeouts(idle=0.2, first_token=0.2)
+        limits = Timeouts(idle=60, first_token=60)
         assert (await client.stream(PROMPT, model=MODEL, timeouts=limits).completion()).text == "a"
 
 
@@ -766,6 +796,7 @@ async def test_two_readers_open_a_stream_once() -> None:
         assert not client._transport.exchanges  # type: ignore[union-attr]
 
 
+@virtual
 @pytest.mark.parametrize("how", [read_by_loop, read_texts, read_completion])
 async def test_closing_while_the_stream_opens(how: Callable[[ChatCompletionStream], Awaitable[Any]]) -> None:
     """aclose() while the head is awaited: the response that comes later is closed, and nothing is delivered."""
@@ -781,10 +812,9 @@ async def test_closing_while_the_stream_opens(how: Callable[[ChatCompletionStrea
         call = await server.call()
         await stream.aclose()
         answer.set()
-        async with asyncio.timeout(0.5):
-            with contextlib.suppress(TogetherError):
-                assert not await task
-        await gone(call)
+        with lasts(0), contextlib.suppress(TogetherError):
+            assert not await task
+        await left_at_once(call)
         assert not client._transport.exchanges  # type: ignore[union-attr]
 
 
@@ -798,28 +828,7 @@ async def test_a_stream_cannot_be_pickled() -> None:
 # ----------------------------------------------------------------------------------------------------------------- time
 
 
-def then_only(*pieces: bytes, every: float = 0.02) -> Script:
-    """Sends the first piece, then the last for ever."""
-
-    async def script(call: Call) -> None:
-        await call.head()
-        for piece in pieces:
-            await call.chunk(piece)
-        while not call.left.is_set():
-            await call.chunk(pieces[-1])
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(call.left.wait(), every)
-
-    return script
-
-
-async def elapsed(awaitable: Awaitable[Any]) -> float:
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    await awaitable
-    return loop.time() - started
-
-
+@virtual
 @pytest.mark.parametrize(
     "script",
     [
@@ -836,40 +845,37 @@ async def elapsed(awaitable: Awaitable[Any]) -> float:
 )
 async def test_the_first_token_is_late(script: Script) -> None:
     """first_token counts from the call to the first content; nothing else stops its clock."""
-    async with served(script, timeouts=Timeouts(first_token=0.15, idle=10)) as (server, client):
-        took = 0.0
-        with pytest.raises(APITimeoutError) as caught:
-            took = await elapsed(read_all(client))
-        assert (caught.value.phase, caught.value.seconds) == ("first_token", 0.15)
+    async with served(script, timeouts=Timeouts(first_token=150, idle=5_000)) as (server, client):
+        with lasts(150), pytest.raises(APITimeoutError) as caught:
+            await read_all(client)
+        assert (caught.value.phase, caught.value.seconds) == ("first_token", 150)
         assert isinstance(caught.value, TimeoutError)
-        await gone(await server.call())
-        del took
+        await left_at_once(await server.call())
 
 
 async def read_all(client: AsyncTogether, **options: Any) -> list[Any]:
     return [chunk async for chunk in client.stream(PROMPT, model=MODEL, **options)]
 
 
+@virtual
 async def test_the_head_does_not_start_the_first_token_anew() -> None:
     """A head that comes late leaves only the rest of first_token for the token."""
 
     async def script(call: Call) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(call.left.wait(), 0.15)
+            await asyncio.wait_for(call.left.wait(), 150)
         await call.head()
         await call.hang()
 
-    async with served(script, timeouts=Timeouts(first_token=0.2)) as (_, client):
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        with pytest.raises(APITimeoutError) as caught:
+    async with served(script, timeouts=Timeouts(first_token=200)) as (_, client):
+        with lasts(200), pytest.raises(APITimeoutError) as caught:
             await read_all(client)
         assert caught.value.phase == "first_token"
-        assert 0.19 < loop.time() - started < 0.3
 
 
-@pytest.mark.parametrize("first_token", [0.05, 10, None])
-@pytest.mark.parametrize("total", [10, None])
+@virtual
+@pytest.mark.parametrize("first_token", [50, 5_000, None])
+@pytest.mark.parametrize("total", [5_000, None])
 @pytest.mark.parametrize(
     "after",
     [
@@ -887,19 +893,17 @@ async def test_silence_after_a_token(after: bytes | None, first_token: float | N
     """idle is silence between contents, whatever the other limits are and whatever else arrives."""
     token = sse(delta("a", role="assistant"))
     script = starts_and_hangs if after is None else then_only(token, b"data: " if after == b"x" else after, after)
-    async with served(script, timeouts=Timeouts(first_token=first_token, idle=0.12, total=total)) as (server, client):
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        with pytest.raises(StreamTimeoutError) as caught:
+    async with served(script, timeouts=Timeouts(first_token=first_token, idle=130, total=total)) as (server, client):
+        with lasts(130), pytest.raises(StreamTimeoutError) as caught:
             await read_all(client)
-        assert (caught.value.phase, caught.value.seconds) == ("idle", 0.12)
+        assert (caught.value.phase, caught.value.seconds) == ("idle", 130)
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.partial.text.startswith("a")
-        assert 0.11 < loop.time() - started < 0.4
-        await gone(await server.call())
+        await left_at_once(await server.call())
 
 
-@pytest.mark.parametrize("total", [None, 5])
+@virtual
+@pytest.mark.parametrize("total", [None, 5_000])
 @pytest.mark.parametrize("first", [sse(delta("a")), sse(delta("", role="assistant"))], ids=["token", "role"])
 async def test_a_slow_consumer_is_not_silence(first: bytes, total: float | None) -> None:
     """The time the consumer takes does not count, before or after the first token, once or often."""
@@ -916,69 +920,73 @@ async def test_a_slow_consumer_is_not_silence(first: bytes, total: float | None)
         await call.send(LAST_CHUNK)
 
     asked = asyncio.Event()
-    timeouts = Timeouts(first_token=0.3, idle=0.3, total=total)
+    timeouts = Timeouts(first_token=300, idle=300, total=total)
     async with served(script, timeouts=timeouts) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
         async for _ in stream:
-            await asyncio.sleep(0.2)
-            asyncio.get_running_loop().call_later(0.15, asked.set)
+            await asyncio.sleep(200)
+            asyncio.get_running_loop().call_later(150, asked.set)
         assert (await stream.completion()).text.endswith("bcd")
 
 
+@virtual
 async def test_idle_is_noticed_after_a_slow_consumer() -> None:
     """A consumer that was away for longer than idle does not switch idle off."""
-    async with served(starts_and_hangs, timeouts=Timeouts(first_token=0.1, idle=0.1, total=5)) as (_, client):
+    async with served(starts_and_hangs, timeouts=Timeouts(first_token=100, idle=100, total=5_000)) as (_, client):
         async with client.stream(PROMPT, model=MODEL) as stream:
             await anext(stream)
             await anext(stream)
-            await asyncio.sleep(0.25)
-            loop = asyncio.get_running_loop()
-            started = loop.time()
-            with pytest.raises(StreamTimeoutError):
+            await asyncio.sleep(250)
+            with lasts(100), pytest.raises(StreamTimeoutError):
                 await anext(stream)
-            assert 0.09 < loop.time() - started < 0.2
 
 
+@virtual
 async def test_total_ends_a_busy_stream() -> None:
     """total is over everything, however busy the stream is."""
-    async with served(ticks, timeouts=Timeouts(total=0.15)) as (server, client):
-        with pytest.raises(StreamTimeoutError) as caught:
+    async with served(ticks, timeouts=Timeouts(total=150)) as (server, client):
+        with lasts(150), pytest.raises(StreamTimeoutError) as caught:
             await read_all(client)
-        assert (caught.value.phase, caught.value.seconds) == ("total", 0.15)
-        assert caught.value.partial.text.startswith("ttt")
-        await gone(await server.call())
+        assert (caught.value.phase, caught.value.seconds) == ("total", 150)
+        assert caught.value.partial.text == "t" * 9
+        await left_at_once(await server.call())
 
 
+@virtual
 @pytest.mark.parametrize("reads", [0, 1])
 async def test_total_runs_while_nobody_reads(reads: int) -> None:
     """A stream that nobody reads is closed when its time is over, and says why when it is read."""
-    async with served(ticks, timeouts=Timeouts(total=0.12)) as (server, client):
-        async with client.stream(PROMPT, model=MODEL) as stream:
-            for _ in range(reads):
-                await anext(stream)
-            await gone(await server.call(), 0.25)
-            with pytest.raises(TogetherError) as caught:
-                await stream.completion()
-            assert getattr(caught.value, "phase", None) == "total"
+    async with served(ticks, timeouts=Timeouts(total=150)) as (server, client):
+        with lasts(150):
+            async with client.stream(PROMPT, model=MODEL) as stream:
+                for _ in range(reads):
+                    await anext(stream)
+                await gone(await server.call(), 1_000)
+                with pytest.raises(TogetherError) as caught:
+                    await stream.completion()
+                assert getattr(caught.value, "phase", None) == "total"
 
 
+@virtual
 @pytest.mark.parametrize("script", [hangs, starts_and_hangs], ids=["before the head", "in the body"])
 async def test_a_call_may_bring_its_own_limits(script: Script) -> None:
     """timeouts= of a call replaces the client's, and None switches off."""
     async with served(script, timeouts=Timeouts(first_token=10, idle=10)) as (_, client):
-        with pytest.raises(TogetherError) as caught:
-            await read_all(client, timeouts=Timeouts(first_token=None, idle=None, total=0.1))
+        with lasts(100), pytest.raises(TogetherError) as caught:
+            await read_all(client, timeouts=Timeouts(first_token=None, idle=None, total=100))
         assert getattr(caught.value, "phase", None) == "total"
 
 
+@virtual
 async def test_none_switches_everything_off() -> None:
     """Without limits a silent stream is waited for."""
     off = Timeouts(connect=None, first_token=None, idle=None, total=None)
     async with served(starts_and_hangs, timeouts=off) as (_, client):
-        with pytest.raises(TimeoutError) as caught:
-            await asyncio.wait_for(read_all(client), 0.2)
+        with lasts(9_000), pytest.raises(TimeoutError) as caught:
+            await asyncio.wait_for(read_all(client), 9_000)
         assert not isinstance(caught.value, TogetherError)
 
 
+@virtual
 async def test_a_finished_stream_that_stays_open_is_complete() -> None:
     """Finish reasons, no [DONE], no end of the body: after idle it counts as complete."""
 
@@ -987,8 +995,9 @@ async def test_a_finished_stream_that_stays_open_is_complete() -> None:
         await call.chunk(sse(delta("a")) + sse(delta(finish="stop")))
         await call.hang()
 
-    async with served(script, timeouts=Timeouts(idle=0.1)) as (_, client):
-        assert (await client.stream(PROMPT, model=MODEL).completion()).text == "a"
+    async with served(script, timeouts=Timeouts(idle=100)) as (_, client):
+        with lasts(100):
+            assert (await client.stream(PROMPT, model=MODEL).completion()).text == "a"
 
 
 async def test_a_loop_over_a_blast_lets_others_run() -> None:
@@ -1007,6 +1016,7 @@ async def test_a_loop_over_a_blast_lets_others_run() -> None:
     assert max(gaps) < 0.25
 
 
+@virtual
 async def test_an_idle_reader_pauses_the_server() -> None:
     """Nobody reads, so the server can't send for ever: what waits is bounded."""
     sent = 0
@@ -1021,10 +1031,10 @@ async def test_an_idle_reader_pauses_the_server() -> None:
     async with served(script) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
         await anext(stream)
         before = -1
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while before != sent:
                 before = sent
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(1)
         assert sent < 20_000_000
 
 

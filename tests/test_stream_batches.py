@@ -29,6 +29,7 @@ from servers import (
     ticks,
     whole,
 )
+from virtual_time import run
 
 from together_async import (
     AsyncTogether,
@@ -39,6 +40,8 @@ from together_async import (
     StreamConnectionError,
     StreamError,
     StreamProtocolError,
+    StreamTimeoutError,
+    Timeouts,
     TogetherError,
 )
 from together_async.models import ChatCompletionChunk, text_of
@@ -291,6 +294,73 @@ async def test_a_cancelled_read_without_a_block_leaves() -> None:
         await asyncio.wait((task,))
         assert task.cancelled()
         await gone(call, within=1)
+
+
+async def some_of(stream: ChatCompletionStream, way: str) -> Any:
+    """One read, in one of the ways to read."""
+    ways: dict[str, Any] = {"chunks": lambda: stream, "batches": stream.batches, "text": stream.text, "raw": stream.raw}
+    return await anext(ways[way]())
+
+
+@pytest.mark.parametrize("way", ["chunks", "batches", "text", "raw"])
+def test_what_follows_an_interrupted_read_is_not_the_servers_silence(way: str) -> None:
+    """The consumer gives a read up, and is away for longer than a server may be silent: the stream goes on."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta("a", role="assistant")))
+        await asyncio.sleep(3)
+        for word in WORDS[:100]:
+            await call.chunk(sse(delta(word)))
+            await asyncio.sleep(1)
+        await call.chunk(say())
+        await call.send(LAST_CHUNK)
+
+    async def main() -> None:
+        async with (
+            served(script, timeouts=Timeouts(idle=5)) as (_, client),
+            client.stream("Hi", model=MODEL) as stream,
+        ):
+            await some_of(stream, way)
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(1):
+                    await some_of(stream, way)
+            assert not isinstance(caught.value, StreamTimeoutError)
+            await asyncio.sleep(30)
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    await some_of(stream, way)
+            assert stream.complete
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["chunks", "batches", "text", "raw"])
+def test_interrupted_reads_do_not_put_off_the_idle_limit(way: str) -> None:
+    """Who gives up a read each second, and reads again at once, has waited all the time."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with (
+            served(sends(sse(delta("a", role="assistant")), end="hang"), timeouts=Timeouts(idle=10)) as (_, client),
+            client.stream("Hi", model=MODEL) as stream,
+        ):
+            await some_of(stream, way)
+            began = loop.time()
+            with pytest.raises(StreamTimeoutError):  # noqa: PT012 - of one of the reads
+                while loop.time() < began + 60:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await interrupted(some_of(stream, way), 1)
+            assert 9 <= loop.time() - began <= 13
+
+    run(main())
+
+
+async def interrupted(reading: Any, after_s: float) -> None:
+    """A read that is given up by its own task, after so long."""
+    task = asyncio.ensure_future(reading)
+    asyncio.get_running_loop().call_later(after_s, task.cancel)
+    await task
 
 
 async def test_a_loop_may_be_left_and_taken_up_again_in_a_block() -> None:

@@ -8,13 +8,17 @@ are in the loop, since bytes on loopback are there as soon as they are sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 GRACE_S = 0.0002
 """Real seconds in which the network may still bring something before the clock jumps."""
+SOON_S = 0.05
+"""Virtual seconds of timers that may fire in addition to those which a test is about."""
 STUCK_S = 5.0
 """Real seconds after which a loop without any timer or byte counts as stuck."""
 
@@ -62,3 +66,29 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return result
     finally:
         loop.close()
+
+
+def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Runs a test in a loop whose clock jumps: its minutes cost nothing, and a busy machine changes no outcome."""
+
+    @functools.wraps(test)
+    def in_virtual_time(*args: Any, **kwargs: Any) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(10_000):  # a server that drips for ever would keep a broken client as long
+                await test(*args, **kwargs)
+            await asyncio.sleep(1)  # transports close a turn or two after they are told to
+
+        run(main())
+
+    return in_virtual_time
+
+
+@contextlib.contextmanager
+def lasts(seconds: float) -> Iterator[None]:
+    """A block that takes so many virtual seconds, neither more nor less; what the machine needs does not count."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    began, jumped = loop.time(), loop._jumping.jumped_s
+    yield
+    assert loop.time() - began > seconds - 0.01
+    assert loop._jumping.jumped_s - jumped < seconds + SOON_S

@@ -20,7 +20,7 @@ _FEW: Final = 4096
 """Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
 _EDGE: Final = 3
 """Bytes before those that come in which an empty line may have begun."""
-_DONE: Final = re.compile(rb"data: ?\[DONE\][\r\n]?")
+_DONE: Final = re.compile(rb"\n?data: ?\[DONE\] *(?:\r\n|\n|\r)?")
 _EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 """The end of a line and that of an empty one, each of them LF, CRLF or CR."""
 

@@ -107,12 +107,11 @@ class IterableSource:
     It is read by one task alone, and not cancelled but to end it: nobody knows what else it bears.
     """
 
-    __slots__ = ("_accumulator", "_chunks", "_closed", "_iterator", "position")
+    __slots__ = ("_accumulator", "_chunks", "_iterator", "position")
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
         self._iterator: AsyncIterator[object] | None = None
-        self._closed = False
         self._accumulator = ChatCompletionAccumulator()
         self.position = 0
 
@@ -136,10 +135,7 @@ class IterableSource:
         Raises:
             TypeError: What came is no chunk.
         """
-        if self._iterator is None and not self._closed:
-            await self.open()
-        if self._iterator is None:
-            return []
+        assert self._iterator is not None  # noqa: S101 - opened, and not closed
         try:
             chunk = await anext(self._iterator)
         except StopAsyncIteration:
@@ -161,7 +157,6 @@ class IterableSource:
 
     async def aclose(self) -> None:
         """Closes it, where it can be closed."""
-        self._closed = True
         # Some are closed by being dropped, and who still has this source, a hub for minutes, may not keep them.
         iterator, self._iterator = self._iterator, None
         aclose = getattr(iterator, "aclose", None)

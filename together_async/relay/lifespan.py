@@ -34,7 +34,7 @@ def lifespan(*closables: Closable) -> Callable[[Any], AbstractAsyncContextManage
         TypeError: Something has none.
     """
     for one in closables:
-        if not callable(getattr(one, "aclose", None)):
+        if isinstance(one, type) or not callable(getattr(one, "aclose", None)):
             raise TypeError(
                 f"lifespan: got a {type(one).__name__}, expected clients, hubs, and what else has an aclose"
             )
