@@ -695,10 +695,12 @@ class TestLocal:
     @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra `local` is not installed")
     async def test_a_real_conversation_survives_ctrl_c(self) -> None:
         """The server is in the terminal's foreground too, and must not be stopped by the key."""
-        async with Terminal("chat", "--local", "--max-tokens", "60", env=environment()) as terminal:
+        # Without chance its answer to this is a long one.
+        options = ("--local", "--max-tokens", "120", "--temperature", "0")
+        async with Terminal("chat", *options, env=environment()) as terminal:
             await terminal.expect("> ")
-            terminal.press("Count to one hundred\r")
-            await terminal.expect(r"hundred\r\n.*[^\s\x1b]")
+            terminal.press("Tell me a long story about a king\r")
+            await terminal.expect(r"king\r\n\s*[^\s\x1b]")
             terminal.press("\x03")
             await terminal.expect("Interrupted")
             await terminal.expect("> ")

@@ -198,10 +198,16 @@ async def test_how_it_ended_is_told_to_the_app(server: Process, upstream: Upstre
     read, left = upstream.prompt(), upstream.prompt()
     response = await get(server.port, "/chat", model="say", prompt=read)
     await leaving_of(server, upstream, left)
-    ended = (await facts_of(server.port))["ended"]
     assert events_of(response)[-1].data == b"[DONE]"
-    assert f"{read} read" in ended
-    assert f"{left} left" in ended
+    for told in (f"{read} read", f"{left} left"):
+        await ended(server, told)
+
+
+async def ended(server: Process, told: str) -> None:
+    """Waits until the app has been told: that is after the model was left."""
+    end = time.monotonic() + PATIENCE
+    while told not in (found := (await facts_of(server.port))["ended"]):
+        assert time.monotonic() < end, found
 
 
 async def leaving_of(server: Process, upstream: Upstream, prompt: str) -> None:
