@@ -1690,6 +1690,7 @@ LEFT = ("break", "aclose", "idle", "total", "client", "reset", "error", "cancel"
 USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
 
 
+@virtual_time.virtual
 @leaves_nothing
 @pytest.mark.parametrize("how", LEFT)
 async def test_a_stream_that_was_cut_costs_what_was_seen(how: str) -> None:
@@ -1707,7 +1708,7 @@ async def test_a_stream_that_was_cut_costs_what_was_seen(how: str) -> None:
         await call.hang()
 
     timeouts = Timeouts(
-        idle=0.05 if how in ("idle", "silence after the usage") else 5, total=0.05 if how == "total" else None
+        idle=50 if how in ("idle", "silence after the usage") else 5_000, total=50 if how == "total" else None
     )
     async with ScriptedServer(script) as server, client_of(server, timeouts=timeouts) as client:
         stream = client.stream(PROMPT, model=MODEL)

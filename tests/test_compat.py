@@ -19,14 +19,15 @@ from servers import (
     ScriptedServer,
     answers,
     delta,
-    gone,
     hangs,
+    left_at_once,
     response,
     sse,
     starts_and_hangs,
     streams,
     whole,
 )
+from virtual_time import lasts, virtual
 
 from together_async import (
     APIStatusError,
@@ -350,13 +351,14 @@ async def test_errors_are_caught_where_the_sdks_raise_them() -> None:
             await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")])
 
 
+@virtual
 async def test_the_timeout_argument() -> None:
     """`timeout=` is for the whole call, and the client's other limits stay."""
-    async with served(hangs, starts_and_hangs, timeouts=Timeouts(idle=5)) as (_, client):
+    async with served(hangs, starts_and_hangs, timeouts=Timeouts(idle=5_000)) as (_, client):
         for stream in (False, True):
-            with pytest.raises((APITimeoutError, StreamError)) as caught:  # noqa: PT012
+            with lasts(100), pytest.raises((APITimeoutError, StreamError)) as caught:  # noqa: PT012
                 result = await client.chat.completions.create(
-                    model=MODEL, messages=[Message.user("Hi")], stream=stream, timeout=0.1
+                    model=MODEL, messages=[Message.user("Hi")], stream=stream, timeout=100
                 )
                 assert isinstance(result, ChatCompletionStream)
                 async for _ in result:
@@ -365,6 +367,7 @@ async def test_the_timeout_argument() -> None:
             assert getattr(caught.value, "phase", None) == "total"
 
 
+@virtual
 @pytest.mark.parametrize("how", ["break", "block", "close", "aclose", "drop", "cancel"])
 async def test_leaving_a_stream(how: str) -> None:
     """A stream that create() has opened is closed by whatever ends its use."""
@@ -393,9 +396,10 @@ async def test_leaving_a_stream(how: str) -> None:
             await getattr(stream, how)()
         if how == "drop":
             del stream
-        await gone(await server.call())
+        await left_at_once(await server.call())
 
 
+@virtual
 async def test_cancelled_while_creating() -> None:
     """Cancelling create() leaves nothing open."""
     async with served(hangs) as (server, client):
@@ -406,7 +410,7 @@ async def test_cancelled_while_creating() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await gone(call)
+        await left_at_once(call)
 
 
 @pytest.mark.parametrize(

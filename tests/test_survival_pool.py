@@ -24,6 +24,7 @@ from survival import (
     open_stream,
     scene,
 )
+from virtual_time import virtual
 
 from together_async import (
     APIConnectionError,
@@ -31,6 +32,7 @@ from together_async import (
     APITimeoutError,
     AsyncTogether,
     IncompleteStreamError,
+    RateLimiter,
     RateLimitError,
     StreamAPIError,
     StreamConnectionError,
@@ -133,6 +135,7 @@ async def is_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     await asyncio.Event().wait()
 
 
+@virtual
 @no_leaks
 @pytest.mark.parametrize("kind", ["create", "text"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -151,10 +154,10 @@ async def test_a_proxy_that_does_not_help(proxy: Any, scheme: str, kind: str) ->
                 KEY,
                 base_url=f"{scheme}://somewhere.invalid/v1",
                 proxy=f"http://user:secret-of-the-proxy@127.0.0.1:{port}",
-                timeouts=Timeouts(connect=0.1, first_token=0.25),
+                timeouts=Timeouts(connect=4, first_token=100),
             )
         )
-        outcome = await ask(client, kind)
+        outcome = await ask(client, kind, within=1_000)
         error = outcome.error
         assert error is not None
         check_discreet(error, "secret-of-the-proxy")
@@ -208,6 +211,7 @@ async def leave(client: AsyncTogether, model: str) -> Outcome:
     return Outcome(tuple(got), None, None, 0)
 
 
+@virtual
 @no_leaks
 async def test_forty_mixed_streams_at_once() -> None:
     """Each gets its own text, or its own error with its own partial, whatever happens to the others."""
@@ -217,8 +221,10 @@ async def test_forty_mixed_streams_at_once() -> None:
         if model.startswith("left"):
             return await leave(client, model)
         kind = STREAMED[number % len(STREAMED)]
-        return await ask(client, kind, alone=False, model=model, timeouts=Timeouts(first_token=0.6, idle=0.6))
+        timeouts = Timeouts(first_token=5, idle=5)
+        return await ask(client, kind, within=1_000, alone=False, model=model, timeouts=timeouts)
 
+    limiter = RateLimiter(clock=asyncio.get_running_loop().time)
     async with (
         EmulatorServer(
             lambda request: Reply(words(request.model)),
@@ -226,7 +232,7 @@ async def test_forty_mixed_streams_at_once() -> None:
             tokens_per_second=500,
             jitter=0.9,
         ) as server,
-        AsyncTogether(KEY, base_url=server.base_url) as client,
+        AsyncTogether(KEY, base_url=server.base_url, limits=limiter) as client,
     ):
         for _ in range(2):  # the second time on connections of the first
             outcomes = await asyncio.gather(*(one(model, client, number) for number, model in enumerate(models)))
@@ -253,13 +259,13 @@ def end_well(client: AsyncTogether) -> None:
 
 
 async def leave_open(client: AsyncTogether, held: list[Any]) -> None:
-    stream = open_stream(client, timeouts=Timeouts(first_token=1))
+    stream = open_stream(client, timeouts=Timeouts(first_token=5))
     held.append(stream)
     assert await anext(stream.text()) == TOKENS[0]
 
 
 async def break_one(client: AsyncTogether, held: list[Any]) -> None:
-    outcome = await ask(client, "text", timeouts=Timeouts(first_token=1, idle=0.1))
+    outcome = await ask(client, "text", timeouts=Timeouts(first_token=5, idle=0.5))
     assert outcome.partial == "".join(TOKENS[:2])
 
 
