@@ -31,6 +31,8 @@ MODEL = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
 KEY = "tgp_v1_relay-key-0f1e2d3c4b5a"
 TOKENS = ("One", " two", " thrée", "\nfour", " [DONE]", "\u2028five")
 TEXT = "".join(TOKENS)
+APART = 10
+"""Tokens a second, so few that an error does not come in one read with the first of them: that would be a status."""
 KINDS = ("decoded", "passed through", "read ahead", "by a hub")
 
 
@@ -127,7 +129,7 @@ async def test_its_tool_calls_are_complete(base_url: str, upstream: EmulatorServ
 )
 async def test_an_error_in_the_midst_is_its_api_error(base_url: str, upstream: EmulatorServer, fault: Fault) -> None:
     """After all texts that came before: a stream that was cut off is never taken for a whole one."""
-    upstream.faults, upstream.tokens_per_second = fault, 200
+    upstream.faults, upstream.tokens_per_second = fault, APART
     got: list[str] = []
     async with sdk(base_url) as client:
         stream = await ask(client)
@@ -244,7 +246,7 @@ def told(completion: ChatCompletion) -> dict[str, Any]:
 )
 async def test_an_error_event_is_its_stream_api_error(base_url: str, upstream: EmulatorServer, fault: Fault) -> None:
     """With what had come as its partial."""
-    upstream.faults, upstream.tokens_per_second = fault, 200
+    upstream.faults, upstream.tokens_per_second = fault, APART
     async with ours(base_url) as client:
         with pytest.raises(StreamAPIError) as caught:
             await client.stream("Say it.", model=MODEL).completion()
