@@ -320,3 +320,11 @@ def test_every_public_name_is_there():
 
     assert together_async.__all__ == sorted(set(together_async.__all__))
     assert all(hasattr(together_async, name) for name in together_async.__all__)
+
+
+@pytest.mark.parametrize("name", ["relay.EventSourceResponse", "testing.EmulatorServer", "buffered", "Broadcast"])
+def test_what_only_some_need_is_there_when_it_is_asked_for(name):
+    """By the package's name alone, in a fresh process; asking for what is not there is an AttributeError."""
+    code = f"import together_async; together_async.{name}; print(hasattr(together_async, 'relays'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["False"], "")

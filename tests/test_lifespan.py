@@ -41,7 +41,7 @@ async def test_the_others_are_closed_where_one_fails() -> None:
     assert closed == ["hub", "client"]
 
 
-@pytest.mark.parametrize("wrong", [None, 5, "client"])
+@pytest.mark.parametrize("wrong", [None, 5, "client", Hub])
 def test_what_cannot_be_closed_is_refused_when_the_app_is_made(wrong: Any) -> None:
     """And not at its end, when nobody looks any more."""
     with pytest.raises(TypeError, match=r"lifespan: got a .*, expected clients, hubs"):

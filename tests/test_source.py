@@ -9,6 +9,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import attrs
 import pytest
 from servers import KEY, LAST_CHUNK, MODEL, Call, Script, ScriptedServer, delta, gone, say, sse, starts_and_hangs, ticks
 from test_coalesce import chunk
@@ -177,6 +178,18 @@ async def test_it_is_read_as_a_stream_is(kind: str) -> None:
             await anext(source)
     assert [one async for one in LOOPED[kind](chunks()).text()] == ["a", "b", "c"]
     assert [one async for one in LOOPED[kind](chunks()).text(1)] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_texts_of_one_choice_in_one_chunk_are_one(kind: str) -> None:
+    """A choice that stands in a chunk twice says both, as it does in the completion."""
+
+    async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+        yield attrs.evolve(chunk("a"), choices=(*chunk("a").choices, *chunk("b").choices))
+
+    async with LOOPED[kind](chunks()) as source:
+        assert [one async for one in source.text()] == ["ab"]
+        assert source.so_far().choices[0].message.content == "ab"
 
 
 @pytest.mark.parametrize("kind", LOOPED)

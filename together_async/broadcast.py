@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from together_async.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
 from together_async.chunk_log import ChunkLog
 from together_async.errors import IncompleteStreamError, TogetherError
-from together_async.group import NOT_TO_PASS, outcome, strayed
+from together_async.group import outcome
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.source import Chunks, Loopable, Source, close, source_of
 
@@ -203,11 +203,9 @@ class Broadcast:
 
     def _ran(self, task: asyncio.Task[None]) -> None:
         error = outcome(task)
-        if not self._over:  # cancelled before it began, or by what asyncio raises in whoever runs the loop
+        if not self._over:  # cancelled before it began; or ended by what is no Exception, which asyncio passes on
             self._source.leave()
-            self._end(
-                self._given_up() if error is None else strayed(error) if isinstance(error, NOT_TO_PASS) else error
-            )
+            self._end(error or self._given_up())
 
     def _given_up(self) -> BaseException:
         text = "the stream was closed while others were reading it"

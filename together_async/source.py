@@ -250,9 +250,9 @@ class _TextLoop(_Loop):
 
     async def __anext__(self) -> str:
         while chunks := await self._source.read(1):
-            for choice in chunks[0].choices:
-                if (choice.index or 0) == self._choice and (text := text_of(choice)):
-                    return text
+            text = "".join([text_of(one) for one in chunks[0].choices if (one.index or 0) == self._choice])
+            if text:
+                return text
         raise StopAsyncIteration
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from together_async.codec import encode
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format, error_event
-from together_async.relay.problems import AllReadError, ServerShutdownError, headers_of, problem_of, status_of
+from together_async.relay.problems import (
+    CANNOT_RESUME,
+    AllReadError,
+    ServerShutdownError,
+    headers_of,
+    problem_of,
+    status_of,
+)
 from together_async.relay.relaying import (
     DEFAULT_HEARTBEAT,
     OnEnd,
@@ -146,7 +153,7 @@ class EventSourceResponse(Response):
         if self._feed.resumable:
             self._feed.resume(last.decode("utf-8", "replace"))
             return False
-        error = AllReadError("the client comes back to what can't be resumed")
+        error = AllReadError(CANNOT_RESUME)
         await self._refusal(error).answer(send)
         await pass_over(self._feed, self._on_end, error)
         return True

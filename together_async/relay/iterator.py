@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from together_async.relay.events import Format
-from together_async.relay.problems import AllReadError
+from together_async.relay.problems import CANNOT_RESUME, AllReadError
 from together_async.relay.relaying import (
     DEFAULT_HEARTBEAT,
     Feed,
@@ -79,6 +79,6 @@ async def _events(feed: Feed, *, heartbeat: float | None, grace: float, on_end: 
 
 
 async def _nothing(feed: Feed, on_end: OnEnd | None) -> AsyncIterator[bytes]:
-    await pass_over(feed, on_end, AllReadError("the client comes back to what can't be resumed"))
+    await pass_over(feed, on_end, AllReadError(CANNOT_RESUME))
     for data in tuple[bytes, ...]():
         yield data

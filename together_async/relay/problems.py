@@ -68,6 +68,7 @@ class AllReadError(TogetherError):
     """A client came back that has had everything. A relay answers 204, which ends a browser's attempts."""
 
 
+CANNOT_RESUME: Final = "the client comes back to what can't be resumed"
 _APP: Final = "the service behind this app refuses its requests; its operator has to see to it"
 _LOST: Final = "the service behind this app can't be reached, or the connection to it was lost; try again"
 _LATE: Final = "the service behind this app took too long; try again"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from together_async.errors import TogetherError
 from together_async.relay.events import HEADERS, Format
-from together_async.relay.problems import AllReadError, headers_of, problem_of, status_of
+from together_async.relay.problems import CANNOT_RESUME, AllReadError, headers_of, problem_of, status_of
 from together_async.relay.relaying import (
     DEFAULT_HEARTBEAT,
     OnEnd,
@@ -65,7 +65,7 @@ async def aiohttp_response(
     own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
     last = request.headers.get("Last-Event-ID", "")
     if last and not feed.resumable:
-        await pass_over(feed, on_end, AllReadError("the client comes back to what can't be resumed"))
+        await pass_over(feed, on_end, AllReadError(CANNOT_RESUME))
         return web.Response(status=204, headers=own)
     if last:
         feed.resume(last)
