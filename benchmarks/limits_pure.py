@@ -10,7 +10,7 @@ from benchmarks.limits_load import FIXED, MODEL, RATES, REQUESTS_PER_MINUTE, TOK
 from benchmarks.stats import Figure, Target
 from together_async import Limits, RateLimiter
 from together_async.ratelimit.admission import Admission
-from together_async.ratelimit.told import read_limits
+from together_async.ratelimit.headers import read_limits
 from together_async.testing import Rate
 
 SMALL, LARGE = 10_000, 0.9

@@ -4,12 +4,12 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from hypothesis import settings
 
+from support.leaks import open_sockets
 from together_async import Retry, client
 
 # A generated case that takes 200 ms says something about the machine, not about the code.
@@ -26,19 +26,6 @@ def one_attempt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """
     if request.node.get_closest_marker("default_retry") is None:
         monkeypatch.setattr(client, "DEFAULT_RETRY", Retry(budget=0))
-
-
-def open_sockets() -> set[str]:
-    """The sockets this process holds."""
-    found = set()
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(descriptor.readlink())
-        except OSError:  # the directory's own
-            continue
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
 
 
 @pytest.fixture(autouse=True, scope="module")

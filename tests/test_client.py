@@ -19,7 +19,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from servers import (
+
+from support.servers import (
     KEY,
     LAST_CHUNK,
     MODEL,
@@ -40,8 +41,7 @@ from servers import (
     threaded,
     whole,
 )
-from virtual_time import lasts, virtual
-
+from support.virtual_time import lasts, virtual
 from together_async import (
     APIConnectionError,
     APIResponseValidationError,
@@ -65,7 +65,7 @@ from together_async import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.exchange import ERROR_BODY_SECONDS
+from together_async.http.response import ERROR_BODY_SECONDS
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from servers import (
+
+from support.servers import (
     DONE,
     KEY,
     LAST_CHUNK,
@@ -27,8 +28,7 @@ from servers import (
     streams,
     whole,
 )
-from virtual_time import lasts, virtual
-
+from support.virtual_time import lasts, virtual
 from together_async import (
     APIStatusError,
     APITimeoutError,

@@ -8,7 +8,6 @@ import pytest
 
 import together_async
 from together_async import errors
-from together_async.codec import decode_completion
 from together_async.errors import (
     STATUS_ERRORS,
     APIConnectionError,
@@ -29,6 +28,7 @@ from together_async.errors import (
     TogetherError,
     status_error_class,
 )
+from together_async.wire.codec import decode_completion
 
 # error: its parents, with Python's own where there is one
 TREE = {

@@ -1,10 +1,13 @@
 """Who may import whom. The tables come first: they are the map of the package.
 
-A package with modules of its own (`cli`) counts as one. What is imported inside a function is loaded on first use, what
-stands under `TYPE_CHECKING` is for type checkers alone; both have their own table.
+A row reads `name: imports | imports on first use, inside a function | names for type checkers alone`. `PACKAGES` has
+the rooms of the top level, each package as one. Its rows stand in the order of the import rule: a row names only what
+stands above it (for types it may look down). `MODULES` has the modules inside each package, and names only their
+siblings. Both are exact: an import that is in no row fails, and so does a row without its import.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,161 +15,188 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "together_async"
+from support.paths import PACKAGE, ROOT
 
-AT_IMPORT = {
-    # values
-    "_version": set(),
-    "secret": set(),
-    "models": set(),
-    "request": {"models"},
-    "errors": {"models"},
-    "timeouts": {"errors"},
-    # bytes to values and back
-    "codec": {"errors", "models"},
-    "sse": set(),
-    "protocol": {"codec", "errors", "models", "request", "sse"},
-    "passing": {"protocol", "sse"},
-    "accumulator": {"models"},
-    "coalesce": {"accumulator", "codec", "models"},
-    "chunk_log": {"codec", "coalesce", "models"},
-    # policy
-    "retry": {"errors", "models"},
-    "ratelimit": {"errors", "timeouts"},
-    # I/O
-    "deadlines": set(),
-    "exchange": {"errors", "protocol", "timeouts"},
-    "transport": {"_version", "deadlines", "errors", "exchange", "protocol", "secret", "timeouts"},
-    "call": {"errors", "models", "protocol", "ratelimit", "retry", "timeouts"},
-    "readers": {"codec", "errors", "models", "passing"},
-    "stream": {"accumulator", "codec", "errors", "models", "passing", "protocol", "readers"},
-    # between one stream and those who read it
-    "buffer": {"coalesce", "models"},
-    "source": {"accumulator", "buffer", "errors", "group", "models", "readers", "stream"},
-    "broadcast": {"buffer", "chunk_log", "errors", "group", "models", "source"},
-    "pricing": set(),
-    "journal": {"codec", "errors", "models"},
-    "batch_input": {"codec"},
-    "results_file": {"journal"},
-    "budget": {"pricing"},
-    "outage": set(),
-    "batch_plan": {"batch_input", "fanout", "journal", "ratelimit", "request"},
-    "batch_values": {"journal", "ratelimit", "retry", "timeouts"},
-    "report": {"journal"},
-    "batch": {
-        "batch_input",
-        "batch_plan",
-        "batch_values",
-        "budget",
-        "errors",
-        "fanout",
-        "journal",
-        "outage",
-        "ratelimit",
-        "results_file",
-        "retry",
-        "timeouts",
-    },
-    "structured": {"codec", "errors", "models"},
-    "compat": {"models", "request"},
-    "group": set(),
-    "fanin": {"errors", "group"},
-    "fanout": {"errors", "group", "models", "request"},
-    "client": {
-        "call",
-        "compat",
-        "errors",
-        "fanout",
-        "models",
-        "pricing",
-        "protocol",
-        "ratelimit",
-        "request",
-        "retry",
-        "secret",
-        "sse",
-        "stream",
-        "structured",
-        "timeouts",
-    },
-    "__init__": {
-        "_version",
-        "client",
-        "errors",
-        "fanin",
-        "fanout",
-        "models",
-        "ratelimit",
-        "request",
-        "retry",
-        "stream",
-        "structured",
-        "timeouts",
-    },
-    # doors
-    "relay": {"broadcast", "buffer", "codec", "errors", "group", "models", "protocol", "source", "sse", "stream"},
-    "examples": {"__init__", "relay"},
-    "_local_process": set(),
-    "local": {"_local_process", "errors"},
-    "testing": {"codec", "request", "sse"},
-    "pytest_plugin": set(),
-    "cli": {
-        "__init__",
-        "_version",
-        "batch",
-        "batch_plan",
-        "batch_values",
-        "client",
-        "errors",
-        "local",
-        "models",
-        "pricing",
-        "ratelimit",
-        "results_file",
-        "stream",
-        "testing",
-    },
-    "__main__": {"cli"},
-}
-ON_FIRST_USE = {
-    "client": {"batch", "transport"},
-    "batch": {"report"},
-    "cli": {"local", "testing", "transport"},
-    "pytest_plugin": {"__init__", "client", "testing"},
-}
-FOR_TYPES = {
-    "__init__": {"broadcast", "buffer", "source"},
-    "compat": {"client", "stream"},
-    "call": {"exchange", "protocol", "ratelimit", "request", "transport"},
-    "fanout": {"call", "stream"},
-    "readers": {"stream"},
-    "stream": {"call", "exchange"},
-    "batch": {"client", "report"},
-    "client": {"batch_values", "exchange", "journal", "transport"},
-    "pytest_plugin": {"__init__", "testing"},
+PACKAGES = """
+    _version:
+    models:
+    errors:         models
+    request:        models
+    timeouts:       errors
+    retry:          models errors
+    tasks:
+    pricing:
+    wire:           models errors request
+    http:           _version errors timeouts wire
+    ratelimit:      errors timeouts
+    calls:          models errors timeouts retry wire ratelimit |  | request wire http ratelimit
+    flow:           models errors tasks wire calls
+    fanout:         models errors request tasks |  | calls
+    batch:          models errors request timeouts retry pricing wire ratelimit fanout |  | client
+    relay:          models errors tasks wire calls flow
+    compat:         models request |  | calls client
+    client:         models errors request timeouts retry pricing wire ratelimit calls fanout compat | http batch
+                    | http batch
+    __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client |  | flow
+    local:          errors
+    testing:        request wire
+    examples:       relay __init__
+    pytest_plugin:   | __init__ testing | __init__ testing
+    cli:            _version errors pricing ratelimit batch client __init__ local testing | http local
+    __main__:       cli
+"""
+MODULES = {
+    "batch": """
+        __init__:
+        budget:
+        input:
+        outage:
+        record:
+        options:         record
+        output:          record
+        plan:            input record
+        report:          record
+        runner:          budget input options outage output plan record | report | report
+    """,
+    "batch.report": """
+        style:
+        timeline:
+        statistics:      timeline
+        charts:          statistics timeline
+        page:            charts statistics style timeline
+        __init__:        page timeline
+    """,
+    "calls": """
+        __init__:
+        call:
+        readers:          |  | stream
+        stream:          readers |  | call
+    """,
+    "cli": """
+        local_model:
+        request_options:
+        target:
+        terminal:
+        app:             terminal
+        batch:           request_options target terminal | local_model
+        chat:            target terminal | local_model
+        serve:           terminal
+        __init__:         | app
+    """,
+    "cli.batch": """
+        __init__:
+        figures:
+        options:
+        panel:           figures
+        progress:        figures | panel
+        run:             figures options progress
+        command:         options | run
+    """,
+    "cli.chat": """
+        __init__:
+        options:
+        session:         options
+        command:         options | session
+    """,
+    "cli.serve": """
+        __init__:
+        fault_spec:
+        options:
+        run:             fault_spec options
+        command:         options | fault_spec run
+    """,
+    "examples": """
+        __init__:
+        aiohttp_app:
+        fastapi_app:
+        resume_app:
+        starlette_app:
+    """,
+    "fanout": """
+        __init__:
+        group:
+        map:             group
+        merge:           group
+    """,
+    "flow": """
+        __init__:
+        buffer:
+        chunk_log:
+        source:          buffer
+        broadcast:       buffer chunk_log source
+    """,
+    "http": """
+        __init__:
+        deadlines:
+        response:
+        transport:       deadlines response
+    """,
+    "local": """
+        process:
+        __init__:        process
+    """,
+    "ratelimit": """
+        congestion:
+        estimator:
+        headers:
+        limits:
+        bucket:          headers
+        admission:       bucket congestion estimator headers limits
+        limiter:         admission estimator headers limits
+        __init__:        limiter limits
+    """,
+    "relay": """
+        browser_errors:
+        events:
+        lifespan:
+        passthrough:
+        shutdown:
+        hub:             browser_errors
+        session:         browser_errors events passthrough shutdown
+        aiohttp:         browser_errors events session shutdown
+        asgi:            browser_errors events session shutdown
+        iterator:        browser_errors events session shutdown
+        __init__:        aiohttp asgi browser_errors events hub iterator lifespan passthrough session shutdown |  | asgi
+    """,
+    "testing": """
+        account:
+        generator:
+        journal:
+        response:
+        connection:      journal response
+        recording:       response
+        script:          generator
+        dialect:         generator script
+        faults:          dialect response
+        server:          account connection dialect faults journal recording response script
+        __init__:        account dialect faults journal recording script server
+    """,
+    "wire": """
+        __init__:
+        accumulator:
+        codec:
+        redaction:
+        sse:
+        coalesce:        accumulator codec
+        protocol:        codec sse
+        structured:      codec
+        raw_events:      protocol sse
+    """,
 }
 
-PURE = (
-    "models",
-    "request",
-    "errors",
-    "codec",
-    "sse",
-    "protocol",
-    "passing",
-    "accumulator",
-    "coalesce",
-    "chunk_log",
-    "timeouts",
-    "retry",
-    "secret",
-    "pricing",
-    "journal",
-    "batch_input",
-    "budget",
-    "outage",
-)
-"""No I/O, no clock, no chance: the same input gives the same output. Time is an argument."""
+MOST_AT_THE_TOP = 14
+"""Modules beside the packages: whoever opens the folder sees rooms, and not a wall of files."""
+
+PURE = ("models", "request", "errors", "timeouts", "retry", "pricing", "wire")
+"""Packages and modules of the top without I/O, clock or chance: the same input gives the same output, and time is an
+argument. What they import is in this list too."""
+PURE_INSIDE = {
+    "ratelimit": {"bucket", "congestion", "estimator", "headers", "limits", "admission"},
+    "flow": {"chunk_log"},
+    "batch": {"budget", "input", "outage", "record"},
+    "batch.report": {"charts", "page", "statistics", "style", "timeline"},
+}
+"""The pure modules of packages that do more than decide."""
 IMPURE = {
     "aiohttp",
     "asyncio",
@@ -182,24 +212,30 @@ IMPURE = {
     "time",
     "uuid",
 }
-CLOCKS = {"protocol": {"time"}}
-"""`protocol` names `time.time` once, as the default of an argument."""
+TYPES_ALONE = {"datetime"}
+"""A module of types and arithmetic, beside a clock that must not be asked: `now` and `utcnow` are looked for."""
+CLOCKS = {"together_async.wire.protocol": {"time"}}
+"""`time.time` stands there once, as the default of an argument."""
 
 HEAVY = ("aiohttp", "cattrs", "click", "rich", "pydantic", "redis", "opentelemetry", "yarl", "multidict")
 """What `import together_async` does not load: it is needed on the first request, or for one door, or never."""
 
+KINDS = ("import", "use", "types")
+"""When an import happens: with the module, inside a function on first use, never (`if TYPE_CHECKING`)."""
+Row = dict[str, set[str]]
 
-def units() -> dict[str, list[Path]]:
-    """The package's modules, and its packages as one each."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(ROOT.rglob("*.py")):
-        place = path.relative_to(ROOT)
-        found.setdefault(place.parts[0].removesuffix(".py"), []).append(path)
+
+def modules() -> dict[str, Path]:
+    """Every module of the package, by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[dotted.removesuffix(".__init__")] = path
     return found
 
 
 def imports(tree: ast.AST, kind: str = "import") -> Iterator[tuple[str, str]]:
-    """Every imported name of a module, with when: `import`, `use` (inside a function) or `types`."""
+    """Every imported name of a module, with its kind."""
     for node in ast.iter_child_nodes(tree):
         match node:
             case ast.Import():
@@ -223,94 +259,125 @@ def imports_of_statement(statement: ast.stmt, kind: str) -> Iterator[tuple[str, 
     return imports(ast.Module([statement], []), kind)
 
 
-def own(name: str) -> str | None:
-    """The unit an imported name belongs to, None when it is not ours."""
-    package, *rest = name.split(".")
-    if package != ROOT.name:
-        return None
-    if rest and ((ROOT / f"{rest[0]}.py").exists() or (ROOT / rest[0]).is_dir()):
-        return rest[0]
-    return "__init__"
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """Every import of one of our modules by another: who, which, when."""
+    ours = modules()
+    for importer, path in ours.items():
+        for kind, name in imports(ast.parse(path.read_text())):
+            imported = name
+            while imported and imported not in ours:
+                imported = imported.rpartition(".")[0]
+            if imported and imported != importer:
+                yield importer, imported, kind
 
 
-def found(kind: str) -> dict[str, set[str]]:
-    """For each unit the units it imports."""
-    result = {}
-    for unit, paths in units().items():
-        names = {own(name) for path in paths for when, name in imports(ast.parse(path.read_text())) if when == kind}
-        result[unit] = names - {None, unit}
-    return result
+def room(module: str, package: str = PACKAGE.name) -> str | None:
+    """What a module is inside a package: one of its modules, one of its packages, `__init__`; None outside."""
+    if module == package:
+        return "__init__"
+    return module.removeprefix(f"{package}.").split(".")[0] if module.startswith(f"{package}.") else None
 
 
-def test_every_module_stands_in_the_table():
-    """A new module begins with its line in the table."""
-    assert set(units()) <= set(AT_IMPORT)
+def written(table: str) -> dict[str, Row]:
+    """The rows of a table."""
+    rows = {}
+    for line in re.sub(r"\n\s*\|", " |", table).strip().splitlines():
+        name, _, cells = line.partition(":")
+        rows[name.strip()] = dict(zip(KINDS, [set(cell.split()) for cell in f"{cells}||".split("|")], strict=False))
+    return rows
 
 
-@pytest.mark.parametrize(("kind", "table"), [("import", AT_IMPORT), ("use", ON_FIRST_USE), ("types", FOR_TYPES)])
-def test_imports_are_within_the_table(kind, table):
-    """No module imports one of ours that its line does not name: at import, on first use, or for type checkers."""
-    beyond = {unit: names - table.get(unit, set()) for unit, names in found(kind).items()}
-    assert {unit: names for unit, names in beyond.items() if names} == {}
+def found(package: str) -> dict[str, Row]:
+    """The same as it is in the code."""
+    rows: dict[str, Row] = {
+        name: {kind: set() for kind in KINDS} for module in modules() if (name := room(module, package)) is not None
+    }
+    for importer, imported, kind in arrows():
+        here, there = room(importer, package), room(imported, package)
+        if here is not None and there is not None and here != there:
+            rows[here][kind].add(there)
+    return rows
 
 
-def test_no_cycles():
-    """At run time, first use included, the arrows point one way."""
-    table = {unit: AT_IMPORT[unit] | ON_FIRST_USE.get(unit, set()) for unit in AT_IMPORT}
-    done: list[str] = []
-    while len(done) < len(table):
-        ready = [unit for unit, needs in table.items() if unit not in done and needs <= set(done)]
-        assert ready, f"a cycle among {sorted(set(table) - set(done))}"
-        done += ready
+TABLES = {PACKAGE.name: PACKAGES, **{f"{PACKAGE.name}.{name}": table for name, table in MODULES.items()}}
 
 
-PURE_BUT = {"ratelimit": {"limiter"}, "report": set()}
-"""Packages that are pure but for these modules, and `__init__`, which names what is public."""
-TYPES_ALONE = {"datetime"}
-"""Modules of types and arithmetic, beside a clock that is not asked."""
+def test_every_package_has_its_table():
+    """A new package begins with its table, a new module with its row."""
+    assert {name for name, path in modules().items() if path.stem == "__init__"} == set(TABLES)
 
 
-@pytest.mark.parametrize("package", PURE_BUT)
-def test_pure_packages_are_pure(package):
-    """What decides takes the time as an argument; one module drives it with the event loop."""
-    others = [path for path in units()[package] if path.stem not in {*PURE_BUT[package], "__init__"}]
-    assert len(others) > 1
-    for path in others:
-        tree = ast.parse(path.read_text())
-        used = {name.split(".")[0] for kind, name in imports(tree) if kind != "types"}
-        assert used & IMPURE <= TYPES_ALONE, path.name
-        assert not any(isinstance(node, ast.Attribute) and node.attr in {"now", "utcnow"} for node in ast.walk(tree))
+@pytest.mark.parametrize("package", TABLES)
+def test_imports_are_what_the_table_says(package):
+    """No import that the table does not name, and no row that names an import which is not there."""
+    assert found(package) == written(TABLES[package])
 
 
-@pytest.mark.parametrize("unit", PURE)
-def test_pure_modules_are_pure(unit):
-    """No event loop, socket, clock or chance, at import or later, themselves or by a module they import."""
-    reached, waiting = set(), {unit}
-    while waiting:
-        reached |= waiting
-        waiting = set().union(*(AT_IMPORT[name] for name in waiting)) - reached
-    assert reached <= set(PURE)
-    (path,) = units()[unit]
-    used = {name.split(".")[0] for kind, name in imports(ast.parse(path.read_text())) if kind != "types"}
-    assert used & IMPURE == CLOCKS.get(unit, set())
+@pytest.mark.parametrize("package", TABLES)
+def test_no_circles(package):
+    """At run time, first use included, a row names only what stands above it."""
+    above: set[str] = set()
+    for name, row in written(TABLES[package]).items():
+        assert row["import"] | row["use"] <= above, name
+        above.add(name)
+
+
+def test_no_circles_among_modules():
+    """Nor is there one that leads through two packages."""
+    needs: dict[str, set[str]] = {name: set() for name in modules()}
+    for importer, imported, kind in arrows():
+        if kind != "types":
+            needs[importer].add(imported)
+    done: set[str] = set()
+    while len(done) < len(needs):
+        ready = {name for name, others in needs.items() if name not in done and others <= done}
+        assert ready, f"a circle among {sorted(set(needs) - done)}"
+        done |= ready
+
+
+def test_the_top_is_a_list_of_rooms():
+    """Few modules stand beside the packages, and the repository's top has nothing that needs an explanation."""
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_THE_TOP
+
+
+def pure_modules() -> dict[str, Path]:
+    inside = {f"{PACKAGE.name}.{package}.{name}" for package, names in PURE_INSIDE.items() for name in names}
+    return {name: path for name, path in modules().items() if room(name) in PURE or name in inside}
+
+
+@pytest.mark.parametrize("module", pure_modules())
+def test_pure_modules_are_pure(module):
+    """No event loop, socket, clock or chance, at import or later; what they import of ours is pure as well."""
+    tree = ast.parse(modules()[module].read_text())
+    used = {name.split(".")[0] for kind, name in imports(tree) if kind != "types"}
+    assert (used & IMPURE) - TYPES_ALONE == CLOCKS.get(module, set())
+    assert not any(isinstance(node, ast.Attribute) and node.attr in {"now", "utcnow"} for node in ast.walk(tree))
+    reached = {imported for importer, imported, kind in arrows() if importer == module and kind != "types"}
+    assert reached <= set(pure_modules()) | CARRIERS
+
+
+CARRIERS = {"together_async.fanout.map"}
+"""Impure modules from which a pure one takes a value class."""
 
 
 def test_the_clock_is_only_a_default():
-    """`protocol` never asks the time itself: `time.time` stands once, where a caller may pass another clock."""
-    tree = ast.parse((ROOT / "protocol.py").read_text())
-    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "time"]
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    defaults = [default for one in functions for default in (*one.args.defaults, *one.args.kw_defaults)]
-    assert [ast.unparse(default) for default in defaults if default and "time" in ast.unparse(default)] == ["time.time"]
-    assert len(uses) == 1
+    """`time.time` stands once in what is pure, where a caller may pass another clock."""
+    for module in CLOCKS:
+        tree = ast.parse(modules()[module].read_text())
+        uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "time"]
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        defaults = [default for each in functions for default in (*each.args.defaults, *each.args.kw_defaults)]
+        clocks = [ast.unparse(default) for default in defaults if default and "time" in ast.unparse(default)]
+        assert clocks == ["time.time"]
+        assert len(uses) == 1
 
 
-@pytest.mark.parametrize("module", ["together_async", *(f"together_async.{unit}" for unit in PURE)])
+@pytest.mark.parametrize("module", ["together_async", *pure_modules()])
 def test_import_loads_nothing_heavy(module):
     """A fresh process that imports the package has none of the heavy or optional libraries."""
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT.parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
 
 

@@ -3,13 +3,12 @@
 import copy
 import json
 import pickle
-from pathlib import Path
 
 import attrs
 import pytest
 
+from support.paths import SAMPLES
 from together_async import models
-from together_async.codec import decode_chunk, decode_completion
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -23,9 +22,9 @@ from together_async.models import (
     make,
     plain,
 )
-from together_async.sse import EventStreamParser
+from together_async.wire.codec import decode_chunk, decode_completion
+from together_async.wire.sse import EventStreamParser
 
-SAMPLES = Path(__file__).parent / "samples"
 WHOLE = sorted(path for path in SAMPLES.glob("*.json") if not path.stem.startswith("error_"))
 
 

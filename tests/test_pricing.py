@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import ScriptedServer, answers, response
 
+from support.servers import ScriptedServer, answers, response
 from together_async import APIStatusError, AsyncTogether, TogetherError
 from together_async.pricing import Price, read_prices
 from together_async.testing import EmulatorServer, Model

@@ -15,7 +15,7 @@ import pytest
 # Here, because a test run inside this process forgets the modules that it was the first to import.
 import starlette.testclient  # noqa: F401
 
-import together_async.transport  # noqa: F401
+import together_async.http.transport  # noqa: F401
 from together_async import APIConnectionError, AsyncTogether, Timeouts, pytest_plugin
 from together_async.testing import EmulatorServer, Stall
 
@@ -413,7 +413,7 @@ def test_who_does_not_use_it_does_not_pay(pytester: pytest.Pytester) -> None:
         def test_nothing(request):
             assert request.config.pluginmanager.has_plugin("together_async")
             assert threading.active_count() == 1
-            heavy = {"aiohttp", "aioresponses", "cattrs", "together_async.testing", "together_async.transport"}
+            heavy = {"aiohttp", "aioresponses", "cattrs", "together_async.testing", "together_async.http.transport"}
             assert heavy & set(sys.modules) == set()
         """
     )

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from together_async import codec
-from together_async.codec import decode_completion
 from together_async.models import Function, ToolCall
-from together_async.protocol import build_request
 from together_async.request import _RANGES, ChatCompletionRequest, Message, RequestOptions
+from together_async.wire import codec
+from together_async.wire.codec import decode_completion
+from together_async.wire.protocol import build_request
 
 SECRET = "my very own prompt"
 TOOL = {

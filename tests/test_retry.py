@@ -31,7 +31,6 @@ from together_async import (
     TogetherError,
 )
 from together_async.errors import status_error_class
-from together_async.protocol import status_error
 from together_async.retry import (
     FREE_RETRIES,
     RECENT_S,
@@ -43,6 +42,7 @@ from together_async.retry import (
     reason,
     told_s,
 )
+from together_async.wire.protocol import status_error
 
 PARTIAL = ChatCompletion(choices=[])
 

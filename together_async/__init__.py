@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from together_async._version import __version__
+from together_async.calls.stream import ChatCompletionStream, StreamStats
 from together_async.client import AsyncTogether
 from together_async.errors import (
     APIConnectionError,
@@ -28,8 +29,8 @@ from together_async.errors import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.fanin import merge
-from together_async.fanout import MapResult, MapResults, Timing
+from together_async.fanout.map import MapResult, MapResults, Timing
+from together_async.fanout.merge import merge
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -47,14 +48,13 @@ from together_async.models import (
 from together_async.ratelimit import Limits, LimitsState, ModelState, RateLimiter
 from together_async.request import ChatCompletionRequest, Message
 from together_async.retry import Retry
-from together_async.stream import ChatCompletionStream, StreamStats
-from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
+from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
-    from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
-    from together_async.buffer import Buffer
-    from together_async.source import Buffered, buffered
+    from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
+    from together_async.flow.buffer import Buffer
+    from together_async.flow.source import Buffered, buffered
 
 __all__ = [
     "APIConnectionError",
@@ -117,13 +117,13 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
-    "Broadcast": "broadcast",
-    "SlowConsumerError": "broadcast",
-    "Subscription": "broadcast",
-    "tee": "broadcast",
-    "Buffer": "buffer",
-    "Buffered": "source",
-    "buffered": "source",
+    "Broadcast": "flow.broadcast",
+    "SlowConsumerError": "flow.broadcast",
+    "Subscription": "flow.broadcast",
+    "tee": "flow.broadcast",
+    "Buffer": "flow.buffer",
+    "Buffered": "flow.source",
+    "buffered": "flow.source",
 }
 """Names and their modules: what only some need costs the others a twentieth of the import."""
 _PARTS = ("relay", "testing")

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack
 
 import attrs
 
-from together_async import protocol, structured
-from together_async.call import Call
+from together_async.calls.call import Call
+from together_async.calls.stream import ChatCompletionStream
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
-from together_async.fanout import Asks, Defaults, Fanout, MapResults, OnChunk, OnError, checked_concurrency
+from together_async.fanout.map import Asks, Defaults, Fanout, MapResults, OnChunk, OnError, checked_concurrency
 from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.admission import MOST_PAUSE_S
-from together_async.ratelimit.estimate import size_of
+from together_async.ratelimit.estimator import size_of
 from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
 from together_async.retry import Retry, RetryBudget
-from together_async.secret import Secret
-from together_async.sse import DEFAULT_MAX_EVENT_SIZE
-from together_async.stream import ChatCompletionStream
-from together_async.structured import ParsedCompletion
 from together_async.timeouts import Timeouts
+from together_async.wire import protocol, structured
+from together_async.wire.redaction import Secret
+from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
+from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from together_async.batch_values import BatchSummary
-    from together_async.exchange import Exchange
-    from together_async.journal import Record
-    from together_async.transport import Transport
+    from together_async.batch.options import BatchSummary
+    from together_async.batch.record import Record
+    from together_async.http.response import Exchange
+    from together_async.http.transport import Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 DEFAULT_RETRY: Final = Retry()
@@ -414,7 +414,7 @@ class AsyncTogether:
             OSError: The input can't be read.
             ValueError, TypeError: An argument out of range, an option that is none.
         """
-        from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
+        from together_async.batch.runner import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
 
         _check_options(options)
         _check_map(model, timeouts, None, stream=stream)
@@ -570,7 +570,7 @@ class AsyncTogether:
             transport = None
         if transport is None:
             # Here and not above: aiohttp takes longer to import than everything else together.
-            from together_async.transport import Transport, default_headers  # noqa: PLC0415
+            from together_async.http.transport import Transport, default_headers  # noqa: PLC0415
 
             transport = self._transport = Transport(
                 self._base_url,
@@ -584,7 +584,7 @@ class AsyncTogether:
 
     async def __aenter__(self) -> Self:
         # Here rather than within the first call, whose time to the first token it would lengthen.
-        import together_async.transport  # noqa: F401, PLC0415 - imports aiohttp
+        import together_async.http.transport  # noqa: F401, PLC0415 - imports aiohttp
 
         return self
 

@@ -11,8 +11,8 @@ from together_async.models import ChatCompletion
 from together_async.request import ChatCompletionRequest, MessageLike
 
 if TYPE_CHECKING:
+    from together_async.calls.stream import ChatCompletionStream
     from together_async.client import AsyncTogether
-    from together_async.stream import ChatCompletionStream
 
 _FIELDS = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
 

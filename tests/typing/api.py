@@ -31,7 +31,7 @@ from together_async import (
     tee,
 )
 from together_async.local import LocalServer
-from together_async.sse import EventStreamParser, ServerSentEvent, encode_event
+from together_async.wire.sse import EventStreamParser, ServerSentEvent, encode_event
 
 
 async def calls(client: AsyncTogether) -> None:

@@ -10,9 +10,9 @@ from together_async._version import __version__
 from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED
 
 SUBCOMMANDS = {
-    "chat": "together_async.cli.chat:chat",
-    "batch": "together_async.cli.batch:batch",
-    "serve": "together_async.cli.serve:serve",
+    "chat": "together_async.cli.chat.command:chat",
+    "batch": "together_async.cli.batch.command:batch",
+    "serve": "together_async.cli.serve.command:serve",
 }
 
 

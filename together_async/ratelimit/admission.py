@@ -23,10 +23,10 @@ from typing import Any, Final
 
 from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
 from together_async.ratelimit.bucket import Bucket
-from together_async.ratelimit.estimate import Estimator, Size
+from together_async.ratelimit.congestion import Window
+from together_async.ratelimit.estimator import Estimator, Size
+from together_async.ratelimit.headers import Kind, Told
 from together_async.ratelimit.limits import Limits, LimitsState, ModelState, Priority
-from together_async.ratelimit.told import Kind, Told
-from together_async.ratelimit.window import Window
 
 TURNS: Final = 5
 """While both priorities wait, one turn of so many is the batch's."""

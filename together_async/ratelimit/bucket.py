@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from together_async.ratelimit.told import Capacity
+from together_async.ratelimit.headers import Capacity
 
 BURST_S: Final = 0.05
 """At least the tokens of so many seconds may be made up for at once."""

@@ -13,9 +13,9 @@ from typing import Final, Self
 
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
 from together_async.ratelimit.admission import Admission, Reservation
-from together_async.ratelimit.estimate import Estimator, Size
+from together_async.ratelimit.estimator import Estimator, Size
+from together_async.ratelimit.headers import Kind, Told
 from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
-from together_async.ratelimit.told import Kind, Told
 from together_async.timeouts import Due, due
 
 _AWAY: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"

@@ -10,16 +10,13 @@ When the browser leaves, the model stops. What is slow, what comes late and what
 
 from typing import TYPE_CHECKING, Any
 
-from together_async.broadcast import Broadcast, SlowConsumerError, Subscription, tee
-from together_async.buffer import Buffer
+from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
+from together_async.flow.buffer import Buffer
+from together_async.flow.source import Buffered, buffered
 from together_async.relay import asgi
+from together_async.relay.aiohttp import aiohttp_response
 from together_async.relay.asgi import refuse
-from together_async.relay.events import HEADERS, Format
-from together_async.relay.hub import Hub, HubReader
-from together_async.relay.iterator import sse
-from together_async.relay.lifespan import lifespan
-from together_async.relay.passthrough import Passthrough, passthrough
-from together_async.relay.problems import (
+from together_async.relay.browser_errors import (
     IdError,
     NotKeptError,
     ServerShutdownError,
@@ -27,11 +24,14 @@ from together_async.relay.problems import (
     problem_of,
     status_of,
 )
-from together_async.relay.relaying import End
+from together_async.relay.events import HEADERS, Format
+from together_async.relay.hub import Hub, HubReader
+from together_async.relay.iterator import sse
+from together_async.relay.lifespan import lifespan
+from together_async.relay.passthrough import Passthrough, passthrough
+from together_async.relay.session import End
 from together_async.relay.shutdown import tell_all as shut_down
-from together_async.relay.web import aiohttp_response
-from together_async.source import Buffered, buffered
-from together_async.sse import ServerSentEvent
+from together_async.wire.sse import ServerSentEvent
 
 if TYPE_CHECKING:
     from together_async.relay.asgi import EventSourceResponse

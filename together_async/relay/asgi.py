@@ -12,10 +12,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from together_async.codec import encode
 from together_async.errors import TogetherError
-from together_async.relay.events import HEADERS, Format, error_event
-from together_async.relay.problems import (
+from together_async.relay.browser_errors import (
     CANNOT_RESUME,
     AllReadError,
     ServerShutdownError,
@@ -23,7 +21,8 @@ from together_async.relay.problems import (
     problem_of,
     status_of,
 )
-from together_async.relay.relaying import (
+from together_async.relay.events import HEADERS, Format, error_event
+from together_async.relay.session import (
     DEFAULT_HEARTBEAT,
     OnEnd,
     Relayed,
@@ -34,6 +33,7 @@ from together_async.relay.relaying import (
     run,
 )
 from together_async.relay.shutdown import DEFAULT_GRACE
+from together_async.wire.codec import encode
 
 if TYPE_CHECKING:
     from starlette.responses import Response

@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-from together_async.codec import encode
 from together_async.models import ChatCompletionChunk, plain, text_of
-from together_async.sse import ServerSentEvent, encode_event
+from together_async.wire.codec import encode
+from together_async.wire.sse import ServerSentEvent, encode_event
 
 Format = Literal["chunks", "text"] | Callable[[ChatCompletionChunk], Any]
 Render = Callable[[ChatCompletionChunk, str | None], bytes]

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterable, Iterator
 from types import TracebackType
 from typing import Final, Self
 
-from together_async.broadcast import Broadcast, Subscription
-from together_async.buffer import MOST_AT_ONCE
 from together_async.errors import QueueFullError
+from together_async.flow.broadcast import Broadcast, Subscription
+from together_async.flow.buffer import MOST_AT_ONCE
+from together_async.flow.source import Chunks, Loopable, no_stream
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.relay.problems import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
-from together_async.source import Chunks, Loopable, no_stream
+from together_async.relay.browser_errors import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
 
 _WINDOW: Final = 16
 """Chunks of a completion that are kept as they came; who is further behind gets the missing ones as one."""

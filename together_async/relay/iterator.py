@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from together_async.relay.browser_errors import CANNOT_RESUME, AllReadError
 from together_async.relay.events import Format
-from together_async.relay.problems import CANNOT_RESUME, AllReadError
-from together_async.relay.relaying import (
+from together_async.relay.session import (
     DEFAULT_HEARTBEAT,
     Feed,
     OnEnd,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from together_async.calls.stream import ChatCompletionStream
 from together_async.errors import StreamAPIError, TogetherError
+from together_async.flow.source import READ_ALREADY
 from together_async.models import ChatCompletion, Usage
-from together_async.source import READ_ALREADY
-from together_async.stream import ChatCompletionStream
 
 
 def passthrough(stream: ChatCompletionStream) -> Passthrough:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import attrs
 
-from together_async import codec
-from together_async.sse import encode_event
 from together_async.testing.generator import token_id
 from together_async.testing.script import Spoken, SpokenCall
+from together_async.wire import codec
+from together_async.wire.sse import encode_event
 
 DONE = b"data: [DONE]\n\n"
 

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import attrs
 
-from together_async import codec
 from together_async.request import ChatCompletionRequest
-from together_async.sse import encode_event
 from together_async.testing.dialect import DONE, ErrorShape, error_body, error_event
 from together_async.testing.response import FIRST_FIELD, End, Framing, Piece, Place, Response
+from together_async.wire import codec
+from together_async.wire.sse import encode_event
 
 _BLOCK = 65_536
 PING = b": ping\n\n"

@@ -27,10 +27,10 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from together_async import codec
 from together_async.request import ChatCompletionRequest
-from together_async.sse import EventStreamParser
 from together_async.testing.response import End, Piece, Place, Response
+from together_async.wire import codec
+from together_async.wire.sse import EventStreamParser
 
 VERSION = 1
 

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from together_async import codec
 from together_async.request import ChatCompletionRequest
 from together_async.testing import generator
+from together_async.wire import codec
 
 
 @attrs.frozen

@@ -15,7 +15,6 @@ from typing import Any, Self, cast
 
 import attrs
 
-from together_async import codec
 from together_async.request import ChatCompletionRequest
 from together_async.testing import dialect as shapes
 from together_async.testing.account import Account
@@ -26,6 +25,7 @@ from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recording, replay
 from together_async.testing.response import Piece, Response
 from together_async.testing.script import Script, UnsatisfiableError, prompt_tokens, speak, text_of
+from together_async.wire import codec
 
 START_SECONDS = 10.0
 HANDSHAKE_SECONDS = 3.0

@@ -1,0 +1,452 @@
+"""What is written of a result, and what a line says when it is read again, whole or torn."""
+
+from __future__ import annotations
+
+import io
+import json
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.servers import MODEL, whole
+from together_async import ChatCompletion, errors
+from together_async.batch.record import (
+    JournalError,
+    Record,
+    Standing,
+    answer_record,
+    body_hash,
+    decode_line,
+    encode_line,
+    error_code,
+    error_record,
+)
+from together_async.wire import codec
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+SECONDS = st.none() | st.floats(0, 1e9)
+
+
+PARTIAL = ChatCompletion()
+
+
+def completion_of(body: dict[str, Any] | bytes) -> Any:
+    return codec.decode_completion(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def result(custom_id: str, text: str = "Hello", **meta: Any) -> bytes:
+    """A line as it is written."""
+    completion = completion_of(whole(text))
+    return encode_line(answer_record(Record(custom_id, **meta), completion), completion)
+
+
+def failure(custom_id: str, code: str = "500", message: str = "busy", **meta: Any) -> bytes:
+    return encode_line(Record(custom_id, code=code, message=message, **meta))
+
+
+# --------------------------------------------------------------------------------------------------------------- hashes
+
+
+def test_the_order_of_keys_does_not_count() -> None:
+    one = {"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5}
+    other = {"temperature": 0.5, "messages": [{"content": "x", "role": "user"}], "model": "m"}
+    assert body_hash(one) == body_hash(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "n", "messages": []},
+        {"model": "m", "messages": [{}]},
+        {"model": "m", "messages": [], "n": 1},
+        {"model": "m", "messages": [], "stop": None},
+        {"model": "m", "messages": ["ä"]},
+    ],
+)
+def test_everything_else_counts(other: dict[str, Any]) -> None:
+    assert body_hash(other) != body_hash({"model": "m", "messages": []})
+
+
+def test_a_hash_stays_what_it_is() -> None:
+    """Files that exist hold it: another way to make it would ask everything again."""
+    assert body_hash({"model": "m", "messages": [{"role": "user", "content": "Grüße"}]}) == "ca91951265f2707a"
+
+
+@given(JSON)
+def test_a_body_that_went_through_json_has_the_same_hash(value: Any) -> None:
+    assert body_hash({"x": value}) == body_hash(json.loads(json.dumps({"x": value})))
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def test_an_answer_is_written_as_the_batch_api_writes_it() -> None:
+    """`custom_id`, `response` with status and body, and what is ours beside it in `meta`."""
+    body = whole("Hi")
+    line = json.loads(result("a", "Hi", body_hash="00ff", total_s=1.5, attempts=2, retries=(("503", 0.25),)))
+    assert line == {
+        "custom_id": "a",
+        "response": {"status_code": 200, "body": body},
+        "meta": {"hash": "00ff", "total_s": 1.5, "attempts": 2, "retries": [["503", 0.25]]},
+    }
+
+
+def test_an_error_is_written_as_the_batch_api_writes_it() -> None:
+    line = json.loads(failure("a", "429", "slow down", body_hash="00ff"))
+    assert line["error"] == {"message": "slow down", "code": "429"}
+    assert "response" not in line
+
+
+def test_what_the_server_added_is_kept() -> None:
+    """Keys that this package does not know are in the line as they came."""
+    body = {**whole(), "service_tier": "x", "novelty": {"deep": [1, None]}}
+    completion = completion_of(body)
+    line = json.loads(encode_line(answer_record(Record("a"), completion), completion))
+    assert line["response"]["body"] == body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        json.dumps(whole("one\ntwo\r\u2028three"), indent=2).encode(),
+        json.dumps(whole()).replace(", ", ",\r\n").encode(),
+        b" \t" + json.dumps(whole()).encode() + b" \n",
+        json.dumps(whole("\x00\x1f\x7f")).encode(),
+    ],
+)
+def test_a_line_is_one_line(data: bytes) -> None:
+    """However the answer was laid out, and whatever its text holds."""
+    completion = completion_of(data)
+    line = encode_line(answer_record(Record("a\nb\r\u2028"), completion), completion)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert b"\r" not in line
+    assert json.loads(line)["response"]["body"] == json.loads(data)
+    assert decode_line(line).custom_id == "a\nb\r\u2028"
+
+
+@given(
+    custom_id=st.text(min_size=1),
+    code=st.text(min_size=1),
+    message=st.text(),
+    hashed=st.text(string.hexdigits, max_size=16),
+    seconds=st.tuples(SECONDS, SECONDS, SECONDS, SECONDS),
+    attempts=st.integers(0, 100),
+    retries=st.lists(st.tuples(st.text(), st.floats(0, 1e6)), max_size=3),
+)
+def test_an_error_is_read_as_it_was_written(
+    custom_id: str, code: str, message: str, hashed: str, seconds: Any, attempts: int, retries: Any
+) -> None:
+    sent_at, queued_s, first_token_s, total_s = seconds
+    record = Record(
+        custom_id,
+        body_hash=hashed,
+        code=code,
+        message=message,
+        sent_at=sent_at,
+        queued_s=queued_s,
+        first_token_s=first_token_s,
+        total_s=total_s,
+        attempts=attempts,
+        retries=tuple(retries),
+    )
+    assert decode_line(encode_line(record)) == record
+
+
+@given(custom_id=st.text(min_size=1), text=st.text(), model=st.text(min_size=1), tokens=st.integers(0, 2**53))
+def test_an_answer_is_read_as_it_was_written(custom_id: str, text: str, model: str, tokens: int) -> None:
+    body = {**whole(text), "model": model, "usage": {"prompt_tokens": tokens, "completion_tokens": 3}}
+    completion = completion_of(body)
+    record = answer_record(Record(custom_id, body_hash="ab", model="asked", total_s=1.0), completion)
+    line = encode_line(record, completion)
+    assert decode_line(line) == record
+    assert (record.model, record.prompt_tokens, record.completion_tokens) == ("asked", tokens, 3)
+    assert json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] == text
+
+
+def test_tokens_that_the_server_did_not_count_are_estimated() -> None:
+    """Four characters are a token; the line says so, since budgets of later runs need it."""
+    completion = completion_of({**whole("x" * 41), "usage": None})
+    record = answer_record(Record("a", model=MODEL), completion, expected_prompt_tokens=7)
+    assert (record.prompt_tokens, record.completion_tokens, record.counted) == (7, 11, False)
+    assert decode_line(encode_line(record, completion)) == record
+
+
+def test_the_model_that_was_asked_is_kept_where_another_name_answers() -> None:
+    """It is the one that has a price."""
+    completion = completion_of({**whole(), "model": "m-2024-11-06"})
+    record = answer_record(Record("a", model="m"), completion)
+    assert decode_line(encode_line(record, completion)) == record
+
+
+ODD: list[dict[str, Any]] = [
+    {"usage": {"prompt_tokens": "12", "completion_tokens": 3}},
+    {"usage": {"prompt_tokens": 12.0, "completion_tokens": 3}},
+    {"usage": {"prompt_tokens": 12.5, "completion_tokens": None}},
+    {"usage": {"prompt_tokens": 2**50, "completion_tokens": 3}},
+    {"usage": {"prompt_tokens": [1], "completion_tokens": {"a": 1}}},
+    {"usage": [1, 2]},
+    {"usage": "none"},
+    {"usage": None},
+    {"model": None},
+    {"model": 7},
+    {"model": ["m"]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_what_the_client_takes_for_an_answer_is_one_when_it_is_read_again(odd: dict[str, Any]) -> None:
+    """A result that was told as done is done in the next run too, whatever the server's usage looks like."""
+    completion = completion_of({**whole(), **odd})
+    record = answer_record(Record("a"), completion)
+    again = decode_line(encode_line(record, completion))
+    assert again.ok
+    assert (again.prompt_tokens, again.completion_tokens) == (record.prompt_tokens, record.completion_tokens)
+
+
+@given(model=JSON, usage=JSON, prompt=JSON)
+def test_no_usage_and_no_model_makes_a_result_unreadable(model: Any, usage: Any, prompt: Any) -> None:
+    for body in ({"model": model, "usage": usage}, {"usage": {"prompt_tokens": prompt, "completion_tokens": prompt}}):
+        completion = completion_of({**whole(), **body})
+        record = answer_record(Record("a"), completion)
+        again = decode_line(encode_line(record, completion))
+        assert again.ok
+        assert again.total_tokens == record.total_tokens
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.RateLimitError("x", status_code=429), "429"),
+        (errors.InternalServerError("x", status_code=529), "529"),
+        (errors.APIConnectionError("x"), "connection"),
+        (errors.IncompleteStreamError("x", partial=PARTIAL), "incomplete_stream"),
+        (errors.StreamAPIError("x", partial=PARTIAL), "stream_api"),
+        (errors.APIResponseValidationError("x"), "response_validation"),
+        (ValueError("x"), "invalid_request"),
+    ],
+    ids=repr,
+)
+def test_codes_of_errors(error: Exception, code: str) -> None:
+    assert error_code(error) == code
+    assert error_record(Record("a", body_hash="h", attempts=3), error) == Record(
+        "a", body_hash="h", attempts=3, code=code, message="x"
+    )
+
+
+def test_codes_of_timeouts_name_their_phase() -> None:
+    assert error_code(errors.APITimeoutError(phase="first_token", seconds=1)) == "timeout_first_token"
+    assert error_code(errors.StreamTimeoutError(phase="idle", seconds=1, partial=PARTIAL)) == "stream_timeout"
+
+
+def test_a_message_without_end_is_cut() -> None:
+    assert len(error_record(Record("a"), ValueError("x" * 1_000_000)).message) <= 10_000
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_a_result_of_another_batch_api_is_read() -> None:
+    """OpenAI's has more keys, and a null where nothing is."""
+    line = {
+        "id": "batch_req_1",
+        "custom_id": "a",
+        "response": {"status_code": 200, "request_id": "r", "body": whole()},
+        "error": None,
+    }
+    record = decode_line(json.dumps(line).encode())
+    assert record == Record("a", model=MODEL, prompt_tokens=1, completion_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        ({"custom_id": "a", "response": None, "error": {"code": "expired", "message": "late"}}, "expired", "late"),
+        ({"custom_id": "a", "error": {"code": 7, "message": None}}, "7", ""),
+        ({"custom_id": "a", "error": {}}, "error", ""),
+        ({"custom_id": "a", "response": {"status_code": 400, "body": {"error": {"message": "x"}}}}, "400", ""),
+        ({"custom_id": "a", "response": {"status_code": 500, "body": None}, "error": None}, "500", ""),
+    ],
+)
+def test_errors_of_other_batch_apis_are_read(line: dict[str, Any], code: str, message: str) -> None:
+    record = decode_line(json.dumps(line).encode())
+    assert not record.ok
+    assert (record.code, record.message) == (code, message)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\n",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"zanzibar"',
+        b'{"custom_id": "zanzibar"}',
+        b'{"custom_id": "zanzibar", "body": {"model": "m"}}',
+        b'{"custom_id": 5, "response": {}}',
+        b'{"response": {"status_code": 200}}',
+        b'{"custom_id": "zanzibar", "response": null, "error": null}',
+        b'{"custom_id": "zanzi\xff", "error": {}}',
+        b'{"custom_id": "zanzibar", "response": ' + b"[" * 100_000,
+        b"\0" * 100,
+        result("zanzibar")[:-2],
+    ],
+    ids=lambda line: repr(line[:40]),
+)
+def test_what_is_no_result_is_refused_without_repeating_it(line: bytes) -> None:
+    with pytest.raises(JournalError) as caught:
+        decode_line(line)
+    assert "zanzi" not in str(caught.value)
+
+
+def test_no_beginning_of_a_line_is_a_line() -> None:
+    """Only with its last brace it is whole: that is what tells a torn line."""
+    for line in (result("a", "Hällo } ] \n"), failure("a", "500", 'x"}')):
+        for size in range(len(line) - 1):
+            with pytest.raises(JournalError):
+                decode_line(line[:size])
+        assert decode_line(line[:-1]) == decode_line(line)
+
+
+# ------------------------------------------------------------------------------------------------------------- standing
+
+
+def standing_of(data: bytes) -> Standing:
+    standing = Standing()
+    for line in io.BytesIO(data):
+        standing.add(line)
+    return standing
+
+
+def test_the_later_of_two_results_counts() -> None:
+    standing = standing_of(failure("a", body_hash="1") + result("b") + result("a", body_hash="2"))
+    assert standing.results == {"b": ("", True), "a": ("2", True)}
+    assert standing.set_aside == [1]
+    assert (standing.place("a"), standing.place("b")) == (3, 2)
+
+
+def test_tokens_are_counted_by_model() -> None:
+    assert standing_of(result("a") + failure("b") + result("c")).tokens == {MODEL: (2, 4)}
+
+
+def test_a_torn_end_is_told_at_every_byte() -> None:
+    """All before it stays; a whole line that lacks only its line feed counts."""
+    head, line = result("a") + failure("b"), result("c", "Hällo")
+    for size in range(len(line) + 1):
+        standing = standing_of(head + line[:size])
+        whole_line = size >= len(line) - 1
+        assert list(standing.results) == ["a", "b", *(["c"] if whole_line else [])]
+        assert standing.whole_size == (len(head) + size if whole_line else len(head))
+        assert standing.torn_size == (0 if whole_line else size)
+        assert standing.ends_open == (size == len(line) - 1)
+        assert standing.set_aside == []
+
+
+def test_a_torn_first_line_is_nobody_elses_file() -> None:
+    """A crash in the middle of the very first write leaves a begin of a line, or blocks without content."""
+    for line in (result("a"), failure("a")):
+        for size in range(len(line) - 1):
+            assert standing_of(line[:size]).torn_size == size
+    assert standing_of(b"\0" * 5_000).whole_size == 0
+
+
+def test_blocks_that_were_never_written_are_torn() -> None:
+    """After a power cut a file may have its length and not its content."""
+    standing = standing_of(result("a") + result("b")[:40] + b"\0" * 4_096)
+    assert list(standing.results) == ["a"]
+    assert standing.torn_size == 40 + 4_096
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"custom_id": "a", "body": {"model": "m", "messages": []}}\n',
+        b'{"custom_id":"a","body":{"model":"m","messages":[]}}\n',
+        b'{"custom_id":"a","body":{"model":"m","messages":[]}}',
+        b'{"custom_id": "a"}\n{"custom_id": "b"}\n',
+        b"Dear diary,\n",
+        b"Dear diary,",
+        b'{"a": 1}\n',
+        b"[1, 2]\n",
+        b"custom_id,text\na,b\n",
+        b"\x89PNG\r\n\x1a\n\0\0",
+    ],
+)
+def test_another_kind_of_file_is_refused(data: bytes) -> None:
+    """An input, a text, anything whose first line is no result and no torn one."""
+    with pytest.raises(JournalError, match="line 1"):
+        standing_of(data)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"my notes\n",
+        b"my notes\nand more\n",
+        b'{"custom_id": "z"}\n',
+        b'{"custom_id": "z", "body": {}}\n{"custom_id": "y", "body": {}}\n',
+    ],
+)
+def test_lines_that_end_are_not_torn(tail: bytes) -> None:
+    """What has its line feed was written to the end by somebody: it is put aside and not cut off."""
+    head = result("a")
+    standing = standing_of(head + tail)
+    assert standing.set_aside == list(range(2, 2 + tail.count(b"\n")))
+    assert standing.torn_size == 0
+
+
+def test_damage_in_the_middle_is_put_aside() -> None:
+    standing = standing_of(result("a") + b"\0" * 20 + b"\n" + result("b")[5:] + result("c"))
+    assert list(standing.results) == ["a", "c"]
+    assert standing.set_aside == [2, 3]
+    assert standing.torn_size == 0
+
+
+LINE = st.one_of(
+    st.builds(lambda name, hashed: result(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
+    st.builds(lambda name, hashed: failure(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
+    st.sampled_from([b"\n", b"garbage\n", b"\0\0\0\n", b'{"custom_id":"a","resp\n', b"{}\n", "\u2028ä\n".encode()]),
+)
+
+
+@given(lines=st.lists(LINE, max_size=8), cut=st.integers(0, 400))
+def test_standing_against_a_plain_reading(lines: list[bytes], cut: int) -> None:
+    """Of any mixture of results, damage and a torn end the last whole line of each name counts; none is cut off."""
+    data = result("first") + b"".join(lines)
+    data = data[: max(len(data) - cut, len(result("first")))]
+    wanted, places = dict[str, tuple[str, bool]](), dict[str, int]()
+    whole_lines = set[int]()
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            record = decode_line(line)
+        except JournalError:
+            continue
+        whole_lines.add(number)
+        wanted[record.custom_id] = (record.body_hash, record.ok)
+        places[record.custom_id] = number
+    standing = standing_of(data)
+    assert standing.results == wanted
+    assert {name: standing.place(name) for name in wanted} == places
+    assert whole_lines - set(standing.set_aside) == set(places.values())
+    assert len(standing.set_aside) == len(set(standing.set_aside))
+    assert standing.whole_size + standing.torn_size == len(data)
+    torn = data[standing.whole_size :]
+    assert not standing.ends_open or not torn
+    *ended, _ = torn.split(b"\n")
+    assert not any(line.strip(b"\0") for line in ended), "a line that somebody ended is cut off"
+    for line in torn.split(b"\n"):
+        with pytest.raises(JournalError):
+            decode_line(line)

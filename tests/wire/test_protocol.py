@@ -1,0 +1,781 @@
+"""The protocol: what each payload becomes, what each failure means, and that no text repeats a key or a prompt."""
+
+import email.utils
+import itertools
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.paths import SAMPLES
+from together_async.errors import (
+    APIResponseValidationError,
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    ContextLengthError,
+    InternalServerError,
+    NotFoundError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    RateLimitError,
+    TogetherError,
+    UnprocessableEntityError,
+)
+from together_async.request import ChatCompletionRequest
+from together_async.wire.accumulator import ChatCompletionAccumulator
+from together_async.wire.codec import decode_completion, encode
+from together_async.wire.protocol import (
+    ChunkDecoder,
+    ErrorFacts,
+    ErrorInStream,
+    NotTheProtocol,
+    build_request,
+    chunk_of,
+    completion_of,
+    error_facts,
+    redact,
+    request_id,
+    retry_after,
+    status_error,
+)
+
+STREAMS = sorted(SAMPLES.glob("*.sse"))
+CHUNK = b'{"id":"s","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}'
+BOM = b"\xef\xbb\xbf"
+
+
+def walk(pieces, **options):
+    """Every chunk of a body and how it ended: `done`, `end`, or the exception's type and text."""
+    chunks = []
+    decoder = None
+    try:
+        decoder = ChunkDecoder(**options)
+        for piece in itertools.chain(pieces, [None]):
+            for payload in decoder.end() if piece is None else decoder.feed(piece):
+                chunk = decoder.decode(payload)
+                if chunk is not None:
+                    chunks.append(chunk)
+                if decoder.done:
+                    return chunks, "done"
+    except (ErrorInStream, NotTheProtocol) as error:
+        return chunks, (type(error), str(error))
+    return chunks, "end"
+
+
+def decode(payload: bytes):
+    return ChunkDecoder().decode(payload)
+
+
+def one_event(payload: bytes, event: bytes = b""):
+    named = b"event: " + event + b"\n" if event else b""
+    return walk([named + b"data: " + payload + b"\n\n"])
+
+
+# ------------------------------------------------------------------------------------------------------------ requests
+
+
+def test_build_request():
+    """Path, JSON body, and `stream` where one is asked for; the repr shows no body."""
+    request = ChatCompletionRequest(messages="my prompt", model="m", max_tokens=5)
+    whole, stream = build_request(request, stream=False), build_request(request, stream=True)
+    assert (whole.path, whole.stream, stream.stream) == ("chat/completions", False, True)
+    assert json.loads(whole.body) == {
+        "messages": [{"role": "user", "content": "my prompt"}],
+        "model": "m",
+        "max_tokens": 5,
+    }
+    assert json.loads(stream.body) == {**json.loads(whole.body), "stream": True}
+    assert "my prompt" not in repr(stream)
+
+
+# ---------------------------------------------------------------------------------------- the table: payload -> outcome
+
+
+def test_a_chunk_is_the_chunk():
+    """A chunk decodes, and keeps its JSON."""
+    chunk = decode(CHUNK)
+    assert chunk.choices[0].delta.content == "a"
+    assert chunk.to_dict() == json.loads(CHUNK)
+
+
+@pytest.mark.parametrize("payload", [b"[DONE]", b" [DONE]", b"[DONE]  ", b"[DONE]\n"])
+def test_done_is_the_end(payload):
+    """`[DONE]`, blanks around it or not, is the end and no chunk."""
+    decoder = ChunkDecoder()
+    assert decoder.decode(payload) is None
+    assert decoder.done
+    assert repr(decoder).startswith("<ChunkDecoder done")
+
+
+def test_whatever_follows_done_is_ignored():
+    """Errors, oversize events and garbage after `[DONE]` do not matter, in the same read or later."""
+    for after in (
+        b'data: {"error":"x"}\n\n',
+        b"data: " + b"x" * 1000 + b"\n\n",
+        b"data: nonsense\n\n",
+        b"\xff\n\n<html>",
+    ):
+        chunks, ending = walk([b"data: " + CHUNK + b"\n\ndata: [DONE]\n\n" + after], max_event_size=200)
+        assert (len(chunks), ending) == (1, "done")
+        chunks, ending = walk([b"data: " + CHUNK + b"\r\n\r\ndata: [DONE]\n\n", after], max_event_size=200)
+        assert (len(chunks), ending) == (1, "done")
+
+
+ERRORS = {
+    "object": ({"error": {"message": "m", "type": "t", "param": None, "code": "c"}}, "m", "c", None),
+    "object, int code": ({"error": {"message": "m", "code": 503}}, "m", 503, 503),
+    "object, text code": ({"error": {"message": "m", "code": "429"}}, "m", "429", 429),
+    "object, status beside a code": (
+        {"error": {"message": "m", "code": "overloaded", "status": 503}},
+        "m",
+        "overloaded",
+        503,
+    ),
+    "object, null code": ({"error": {"message": "m", "code": None, "status_code": 500}}, "m", 500, 500),
+    "object without message": ({"error": {"type": "overloaded_error"}}, "overloaded_error", None, None),
+    "empty object": ({"error": {}}, "no message", None, None),
+    "object beside empty choices": ({"error": {"message": "m"}, "choices": []}, "m", None, None),
+    "object beside choices": (
+        {"error": {"message": "m"}, "choices": [{"index": 0, "delta": {"content": "x"}}]},
+        "m",
+        None,
+        None,
+    ),
+    "text": ({"error": "m"}, "m", None, None),
+    "text and status": ({"error": "m", "status": 404}, "m", 404, 404),
+    "list": ({"error": ["m"]}, "no message", None, None),
+    "true": ({"error": True}, "no message", None, None),
+    "detail text": ({"detail": "m"}, "m", None, None),
+    "detail list": ({"detail": [{"loc": ["body", "n"], "msg": "m", "input": "my prompt"}]}, "body.n: m", None, None),
+    "detail list of texts": ({"detail": ["a", "b"]}, "a; b", None, None),
+    "detail object": ({"detail": {"message": "m"}}, "m", None, None),
+    "detail of odd places": ({"detail": [{"loc": 5, "msg": "m"}, {"loc": None}, 7, None]}, "m", None, None),
+    "flat": ({"message": "m", "code": 400}, "m", 400, 400),
+    "flat with type": ({"message": "m", "type": "t"}, "m", None, None),
+    "object error": ({"object": "error", "message": "m", "code": 404}, "m", 404, 404),
+    "object error without message": ({"object": "error"}, "no message", None, None),
+    "code of 5,000 digits": ({"error": {"message": "m", "code": "9" * 5000}}, "m", "9" * 5000, None),
+    "code of other digits": (
+        {"error": {"message": "m", "code": "\u0664\u0660\u0660"}},
+        "m",
+        "\u0664\u0660\u0660",
+        None,
+    ),
+    "code out of range": ({"error": {"message": "m", "code": 200}}, "m", 200, None),
+}
+
+
+@pytest.mark.parametrize(("body", "message", "code", "status"), ERRORS.values(), ids=ERRORS)
+def test_error_objects_in_every_shape(body, message, code, status):
+    """Each shape gives its message, code and status, alone and as a payload of the stream."""
+    facts = error_facts(body)
+    assert (facts.message, facts.code, facts.status) == (message, code, status)
+    with pytest.raises(ErrorInStream) as caught:
+        decode(encode(body))
+    assert caught.value.facts == facts
+    assert "my prompt" not in repr(facts)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": None, "choices": []},
+        {"error": "", "choices": []},
+        {"error": {}, "choices": [{"index": 0, "delta": {"content": "x"}}]},
+        {"error": False, "choices": []},
+        {"choices": [], "detail": "x", "message": "m", "code": 1},
+        {"message": "hello"},
+        {},
+        [],
+        "text",
+        None,
+    ],
+)
+def test_what_is_no_error(body):
+    """Empty errors beside choices, and objects without an error's marks, are none."""
+    assert error_facts(body) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "status"),
+    [
+        (b'{"message":"overloaded","code":529}', "overloaded", 529),
+        (b'{"error":{"message":"m","code":500}}', "m", 500),
+        (b"upstream gone", "upstream gone", None),
+        (b"", "no message", None),
+        (b"{}", "no message", None),
+        (b"[1]", "no message", None),
+        (b'"text"', "text", None),
+        (b"\xff", "\ufffd", None),
+    ],
+)
+def test_an_event_named_error_is_an_error(data, message, status):
+    """Whatever the data of an event named `error` is, it is an error in the stream."""
+    decoder = ChunkDecoder()
+    (payload,) = decoder.feed(b"event: error\ndata: " + data + b"\n\n")
+    with pytest.raises(ErrorInStream) as caught:
+        decoder.decode(payload)
+    assert (caught.value.facts.message, caught.value.facts.status) == (message, status)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"{}", b'{"type":"ping"}', b'{"error":null}', b'{"id":"x","created":1}', b"", b"  "]
+)
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_pings_in_json_are_skipped(payload, end):
+    """JSON of another shape without choices, and events with no data at all, are skipped: LF or CRLF, both ways."""
+    chunks, ending = walk([b"data: " + payload + end + b"data: " + CHUNK + end])
+    assert (len(chunks), ending) == (1, "end")
+
+
+def test_named_events_are_taken_by_what_they_hold():
+    """Some servers name their chunks; pings have names too, and their data may be no JSON."""
+    assert len(one_event(CHUNK, b"completion.chunk")[0]) == 1
+    assert one_event(b"keep alive", b"ping") == ([], "end")
+    assert one_event(b'{"type":"ping"}', b"ping") == ([], "end")
+    assert one_event(b"[DONE]", b"done") == ([], "done")
+    assert one_event(b'{"error":{"message":"m"}}', b"failure")[1] == (ErrorInStream, "m")
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b"nonsense", "data is not JSON (8 bytes"),
+        (b'{"id":"s","choi', "data is not JSON (15 bytes"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON"),
+        (b"5", "a JSON int, expected an object"),
+        (b'"text"', "a JSON str, expected an object"),
+        (b"[1,2]", "a JSON list, expected an object"),
+        (b'{"choices":{}}', "$.choices: got an object, expected an array"),
+        (b'{"choices":["my prompt"]}', "$.choices[0]: got a string, expected an object"),
+        (
+            b'{"choices":[{"delta":{"content":["my prompt"]}}]}',
+            "$.choices[0].delta.content: got an array, expected a string",
+        ),
+    ],
+)
+def test_anything_else_is_not_the_protocol(payload, text):
+    """Broken JSON and other shapes say what was got and expected, and repeat none of it."""
+    with pytest.raises(NotTheProtocol) as caught:
+        decode(payload)
+    assert text in str(caught.value)
+    assert "my prompt" not in str(caught.value)
+
+
+def test_usage_alone_is_a_chunk():
+    """A last chunk with `choices: []`, null or none, and the usage, is a chunk."""
+    for choices in (b'"choices":[],', b'"choices":null,', b""):
+        chunk = decode(b"{" + choices + b'"usage":{"total_tokens":3}}')
+        assert chunk.choices == ()
+        assert chunk.usage.total_tokens == 3
+    assert decode(b'{"choices":[]}').usage is None
+
+
+@given(st.binary(max_size=80) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_payload_has_one_of_the_outcomes(payload):
+    """No bytes at all make the decoder raise anything else."""
+    try:
+        decode(payload)
+    except (ErrorInStream, NotTheProtocol) as error:
+        assert str(error)  # noqa: PT017
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8"), max_size=8) | st.just("9" * 5000),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "error",
+                    "detail",
+                    "message",
+                    "code",
+                    "status",
+                    "loc",
+                    "msg",
+                    "type",
+                    "object",
+                    "choices",
+                    "delta",
+                    "content",
+                    "index",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values, st.sampled_from([200, 400, 403, 429, 500]))
+def test_any_json_has_one_of_the_outcomes(value, status):
+    """The same for JSON with the words that matter in the wrong places, in streams, errors and whole bodies."""
+    body = encode(value)
+    for event in (b"", b"error", b"ping"):
+        one_event(body, event)
+    assert isinstance(status_error(status, {}, body), APIStatusError)
+    try:
+        completion_of(body, status=200, headers={})
+    except TogetherError as error:
+        assert isinstance(error, (APIStatusError, APIResponseValidationError))  # noqa: PT017
+
+
+# ------------------------------------------------------------------------------------------------------- whole streams
+
+
+@pytest.mark.parametrize("sample", STREAMS, ids=lambda path: path.stem)
+def test_samples_give_the_same_however_they_are_split(sample):
+    """Chunks and ending are those of the whole body for every two-way split and byte by byte."""
+    body = sample.read_bytes()
+    expected = walk([body])
+    assert expected[0]
+    for place in range(1, len(body), 3):
+        assert walk([body[:place], body[place:]]) == expected, place
+    assert walk(body[i : i + 1] for i in range(len(body))) == expected
+
+
+ENDINGS = {
+    "transformers_serve": "end",
+    "cut_off": "end",
+    "multi_line_data": "done",
+    "error_object": (ErrorInStream, "CUDA out of memory"),
+    "error_text": (ErrorInStream, "overloaded"),
+    "error_named": (ErrorInStream, "overloaded"),
+    "error_named_text": (ErrorInStream, "upstream gone"),
+    "error_detail": (ErrorInStream, "body.messages: field required"),
+    "error_flat": (ErrorInStream, "too long"),
+    "error_beside_choices": (ErrorInStream, "provider disconnected"),
+}
+
+
+@pytest.mark.parametrize("sample", STREAMS, ids=lambda path: path.stem)
+def test_how_each_sample_ends(sample):
+    """`[DONE]`, the body's end, or the server's error; pings and comments are no chunks."""
+    chunks, ending = walk([sample.read_bytes()])
+    assert ending == ENDINGS.get(sample.stem, "done")
+    if sample.stem == "pings":
+        assert [chunk.choices[0].delta.content for chunk in chunks] == ["a", "b", "c", None]
+    if sample.stem.startswith("error_"):
+        assert len(chunks) == 1
+
+
+@pytest.mark.parametrize("head", [b"", BOM, b"\r\n \t", BOM + b"\n"])
+@pytest.mark.parametrize("step", [1, 5, 10_000])
+@pytest.mark.parametrize("name", ["together_llama", "tool_calls", "llama_cpp_two_choices"])
+def test_a_whole_completion_is_a_stream_of_one_chunk(name, head, step):
+    """A server that answers a stream request with the whole JSON: one chunk that adds up to that completion."""
+    document = (SAMPLES / f"{name}.json").read_bytes()
+    body = head + document
+    (chunk,), ending = walk((body[i : i + step] for i in range(0, len(body), step)), media_type="application/json")
+    assert ending == "end"
+    accumulator = ChatCompletionAccumulator()
+    accumulator.add(chunk)
+    assert accumulator.completion() == decode_completion(document)
+    assert accumulator.finished
+
+
+def test_a_whole_completion_as_one_event():
+    """The same inside an event stream."""
+    document = json.dumps(json.loads((SAMPLES / "together_gpt_oss.json").read_bytes())).encode()
+    (chunk,), ending = walk([b"data: " + document + b"\n\ndata: [DONE]\n\n"])
+    assert (chunk.choices[0].delta.content, chunk.choices[0].delta.reasoning) == ("It is 4.", "We need 2+2.")
+    assert ending == "done"
+
+
+def test_a_message_beside_a_delta_repeats_it():
+    """A chunk with both is a chunk: its text is the delta's, once."""
+    chunk = decode(b'{"choices":[{"index":0,"delta":{"content":"a"},"message":{"content":"all of it a"}}]}')
+    assert chunk.choices[0].delta.content == "a"
+
+
+@pytest.mark.parametrize(
+    ("body", "ending"),
+    [
+        (b'{"error":{"message":"m","code":500}}', (ErrorInStream, "m")),
+        (b' {"detail":"m"}', (ErrorInStream, "m")),
+        (b'{"id":"s","choices":[', NotTheProtocol),
+        (b"[1,2]", NotTheProtocol),
+        (b"<!DOCTYPE html><h1>Bad gateway</h1>", NotTheProtocol),
+        (BOM + b"\n  <html>", NotTheProtocol),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 10_000])
+def test_a_body_that_is_no_event_stream(body, ending, step):
+    """JSON errors are the server's error, everything else says what it is."""
+    chunks, how = walk(body[i : i + step] for i in range(0, len(body), step))
+    assert chunks == []
+    assert how == ending or how[0] is ending
+
+
+def test_an_html_content_type_is_refused_at_once():
+    """A page needs no reading."""
+    with pytest.raises(NotTheProtocol, match="HTML"):
+        ChunkDecoder(media_type="text/html")
+
+
+@pytest.mark.parametrize("step", [1, 50, 10_000])
+def test_an_oversize_event_comes_after_what_was_before_it(step):
+    """The chunks before it are delivered, then it is refused with both sizes, however the bytes were split."""
+    body = (b"data: " + CHUNK + b"\n\n") * 3 + b"data: " + b"x" * 500 + b"\n\ndata: " + CHUNK + b"\n\n"
+    chunks, (kind, text) = walk((body[i : i + step] for i in range(0, len(body), step)), max_event_size=200)
+    assert (len(chunks), kind) == (3, NotTheProtocol)
+    assert "expected at most 200" in text
+    assert "max_event_size" in text
+
+
+def test_a_whole_document_has_the_same_cap():
+    """A JSON body without an end is not collected without an end."""
+    decoder = ChunkDecoder(max_event_size=1000)
+    assert decoder.feed(b'{"x":"') == []
+    for _ in range(9):
+        assert decoder.feed(b"y" * 100) == []
+    with pytest.raises(NotTheProtocol, match="more than 1000 bytes"):
+        decoder.feed(b"y" * 100)
+    assert decoder.end() == []
+
+
+# ----------------------------------------------------------------------------------------------------- whole responses
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [path for path in sorted(SAMPLES.glob("*.json")) if not path.stem.startswith("error_")],
+    ids=lambda path: path.stem,
+)
+def test_completion_of_whole_responses(sample):
+    """Every whole response decodes, with its JSON."""
+    body = sample.read_bytes()
+    assert completion_of(body, status=200, headers={}).to_dict() == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "text"),
+    [
+        (b"", "$", "got an empty body with status 200"),
+        (b" \r\n", "$", "got an empty body with status 200"),
+        (b"OK", "$", "got a body that is not JSON (2 bytes"),
+        (b"<html>oops</html>", "$", "got an HTML page (17 bytes"),
+        (b"\xff\xfe", "$", "not JSON"),
+        (b"[" * 100_000, "$", "not JSON"),
+        (b"[]", "$", "$: got an array, expected an object"),
+        (b"null", "$", "$: got null, expected an object"),
+        (b"{}", "$.choices", "$.choices: missing"),
+        (b'{"id":"x"}', "$.choices", "$.choices: missing"),
+        (b'{"choices":5}', "$.choices", "$.choices: got a number, expected an array"),
+        (b'{"choices":["my prompt"]}', "$.choices[0]", "got a string"),
+    ],
+)
+def test_completion_of_odd_bodies(body, path, text):
+    """What is no completion says what it is and where; body and request id are attributes."""
+    with pytest.raises(APIResponseValidationError) as caught:
+        completion_of(body, status=200, headers={"x-request-id": "r"})
+    assert text in str(caught.value)
+    assert (caught.value.path, caught.value.request_id) == (path, "r")
+    assert caught.value.body is not None
+    assert "my prompt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "cls", "text"),
+    [
+        (b'{"error":{"message":"m","code":503}}', InternalServerError, "503: m"),
+        (b'{"error":{"message":"m","code":"401"},"choices":[]}', AuthenticationError, "401: m"),
+        (b'{"error":"m"}', APIStatusError, "200: m"),
+        (b'{"choices":[{"message":{"content":"x"}}],"error":{"message":"m","code":429}}', RateLimitError, "429: m"),
+        (b'{"detail":"m"}', APIStatusError, "200: m"),
+    ],
+)
+def test_an_error_object_under_status_200(body, cls, text):
+    """The error it says, of the class of the code it carries."""
+    with pytest.raises(APIStatusError) as caught:
+        completion_of(body, status=200, headers={})
+    assert (type(caught.value), str(caught.value)) == (cls, text)
+
+
+def test_no_choices_at_all_is_what_the_server_said():
+    """An empty list of choices is an answer."""
+    assert completion_of(b'{"choices":[]}', status=200, headers={}).choices == ()
+
+
+# ----------------------------------------------------------------------------------------------------- error responses
+
+CLASSES = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    402: PaymentRequiredError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    408: APIStatusError,
+    409: APIStatusError,
+    415: APIStatusError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+    500: InternalServerError,
+    503: InternalServerError,
+    524: InternalServerError,
+}
+BODIES = {
+    "json": (b'{"error":{"message":"why","type":"t"}}', "why", dict),
+    "error text": (b'{"error":"why"}', "why", dict),
+    "message": (b'{"message":"why"}', "why", dict),
+    "json text": (b'"why"', "why", str),
+    "text": (b"why\n", "why", str),
+    "html": (b"<html><style>p{}</style><title>why</title><script>x()</script></html>", "why", str),
+    "empty": (b"", "no message", str),
+    "empty json": (b"{}", "no message", dict),
+    "bytes": (b"\xff", "\ufffd", str),
+    "list": (b"[1]", "no message", list),
+}
+
+
+@pytest.mark.parametrize(("status", "cls"), CLASSES.items())
+@pytest.mark.parametrize(("body", "message", "kind"), BODIES.values(), ids=BODIES)
+def test_status_error_for_each_status_and_body(status, cls, body, message, kind):
+    """The status decides the class, the body the text, whatever it is; the facts are attributes."""
+    headers = {"x-request-id": "r-1", "retry-after": "1.5"}
+    error = status_error(status, headers, body, note=" (note)")
+    assert type(error) is cls
+    assert str(error) == f"{status}: {message} (note)"
+    assert (error.status_code, error.request_id, error.retry_after, error.headers) == (status, "r-1", 1.5, headers)
+    assert type(error.body) is kind
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
+        "the request exceeds the available context size, try increasing it",
+        "The input (1000 tokens) is longer than the model's context length (500 tokens).",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193. Given: 1 `inputs` tokens",
+        "The prompt does not fit the context window",
+    ],
+)
+def test_context_length_by_its_words(message):
+    """The servers' own words for it, under 400 and 403, in JSON or as plain text; under 429 it is another error."""
+    for body in (encode({"error": {"message": message}}), encode({"error": message}), message.encode()):
+        assert type(status_error(403, {}, body)) is ContextLengthError
+        assert type(status_error(400, {}, body)) is ContextLengthError
+        assert type(status_error(429, {}, body)) is RateLimitError
+
+
+def test_context_length_by_its_code():
+    """The code alone will do."""
+    assert (
+        type(status_error(400, {}, b'{"error":{"message":"no","code":"context_length_exceeded"}}'))
+        is ContextLengthError
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "context_length_exceeded_behavior must be one of error, truncate",
+        "`max_new_tokens` must be strictly positive",
+        "You may not use this model in this context",
+        "no access",
+    ],
+)
+def test_other_errors_are_not_context_length(message):
+    """Words that only look like it: a wrong parameter, a forbidden model."""
+    assert type(status_error(400, {}, encode({"error": {"message": message}}))) is BadRequestError
+    assert type(status_error(403, {}, encode({"error": {"message": message}}))) is PermissionDeniedError
+
+
+def test_long_texts_are_cut():
+    """A message is a message, not a page; `.body` has all of it."""
+    error = status_error(500, {}, b"x" * 100_000)
+    assert len(str(error)) < 600
+    assert len(error.body) == 100_000
+
+
+@pytest.mark.parametrize("piece", [b"<", b"<script>", b"<style>x", b"<a ", b"exceed ", b"context ", b"tokens + "])
+def test_a_hostile_page_takes_no_longer_than_its_size(piece):
+    """Ten times the page is no hundred times the work: what is looked at is bounded, and looked at once."""
+
+    def seconds(size: int) -> float:
+        body = b"<p>" + piece * (size // len(piece))
+        began = time.perf_counter()
+        status_error(400, {}, body)
+        return time.perf_counter() - began
+
+    assert min(seconds(20_000) for _ in range(5)) < 30 * min(seconds(2_000) for _ in range(5)) + 0.02
+
+
+def test_the_samples_of_error_bodies():
+    """The bodies as servers send them."""
+    for name, status, cls, message in (
+        ("error_llama_cpp", 400, ContextLengthError, "the request exceeds"),
+        ("error_together_401", 401, AuthenticationError, "Invalid API key provided."),
+        ("error_together_429", 429, RateLimitError, "Request was rejected"),
+        ("error_fastapi_422", 422, UnprocessableEntityError, "body.model: Field required"),
+    ):
+        error = status_error(status, {}, (SAMPLES / f"{name}.json").read_bytes())
+        assert type(error) is cls
+        assert str(error).startswith(f"{status}: {message}")
+        assert "my prompt" not in str(error)
+
+
+# ----------------------------------------------------------------------------------------------------------- redaction
+
+SECRETS = ["key-1234567890", 'a "quoted"\nprompt — on two lines', "prompt", "red"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_keys_and_prompts_never_stand_in_the_text(secret):
+    """However a server repeats a secret: as it is, in JSON, as Python writes it, or on one line."""
+    for said in (secret, json.dumps(secret), repr(secret), " ".join(secret.split())):
+        for body in (
+            encode({"error": {"message": f"bad: {said}!"}}),
+            f"bad: {said}!".encode(),
+            f"<p>bad: {said}!</p>".encode(),
+        ):
+            error = status_error(400, {}, body, secrets=[secret])
+            assert secret not in str(error).replace("[redacted]", "")
+            assert said.strip("\"'") not in str(error).replace("[redacted]", "")
+            assert "[redacted]" in str(error)
+
+
+def test_redaction_comes_before_the_cut():
+    """A secret at the place where the message is cut does not leave its first half."""
+    error = status_error(400, {}, b"x" * 490 + b"key-1234567890", secrets=SECRETS)
+    assert "key-" not in str(error)
+
+
+@given(st.text(max_size=60), st.lists(st.text("acdert[] \0", max_size=3), max_size=8))
+def test_redaction_is_once_through(text, secrets):
+    """Every secret is gone, nothing is redacted twice, and the text does not grow beyond ten characters for one."""
+    redacted = redact(text, secrets)
+    assert len(redacted) <= 10 * len(text)
+    for secret in filter(None, secrets):
+        assert secret not in redacted.replace("[redacted]", "\uffff")
+
+
+def test_secrets_may_be_empty():
+    """An empty secret is no secret."""
+    assert redact("abc", ["", "b"]) == "a[redacted]c"
+    assert redact("abc", []) == "abc"
+
+
+# ------------------------------------------------------------------------------------------------------------- headers
+
+NOW = 1_700_000_000.0
+
+
+def at(seconds: float) -> str:
+    return email.utils.formatdate(NOW + seconds, usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": " 0.25 "}, 0.25),
+        ({"retry-after": "0"}, 0.0),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": at(30)}, 30.0),
+        ({"retry-after": at(-30)}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "1e999"}, None),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "Mon, 99 Jan 2026 00:00:00 GMT"}, None),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after-ms": "x", "retry-after": "9"}, 9.0),
+        ({"x-ratelimit-reset": "0.5"}, 0.5),
+        ({"retry-after": "3", "x-ratelimit-reset": "0.5"}, 3.0),
+        ({"retry-after": "soon", "x-ratelimit-reset": "0.5"}, 0.5),
+        ({"x-ratelimit-limit": "10"}, None),
+    ],
+    ids=str,
+)
+def test_retry_after(headers, seconds):
+    """Seconds, milliseconds or a date; the first that can be understood; never negative, never a NaN."""
+    assert retry_after(headers, now=lambda: NOW) == seconds
+    error = status_error(429, headers, b"", now=lambda: NOW)
+    assert error.retry_after == seconds
+
+
+@given(
+    st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset"]),
+    st.text(max_size=30)
+    | st.builds(
+        "{}, {:02} {} {:04} {:02}:{:02}:{:02} {}".format,
+        st.sampled_from(["Mon", "X"]),
+        st.integers(0, 40),
+        st.sampled_from(["Jan", "Dec"]),
+        st.integers(0, 99999),
+        st.integers(0, 30),
+        st.integers(0, 70),
+        st.integers(0, 70),
+        st.sampled_from(["GMT", "-0000", "+9999", "-2359", ""]),
+    ),
+)
+def test_retry_after_of_any_text(name, value):
+    """No header makes it raise, and what it returns can be slept."""
+    seconds = retry_after({name: value}, now=lambda: NOW)
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+def test_request_id():
+    """The service's own id before the proxy's."""
+    assert request_id({"x-request-id": "a", "cf-ray": "b"}) == "a"
+    assert request_id({"x-request-id": "", "cf-ray": "b"}) == "b"
+    assert request_id({}) is None
+
+
+# ------------------------------------------------------------------------------------------------------------ chunk_of
+
+
+def test_chunk_of_says_the_same():
+    """A completion as one chunk: calls and choices without an index get that of their place; nothing is added."""
+    body = {
+        "id": "x",
+        "choices": [
+            {
+                "message": {
+                    "content": "a",
+                    "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}, {"id": "2"}],
+                }
+            },
+            {"message": {"content": "b"}, "finish_reason": "stop", "seed": 5, "text": "echo"},
+            {"message": None},
+        ],
+        "usage": {"total_tokens": 3},
+    }
+    chunk = chunk_of(decode_completion(encode(body)))
+    assert chunk.to_dict() == {
+        "id": "x",
+        "object": "chat.completion.chunk",
+        "choices": [
+            {
+                "index": 0,
+                "delta": {
+                    "content": "a",
+                    "tool_calls": [
+                        {"index": 0, "id": "1", "function": {"name": "f", "arguments": "{}"}},
+                        {"index": 1, "id": "2"},
+                    ],
+                },
+            },
+            {"index": 1, "delta": {"content": "b"}, "finish_reason": "stop", "seed": 5},
+            {"index": 2, "delta": {}},
+        ],
+        "usage": {"total_tokens": 3},
+    }
+
+
+def test_facts_of_an_error_that_has_no_body():
+    """Facts can be made without a body."""
+    assert ErrorFacts("m", 503).status == 503
+    assert ErrorFacts("m").status is None

@@ -1,0 +1,1 @@
+"""One call: a request, from its turn under the limits to its last token."""

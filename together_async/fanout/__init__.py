@@ -1,0 +1,1 @@
+"""Many calls at once: `map` over prompts, `merge` of live streams."""

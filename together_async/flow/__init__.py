@@ -1,0 +1,1 @@
+"""Between one stream and its readers: buffers, broadcasts, logs."""

@@ -1,0 +1,1 @@
+"""One HTTP response of aiohttp: sent, read, in time."""

@@ -1,0 +1,154 @@
+"""Looks over the bytes of a stream that is passed on unchanged, without decoding it.
+
+What has to be known of such a stream stands at its two ends: at the beginning whether it is one at all, or an error; at
+the end whether it is complete, what it cost, and what went wrong. So the first events are decoded, and the last ones,
+which are kept until they are no longer the last. What lies between is cut at the ends of events and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Final
+
+from together_async.wire.protocol import ChunkDecoder, NotTheProtocol
+from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
+
+_KEPT: Final = 8192
+"""Bytes of the stream's end that are kept, at least: several events with usage, finish reasons and warnings."""
+_FEW: Final = 4096
+"""Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
+_EDGE: Final = 3
+"""Bytes before those that come in which an empty line may have begun."""
+_DONE: Final = re.compile(rb"\n?data: ?\[DONE\] *(?:\r\n|\n|\r)?")
+_EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
+"""The end of a line and that of an empty one, each of them LF, CRLF or CR."""
+
+
+class PassingDecoder(ChunkDecoder):
+    """A `ChunkDecoder` that hands out payloads only where they matter, and the bytes in `passed`.
+
+    Args:
+        every: Every event matters, as it does where several choices end at different times.
+    """
+
+    __slots__ = ("_event_size", "_every", "_kept", "_kept_size", "_tail", "_tail_size", "events", "passed")
+
+    def __init__(
+        self,
+        *,
+        media_type: str = "text/event-stream",
+        max_event_size: int = DEFAULT_MAX_EVENT_SIZE,
+        every: bool = False,
+    ) -> None:
+        super().__init__(media_type=media_type, max_event_size=max_event_size)
+        self._every = every
+        self._tail: list[bytes] = []  # of an event that is not whole
+        self._tail_size = 0
+        self._kept: deque[bytes] = deque()
+        self._kept_size = 0
+        self.passed: list[bytes] = []  # whole events, as they came
+        self._event_size = _FEW
+        self.events = 0  # how many came with data, and were not decoded, since somebody set this to 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes of the body; returns the payloads of events that have to be looked at.
+
+        Raises:
+            NotTheProtocol: Not an event stream, or an event above the size cap.
+        """
+        if not self._sniffed:
+            self._sniff(data)
+        if self._whole is not None:
+            data, self._tail, self._tail_size = b"".join((*self._tail, data)), [], 0
+            return super().feed(data)
+        data = self._whole_events(data) if self._sniffed else self._held(data)
+        if not data:
+            return []
+        self.passed.append(data)
+        if self._every or not self._any:
+            payloads = super().feed(data)
+            self._event_size = max(1, len(data) // max(1, len(payloads)))
+            return payloads
+        self._keep(data)
+        # An error in the midst of many events is found at the end, if it was the end.
+        if data.find(b"[DONE]", -_FEW) >= 0 or (len(data) < _FEW and (b'"error"' in data or b"event:" in data)):
+            return self._look()
+        return []
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Returns what is whole of the bytes that are held and those that come; holds the rest.
+
+        An end is looked for in what comes alone, so that the work is linear, however long an event is.
+        """
+        edge = b"".join([piece[-_EDGE:] for piece in self._tail[-_EDGE:]])[-_EDGE:]
+        end = _end_of_events(edge + data) - len(edge)
+        if end <= 0:
+            return self._held(data)
+        whole = b"".join((*self._tail, data[:end])) if self._tail or end < len(data) else data
+        self._tail, self._tail_size = [], 0
+        self._held(data[end:])
+        return whole
+
+    def _held(self, data: bytes) -> bytes:
+        """Keeps bytes until their event is whole; returns none."""
+        if data:
+            self._tail.append(data)
+            self._tail_size += len(data)
+        if self._tail_size > self._max_size:
+            raise NotTheProtocol(
+                f"got a server-sent event of at least {self._tail_size} bytes, expected at most {self._max_size}; "
+                "raise max_event_size if this is no attack"
+            )
+        return b""
+
+    def _keep(self, data: bytes) -> None:
+        self.events += self._count(data)
+        self._kept.append(data)
+        self._kept_size += len(data)
+        while self._kept_size - len(self._kept[0]) >= _KEPT:
+            self._kept_size -= len(self._kept.popleft())
+
+    def _look(self) -> list[bytes]:
+        """The payloads of what is kept, which is then forgotten."""
+        data = b"".join(self._kept)
+        self.events -= sum(map(self._count, self._kept))  # whoever decodes them counts them
+        self._kept.clear()
+        self._kept_size = 0
+        return super().feed(data)
+
+    def _count(self, data: bytes) -> int:
+        """How many chunks there are, by and large: of many, how many fit in. A ping in JSON has no choices."""
+        if len(data) >= _FEW:
+            return max(1, len(data) // self._event_size)
+        return data.count(b'"choices"')
+
+    def last_words(self) -> bytes:
+        """Returns a `[DONE]` after which the body ended without an empty line.
+
+        By the standard it is no event, but clients wait for it. What else is not whole is no part of an answer.
+        """
+        data = b"".join(self._tail)
+        self._tail, self._tail_size = [], 0
+        return data if _DONE.fullmatch(data) else b""
+
+    def rest(self) -> list[bytes]:
+        """Returns the payloads of the last events, when nothing more will come."""
+        return self._look() if self._kept else []
+
+    def end(self) -> list[bytes]:
+        """Says that the body has ended; returns the payloads of the last events."""
+        return self.rest() or super().end()
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last whole event ends: after an empty line."""
+    if data.endswith(b"\n\n"):
+        return len(data)
+    if b"\r" not in data:
+        found = data.rfind(b"\n\n")
+        return found + 2 if found >= 0 else 0
+    end = 0
+    for empty in _EMPTY_LINE.finditer(data):
+        end = empty.end()
+    return end

@@ -1,0 +1,121 @@
+"""Answers as values of people's own classes: attrs classes, dataclasses, TypedDicts, pydantic models.
+
+The class's JSON schema goes out as `response_format`; the answer's text comes back through cattrs (or pydantic), and
+what does not fit is an error that says where.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import attrs
+import msgspec
+
+from together_async.errors import APIResponseValidationError
+from together_async.models import ChatCompletion
+from together_async.wire import codec
+
+T = TypeVar("T")
+_CONTENT = "$.choices[0].message.content"
+
+
+@attrs.frozen
+class ParsedCompletion(Generic[T]):
+    """A completion, and its first choice's content as a value.
+
+    Attributes:
+        parsed: The value, of the class that was asked for.
+        completion: The whole response.
+    """
+
+    parsed: T
+    completion: ChatCompletion = attrs.field(repr=False)
+
+
+def response_format(response_type: type[Any]) -> dict[str, Any]:
+    """Returns the request's `response_format` for a class.
+
+    Raises:
+        TypeError: The class has no JSON schema.
+    """
+    name = getattr(response_type, "__name__", "response")
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema(response_type)}}
+
+
+def schema(response_type: type[Any]) -> dict[str, Any]:
+    """Returns a class's JSON schema, the class itself at the top and others under `$defs`.
+
+    Raises:
+        TypeError: The class has no JSON schema.
+    """
+    if hasattr(response_type, "model_json_schema"):
+        of_pydantic: dict[str, Any] = response_type.model_json_schema()
+        return of_pydantic
+    try:
+        (root,), definitions = msgspec.json.schema_components((response_type,), ref_template="#/$defs/{name}")
+    except TypeError as error:
+        raise TypeError(
+            f"response_type: {response_type!r} has no JSON schema ({error}); expected an attrs class, a dataclass, a "
+            "TypedDict or a pydantic model"
+        ) from error
+    return _unfolded(root, definitions)
+
+
+def _unfolded(root: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Puts the definition that the root points to in its place: servers expect an object at the top."""
+    name = root.get("$ref", "").rpartition("/")[2]
+    if name not in definitions:
+        return {**root, "$defs": definitions} if definitions else root
+    used = codec.encode(definitions).count(codec.encode({"$ref": root["$ref"]})[1:-1])
+    others = {key: value for key, value in definitions.items() if key != name or used}
+    return {**definitions[name], "$defs": others} if others else dict(definitions[name])
+
+
+def parse(completion: ChatCompletion, response_type: type[T]) -> T:
+    """Returns the content of a completion's first choice as a value.
+
+    Raises:
+        APIResponseValidationError: No content, cut off by max_tokens, not JSON, or not of the class; `.path` says
+            where.
+    """
+    reason = completion.choices[0].finish_reason if completion.choices else None
+    if reason == "length":
+        raise _error("the answer was cut off at the token limit; raise max_tokens", completion)
+    if not completion.text:
+        raise _error(f"got no content (finish_reason {reason!r}), expected JSON", completion)
+    validate = getattr(response_type, "model_validate_json", None)
+    if validate is not None:
+        of_pydantic: T = _by_pydantic(validate, completion)
+        return of_pydantic
+    converter = codec.converter()
+    try:
+        value: T = converter.structure(codec.decode_json(completion.text.encode()), response_type)
+    except codec.JSONError as error:
+        raise _error(f"got text that is not JSON ({error})", completion) from error
+    except Exception as error:  # cattrs collects whatever people's classes raise
+        message, path = _first_problem(error)
+        raise _error(message, completion, path) from error
+    return value
+
+
+def _by_pydantic(validate: Any, completion: ChatCompletion) -> Any:
+    try:
+        return validate(completion.text)
+    except ValueError as error:
+        errors = getattr(error, "errors", None)  # pydantic's own ValueError, which this module does not import
+        problems: Any = errors(include_input=False, include_url=False) if errors else ()
+        first = problems[0] if problems else {"loc": (), "msg": "not valid"}
+        raise _error(str(first["msg"]), completion, "".join(f".{part}" for part in first["loc"])) from error
+
+
+def _first_problem(error: Exception) -> tuple[str, str]:
+    """Returns what cattrs says of the first thing that does not fit, and where: `invalid value ... @ $.name`."""
+    from cattrs import transform_error  # noqa: PLC0415 - as codec.converter
+
+    message, _, path = transform_error(error)[0].partition(" @ $")
+    return message, path
+
+
+def _error(message: str, completion: ChatCompletion, path: str = "") -> APIResponseValidationError:
+    where = _CONTENT + path
+    return APIResponseValidationError(f"{where}: {message}", path=where, body=completion.text)
