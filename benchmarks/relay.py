@@ -374,7 +374,7 @@ def memory_cells(result: dict[str, Any], each_kib: float) -> tuple[str, ...]:
 def leaving(bench: Bench, running: Backends) -> None:
     loop = LOOPS[0]
     silent, flowing = QUICK_LEFT if bench.quick else LEFT
-    job = {"silent": silent, "flowing": flowing, "rate": LEFT_RATE, "between_s": 0.005, "patience_s": PATIENCE_S}
+    job = {"silent": silent, "flowing": flowing, "rate": LEFT_RATE, "between_s": 0.005, "max_pause_s": PATIENCE_S}
     heads = ("while", "streams", "median", "p99", "most", f"not within {PATIENCE_S:g} s")
     rows: list[tuple[str, ...]] = [("from the browser's close to the API's", *heads)]
     for way in running.ready(LEAVING, loop):

@@ -378,10 +378,10 @@ def left(load: Load, job: dict[str, Any], count: int, tokens: int) -> list[float
         load.leave(browser)
         left_s[browser.number] = time.monotonic()
         load.rest(job["between_s"])
-    load.until(lambda: len(load.closed_s) >= count, job["patience_s"])
+    load.until(lambda: len(load.closed_s) >= count, job["max_pause_s"])
     longest = {number: load.closed_s.get(number, float("inf")) - at for number, at in left_s.items()}
     load.part(job["pid"])
-    return [took * 1e3 if took < job["patience_s"] else None for took in longest.values()]
+    return [took * 1e3 if took < job["max_pause_s"] else None for took in longest.values()]
 
 
 JOBS = {"blast": blast, "paced": paced, "memory": memory, "leave": leave}

@@ -792,7 +792,7 @@ async def test_no_key_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ["", "api.together.xyz", "ftp://x/v1", "http://", "http://u:hunter22@h/v1", "http://h:99999/v1", "http://[::1", 7],
 )
 def test_a_base_url_that_is_none(url: Any) -> None:
-    """Told when the client is made, without repeating credentials."""
+    """AccountLimits when the client is made, without repeating credentials."""
     if url == "":
         assert "api.together.xyz" in repr(AsyncTogether(KEY, base_url=url))
         return

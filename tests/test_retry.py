@@ -40,7 +40,7 @@ from together_async.retry import (
     is_retryable,
     note,
     reason,
-    told_s,
+    retry_after_s,
 )
 from together_async.wire.protocol import status_error
 
@@ -156,7 +156,7 @@ def headers_error(code: int, **headers: str) -> APIStatusError:
     ids=lambda value: str(dict(value.headers)) if isinstance(value, APIStatusError) else str(value)[:20],
 )
 def test_told_seconds(error: TogetherError, seconds: float | None) -> None:
-    assert told_s(error) == (None if seconds is None else pytest.approx(seconds))
+    assert retry_after_s(error) == (None if seconds is None else pytest.approx(seconds))
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -167,8 +167,8 @@ def test_retry_is_a_value() -> None:
     assert hash(Retry()) == hash(Retry())
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Retry().attempts = 5  # type: ignore[misc]
-    Retry(attempts=1, budget=0, base_delay=0, max_delay=0, max_told=0)
-    Retry(attempts=100, budget=1, base_delay=86_400, max_delay=86_400, max_told=1e300)
+    Retry(attempts=1, budget=0, base_delay=0, max_delay=0, max_retry_after=0)
+    Retry(attempts=100, budget=1, base_delay=86_400, max_delay=86_400, max_retry_after=1e300)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_retry_is_a_value() -> None:
         ("base_delay", None),
         ("max_delay", 86_401),
         ("max_delay", 10**400),
-        ("max_told", -1),
-        ("max_told", math.inf),
-        ("max_told", math.nan),
+        ("max_retry_after", -1),
+        ("max_retry_after", math.inf),
+        ("max_retry_after", math.nan),
     ],
     ids=lambda value: repr(value)[:12] if not isinstance(value, int) or value < 10**9 else "huge",
 )

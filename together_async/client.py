@@ -19,7 +19,7 @@ from together_async.calls.call import Call
 from together_async.calls.stream import ChatCompletionStream
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
-from together_async.fanout.map import Asks, Defaults, Fanout, MapResults, OnChunk, OnError, checked_concurrency
+from together_async.fanout.map import Defaults, Fanout, MapResults, OnChunk, OnError, Requester, checked_concurrency
 from together_async.models import ChatCompletion, Usage, note_attempts
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from together_async.batch.options import BatchSummary
     from together_async.batch.record import Record
-    from together_async.http.response import Exchange
+    from together_async.http.response import HTTPResponse
     from together_async.http.transport import Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
@@ -196,7 +196,7 @@ class AsyncTogether:
                 # The body broke off, or was an error. Nothing was handed out, so it may be asked for again.
                 exchange = await call.again(error)
 
-    async def _completion(self, call: Call, exchange: Exchange) -> ChatCompletion:
+    async def _completion(self, call: Call, exchange: HTTPResponse) -> ChatCompletion:
         """Reads a whole response."""
         usage: Usage | None = None
         exchange.on_close = functools.partial(call.ended, None)
@@ -319,10 +319,12 @@ class AsyncTogether:
         _check_map(model, timeouts, on_chunk, stream=stream)
         check_priority(priority)
         headers = _checked_headers(headers) if headers else None
-        rules = _checked_retry(retry) or attrs.evolve(self._retry, max_told=max(self._retry.max_told, MOST_PAUSE_S))
+        rules = _checked_retry(retry) or attrs.evolve(
+            self._retry, max_retry_after=max(self._retry.max_retry_after, MOST_PAUSE_S)
+        )
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
 
-        hurries = concurrency is not None
+        skips_slow_start = concurrency is not None
 
         call = functools.partial(
             self._call,
@@ -331,14 +333,14 @@ class AsyncTogether:
             rules=rules,
             priority=priority,
             streamed=stream,
-            sheds=False,
-            hurries=hurries,
+            counts_as_queued=False,
+            skips_slow_start=skips_slow_start,
         )
 
         return MapResults(
             Fanout(
                 requests,
-                Asks(call, None if stream else self._whole, self._stream),
+                Requester(call, None if stream else self._whole, self._stream),
                 Defaults(defaults),
                 concurrency=checked_concurrency(concurrency, self._limiter.limits.concurrency),
                 ordered=ordered,
@@ -505,8 +507,8 @@ class AsyncTogether:
         rules: Retry,
         priority: Priority,
         streamed: bool,
-        sheds: bool = True,
-        hurries: bool = False,
+        counts_as_queued: bool = True,
+        skips_slow_start: bool = False,
     ) -> Call:
         """Returns a call that has yet to be opened."""
         return Call(
@@ -521,8 +523,8 @@ class AsyncTogether:
             priority=priority,
             size=size_of(request.messages, request.max_tokens, request.n),
             streamed=streamed,
-            sheds=sheds,
-            hurries=hurries,
+            counts_as_queued=counts_as_queued,
+            skips_slow_start=skips_slow_start,
         )
 
     def _check_has_key(self, headers: Mapping[str, str] | None) -> None:

@@ -72,7 +72,7 @@ class Retry:
             server had closed is an attempt, but no retry. Of a call's own `Retry` this is not used.
         base_delay: Seconds; the first delay is at most this.
         max_delay: Seconds; no delay is longer, unless the server asked for it.
-        max_told: Seconds; a server that asks to wait longer ends the call at once.
+        max_retry_after: Seconds; a server that asks to wait longer ends the call at once.
 
     Raises:
         ValueError: A value out of its range.
@@ -82,7 +82,7 @@ class Retry:
     budget: float = attrs.field(default=0.2, validator=_within(0, 1, "a number from 0 to 1"))
     base_delay: float = attrs.field(default=0.5, validator=_within(0, 86_400, "seconds from 0 to 86400"))
     max_delay: float = attrs.field(default=30.0, validator=_within(0, 86_400, "seconds from 0 to 86400"))
-    max_told: float = attrs.field(default=60.0, validator=_within(0, sys.float_info.max, "seconds from 0"))
+    max_retry_after: float = attrs.field(default=60.0, validator=_within(0, sys.float_info.max, "seconds from 0"))
 
 
 class RetryBudget:
@@ -150,7 +150,7 @@ def backoff(retry: Retry, attempt: int, chance: Callable[[], float]) -> float:
     return chance() * min(retry.max_delay, retry.base_delay * 2.0 ** (attempt - 1))
 
 
-def told_s(error: TogetherError) -> float | None:
+def retry_after_s(error: TogetherError) -> float | None:
     """Returns how long the server asked to wait, None when it did not."""
     return error.retry_after if isinstance(error, APIStatusError) else None
 

@@ -971,7 +971,7 @@ async def test_draining_in_a_turn_of_the_map_ends_it(service: Service, client: A
     [
         ({"limits": Limits(requests_per_minute=6)}, answer()),
         ({"retry": Retry()}, response({}, status=429, extra=b"retry-after: 600\r\n")),
-        ({"retry": Retry(max_told=900)}, response({}, status=500, extra=b"retry-after: 600\r\n")),
+        ({"retry": Retry(max_retry_after=900)}, response({}, status=500, extra=b"retry-after: 600\r\n")),
         ({}, BUSY),
     ],
     ids=["limits", "told by a 429", "told by a 500", "away"],

@@ -473,7 +473,7 @@ TOLD: dict[str, tuple[tuple[int, ...], Callable[[], str], float]] = {
 @pytest.mark.parametrize(("name", "status"), [(name, status) for name in TOLD for status in TOLD[name][0]])
 def test_never_earlier_than_told(name: str, status: int) -> None:
     """Whatever words the server tells it in, and however one asks; nor much later."""
-    _, header, told_s = TOLD[name]
+    _, header, retry_after_s = TOLD[name]
 
     async def main() -> None:
         for kind in ("create", "text"):
@@ -484,9 +484,9 @@ def test_never_earlier_than_told(name: str, status: int) -> None:
             ):
                 outcome = await ask(client, kind, within=100, alone=False)
                 assert outcome.text == TEXT
-                assert told_s <= server.gaps[0] < told_s + 2
+                assert retry_after_s <= server.gaps[0] < retry_after_s + 2
                 (retried,) = outcome.completion.retries
-                assert told_s <= retried.waited_s < told_s + 2
+                assert retry_after_s <= retried.waited_s < retry_after_s + 2
 
     virtual_time.run(main())
 
@@ -554,7 +554,7 @@ def test_a_long_wait_is_waited_for_by_whoever_allows_it(status: int) -> None:
     """Nobody is too patient to be kept to what the server told."""
 
     async def main() -> None:
-        rules = Retry(base_delay=0.001, max_told=5000)
+        rules = Retry(base_delay=0.001, max_retry_after=5000)
         headers = ("retry-after: 4000", "x-ratelimit-limit: 1000")
         async with (
             Timed(answers(refusal(status, *headers)), good) as server,
@@ -571,7 +571,7 @@ def test_told_longer_than_the_cap_ends_the_call_at_once(status: int) -> None:
     """Nobody sleeps for minutes who did not ask for it; to the cap itself it is waited."""
 
     async def main() -> None:
-        rules = Retry(base_delay=0.001, max_told=40)
+        rules = Retry(base_delay=0.001, max_retry_after=40)
         for told, requests in (("40", 2), ("40.01", 1), ("1e300", 1)):
             for kind in KINDS:
                 headers = (f"retry-after: {told}", "x-ratelimit-limit: 1000")
@@ -1309,7 +1309,7 @@ def test_calls_left_waiting_in_one_loop_do_not_count_in_the_next(tidy: bool) -> 
                 async with asyncio.timeout(5):
                     assert await asyncio.gather(*(do_create(client) for _ in range(3))) == [TEXT] * 3
                 assert counted(client) == (0, 0)
-                assert limiter.state.models[MODEL].told_requests_per_minute == 30_000
+                assert limiter.state.models[MODEL].server_requests_per_minute == 30_000
 
         (asyncio.run if tidy else run_and_close)(first())
         assert limiter.state.queued == (0 if tidy else 5)
@@ -1431,7 +1431,7 @@ async def test_a_refusal_to_ask_again_says_why() -> None:
     """Where the table would allow it: the budget, the told time, the deadline; not where nobody wanted it."""
     for options, headers, why in (
         ({"retry": Retry(budget=0)}, {}, "the client's retry budget is used up"),
-        ({"retry": QUICK}, {"retry-after": "100"}, "the server's wait is longer than Retry.max_told"),
+        ({"retry": QUICK}, {"retry-after": "100"}, "the server's wait is longer than Retry.max_retry_after"),
         (
             {"retry": QUICK, "timeouts": Timeouts(total=9)},
             {"retry-after": "10"},
@@ -1529,7 +1529,7 @@ def test_a_call_that_asks_again_keeps_its_place(status: int) -> None:
 
 
 def test_a_pause_is_not_waited_for_by_whoever_is_less_patient() -> None:
-    """Each by its own `max_told`, those that wait already and those that come; nobody is refused for another's."""
+    """Each by its own `max_retry_after`, whether it waits already or comes later; nobody is refused for another's."""
 
     async def main() -> None:
         limit = ("retry-after: 100", "x-ratelimit-limit: 1000")
@@ -1539,7 +1539,7 @@ def test_a_pause_is_not_waited_for_by_whoever_is_less_patient() -> None:
         ):
             loop = asyncio.get_running_loop()
             began = loop.time()
-            patient = attrs.evolve(QUICK, max_told=200)
+            patient = attrs.evolve(QUICK, max_retry_after=200)
             calls = [
                 asyncio.create_task(ask(client, kind, alone=False, within=500, retry=rules))
                 for rules in (QUICK, patient)

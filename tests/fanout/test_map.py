@@ -1540,8 +1540,8 @@ async def test_a_pause_that_is_too_long_is_an_error() -> None:
 @pytest.mark.default_retry
 @virtual
 async def test_a_retry_of_ones_own_holds() -> None:
-    """With `max_told` below what the server asks for, it is not waited."""
-    for rules, told in ((Retry(max_told=5), 6), (Retry(attempts=1), 1)):
+    """With `max_retry_after` below what the server asks for, it is not waited."""
+    for rules, told in ((Retry(max_retry_after=5), 6), (Retry(attempts=1), 1)):
         async with emulated(faults=InTurn(Status(429, headers={"retry-after": str(told)}))) as (_, client):
             (result,) = await all_of(client.map(prompts(1), model=MODEL, retry=rules))
             assert isinstance(result.error, RateLimitError)

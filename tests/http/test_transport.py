@@ -453,7 +453,7 @@ async def test_a_line_of_64_mebibytes() -> None:
 
 async def test_a_body_above_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole response has a size limit, and what is above it is not read."""
-    monkeypatch.setattr(exchange_module.Exchange.read_all, "__defaults__", (100_000,))
+    monkeypatch.setattr(exchange_module.HTTPResponse.read_all, "__defaults__", (100_000,))
 
     async def script(call: Call) -> None:
         await call.head(media_type="application/json")

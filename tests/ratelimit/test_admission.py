@@ -26,7 +26,7 @@ from together_async.ratelimit import LimitsState
 from together_async.ratelimit.admission import FIRST_AT_ONCE, FIRST_GAP_S, STOP_S, TURNS, Admission, Reservation
 from together_async.ratelimit.bucket import FALL, GUARD_S
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import Capacity, Kind, Told, limited_kind, read_limits
+from together_async.ratelimit.headers import AccountLimits, Capacity, Kind, limited_kind, read_limits
 from together_async.ratelimit.limits import Priority
 from together_async.testing import Account, Dynamic, Rate
 from together_async.testing.account import ideal_seconds
@@ -46,9 +46,9 @@ def told(
     left: float | None = None,
     tokens: float | None = None,
     tokens_left: float | None = None,
-) -> Told:
+) -> AccountLimits:
     """What headers say: limits per second, and what was left."""
-    return Told(Capacity(requests, left), Capacity(tokens, tokens_left))
+    return AccountLimits(Capacity(requests, left), Capacity(tokens, tokens_left))
 
 
 class Driver:
@@ -91,12 +91,12 @@ class Driver:
         self.now = time
         return found + self.advance()
 
-    def answered(self, one: Reservation, told: Told | None = None, *, good: bool = True) -> None:
+    def answered(self, one: Reservation, told: AccountLimits | None = None, *, good: bool = True) -> None:
         self.admission.answered(one, self.now, told, good=good)
         self.advance()
 
     def limited(
-        self, one: Reservation, wait_s: float = 1.0, *, told: Told | None = None, kind: Kind | None = None
+        self, one: Reservation, wait_s: float = 1.0, *, told: AccountLimits | None = None, kind: Kind | None = None
     ) -> None:
         """A 429 comes, and ends the request."""
         self.admission.limited(one, self.now, told, wait_s=wait_s, kind=kind)
@@ -733,17 +733,17 @@ def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
     """Those that wait, and those that come: `RateLimitError` with the seconds, and nothing sent. Others wait on."""
     driver = Driver(Limits(requests_per_minute=60))
     one = driver.asked()
-    hasty, patient = driver.asked(patience_s=60), driver.asked(patience_s=600)
+    hasty, patient = driver.asked(max_pause_s=60), driver.asked(max_pause_s=600)
     driver.limited(one, 120)
     ((refused, error),) = driver.refused
     assert refused is hasty
     assert isinstance(error, RateLimitError)
     assert (error.retry_after, error.attempts, error.status_code) == (120, 0, 429)
     assert MODEL in str(error)
-    assert "max_told" in str(error)
+    assert "max_retry_after" in str(error)
     with pytest.raises(RateLimitError, match=r"pause of 120\.0 s"):
-        driver.ask(patience_s=60)
-    driver.asked(model="other", patience_s=60)
+        driver.ask(max_pause_s=60)
+    driver.asked(model="other", max_pause_s=60)
     assert driver.state.queued == 1
     driver.to(121)
     assert patient.granted
@@ -785,7 +785,7 @@ def test_told_limits_fall_and_rise_again() -> None:
         driver.answered(one, told(limit))
         driver.end(one)
         assert driver.rate() == pytest.approx(kept, rel=0.05)
-        assert driver.state.models[MODEL].told_requests_per_minute == limit * 60
+        assert driver.state.models[MODEL].server_requests_per_minute == limit * 60
         driver.now += 10
         driver.advance()
 
@@ -952,7 +952,7 @@ def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
     driver.admission.forget_calls()
     state = driver.state
     assert (state.in_flight, state.queued) == (0, 0)
-    assert state.models[MODEL].told_requests_per_minute == 600
+    assert state.models[MODEL].server_requests_per_minute == 600
     again = [driver.asked() for _ in range(2)]
     driver.to(101)
     assert all(one.granted for one in again)
@@ -963,7 +963,7 @@ def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
         driver.answered(one, told(1, 0))
     state = driver.state
     assert (state.in_flight, state.queued, state.models[MODEL].paused_until) == (2, 0, None)
-    assert state.models[MODEL].told_requests_per_minute == 600
+    assert state.models[MODEL].server_requests_per_minute == 600
 
 
 def test_full_queue() -> None:
@@ -1289,8 +1289,8 @@ def test_asking_at_once_is_asking_and_advancing(seed: int) -> None:
             case 0 | 1:
                 options: dict[str, Any] = {
                     "priority": rng.choice(["interactive", "batch"]),
-                    "sheds": rng.random() < 0.5,
-                    "hurries": rng.random() < 0.3,
+                    "counts_as_queued": rng.random() < 0.5,
+                    "skips_slow_start": rng.random() < 0.3,
                 }
                 model, tokens = rng.choice([MODEL, "other"]), rng.choice([0, 10, 300])
                 one = plain.ask(model, tokens, now, **options)
@@ -1341,9 +1341,9 @@ def test_nobody_is_overtaken_at_once(model: str) -> None:
 def test_a_number_that_was_named_waits_for_the_first_answer_at_most() -> None:
     """Of a model that has told nothing, a few are asked at once; a good answer, whatever it tells, lets the others go;
     who has named no number goes on doubling."""
-    for hurries, at_first, then in ((True, FIRST_AT_ONCE, 50), (False, 1, 3)):
+    for skips_slow_start, at_first, then in ((True, FIRST_AT_ONCE, 50), (False, 1, 3)):
         driver = Driver(Limits(), known=False)
-        ones = [driver.asked(hurries=hurries) for _ in range(50)]
+        ones = [driver.asked(skips_slow_start=skips_slow_start) for _ in range(50)]
         assert sum(one.granted for one in ones) == at_first
         driver.answered(ones[0])
         assert sum(one.granted for one in ones) == then
@@ -1352,7 +1352,7 @@ def test_a_number_that_was_named_waits_for_the_first_answer_at_most() -> None:
 def test_a_number_that_was_named_does_not_wait_for_ever_for_the_first_answer() -> None:
     """A server that takes minutes is asked on after the gaps of an unknown model."""
     driver = Driver(Limits(), known=False)
-    ones = [driver.asked(hurries=True) for _ in range(50)]
+    ones = [driver.asked(skips_slow_start=True) for _ in range(50)]
     driver.to(10)
     assert all(one.granted for one in ones)
 
@@ -1360,7 +1360,7 @@ def test_a_number_that_was_named_does_not_wait_for_ever_for_the_first_answer() -
 def test_a_number_that_was_named_keeps_to_what_is_told() -> None:
     """The first answer says two a second: the others don't rush."""
     driver = Driver(Limits(), known=False)
-    ones = [driver.asked(hurries=True) for _ in range(50)]
+    ones = [driver.asked(skips_slow_start=True) for _ in range(50)]
     driver.to(0.1)
     driver.answered(ones[0], told(2, 0))
     before = sum(one.granted for one in ones)
@@ -1374,7 +1374,7 @@ def test_the_patient_are_neither_refused_nor_counted(per_model: bool) -> None:
     limits = Limits.per_model({MODEL: Limits(1, max_queued=2)}) if per_model else Limits(1, max_queued=2)
     driver = Driver(limits)
     held = driver.asked()
-    patient = [driver.asked(sheds=False) for _ in range(10)]
+    patient = [driver.asked(counts_as_queued=False) for _ in range(10)]
     for _ in range(2):
         driver.asked()
         driver.admission.check_room(MODEL, driver.now)
@@ -1401,7 +1401,10 @@ def test_the_patient_are_counted_right_whatever_happens(seed: int) -> None:
                 admission.lane(MODEL, driver.now).paused_until = -math.inf
                 ones.append(
                     driver.asked(
-                        model=rng.choice([MODEL, "other"]), sheds=rng.random() < 0.5, at_once=True, patience_s=5
+                        model=rng.choice([MODEL, "other"]),
+                        counts_as_queued=rng.random() < 0.5,
+                        at_once=True,
+                        max_pause_s=5,
                     )
                 )
             case 3 if ones:
@@ -1417,6 +1420,6 @@ def test_the_patient_are_counted_right_whatever_happens(seed: int) -> None:
         driver.advance()
         waiting = [one for lane in admission._lanes.values() for one in lane.waiting()]
         assert admission.queued == len(waiting)
-        assert admission.patient == sum(not one.sheds for one in waiting)
+        assert admission.patient == sum(not one.counts_as_queued for one in waiting)
         for lane in admission._lanes.values():
-            assert lane.patient == sum(not one.sheds for one in lane.waiting())
+            assert lane.patient == sum(not one.counts_as_queued for one in lane.waiting())

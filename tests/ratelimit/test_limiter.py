@@ -26,7 +26,7 @@ from together_async import (
 )
 from together_async.ratelimit.admission import STOP_S, Reservation
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import Capacity, Told
+from together_async.ratelimit.headers import AccountLimits, Capacity
 from together_async.timeouts import due
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ MODEL = "m"
 ROUNDING = 1e-6
 ROOM_S = 0.5
 """Seconds' worth that may go at once, beside one request: half of what a service is taken to hold, or less."""
-TOLD = Told(Capacity(), Capacity())
+TOLD = AccountLimits(Capacity(), Capacity())
 """An answer of a service that tells of no limit."""
 
 
@@ -603,7 +603,7 @@ def test_the_patient_take_nobodys_room(most: int) -> None:
         limiter = limiter_of(Limits(3, max_queued=most))
         held = [await taken(limiter) for _ in range(3)]
         patient = Waiters(limiter)
-        await patient.add(5, sheds=False, priority="batch")
+        await patient.add(5, counts_as_queued=False, priority="batch")
         for one in held:
             limiter.release(one)
         asking = [taken(limiter) for _ in range(most + 2)]
@@ -633,8 +633,8 @@ def test_the_patient_that_give_up_are_not_counted_any_more() -> None:
         limiter = limiter_of(Limits(1))
         held = await taken(limiter)
         patient = Waiters(limiter)
-        await patient.add(2, sheds=False)
-        await patient.add(1, sheds=False, late=due("queue", 1.0, now()))
+        await patient.add(2, counts_as_queued=False)
+        await patient.add(1, counts_as_queued=False, late=due("queue", 1.0, now()))
         assert limiter._admission.patient == 3
         patient.tasks[0].cancel()
         await asyncio.sleep(2)
@@ -671,7 +671,7 @@ def test_pause_that_is_too_long_is_not_waited_for() -> None:
         limiter = limiter_of(Limits(concurrency=2))
         one, other = await taken(limiter), await taken(limiter)
         waiters = Waiters(limiter)
-        await waiters.add(1, patience_s=60.0)
+        await waiters.add(1, max_pause_s=60.0)
         await waiters.add(1)
         limiter.limited(one, None, wait_s=90, kind=None)
         limiter.release(one, 0)
@@ -681,7 +681,7 @@ def test_pause_that_is_too_long_is_not_waited_for() -> None:
         assert caught.value.retry_after == 90
         assert caught.value.attempts == 0
         with pytest.raises(RateLimitError):
-            await taken(limiter, patience_s=60.0)
+            await taken(limiter, max_pause_s=60.0)
         limiter.release(other)
         limiter.release(await waiters.tasks[1])
 
@@ -743,15 +743,15 @@ def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() 
 def test_limiter_in_a_second_loop_knows_what_it_has_learned() -> None:
     limiter = RateLimiter(Limits(concurrency=1))
 
-    async def main(told: Told | None) -> float | None:
+    async def main(told: AccountLimits | None) -> float | None:
         async with limiter.reserve(MODEL, 10):
             pass
         one = await taken(limiter)
         limiter.answered(one, told, good=True)
         limiter.release(one)
-        return limiter.state.models[MODEL].told_requests_per_minute
+        return limiter.state.models[MODEL].server_requests_per_minute
 
-    assert run(main(Told(Capacity(5_000, None), Capacity())), asyncio.new_event_loop()) == 300_000
+    assert run(main(AccountLimits(Capacity(5_000, None), Capacity())), asyncio.new_event_loop()) == 300_000
     assert run(main(None), asyncio.new_event_loop()) == 300_000
 
 

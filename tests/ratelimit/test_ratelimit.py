@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from together_async import Limits, LimitsState
 from together_async.ratelimit import ModelState
 from together_async.ratelimit.bucket import FALL, GUARD_S, Bucket
-from together_async.ratelimit.congestion import INITIAL, LEAST, PAUSE_S, Latency, Window
+from together_async.ratelimit.congestion import INITIAL, LEAST, PAUSE_S, CongestionWindow, Latency
 from together_async.ratelimit.estimator import OUTPUT_TOKENS, Estimator, Size, size_of
 from together_async.ratelimit.headers import Capacity, limited_kind, read_limits
 from together_async.testing import Account, Dynamic, Rate
@@ -466,7 +466,7 @@ def test_bucket_stays_sane_whatever_happens(
 # --------------------------------------------------------------------------------------------------------------- window
 
 
-def fill(window: Window, rounds: int, now: float = 0.0, latency: float = 1.0) -> float:
+def fill(window: CongestionWindow, rounds: int, now: float = 0.0, latency: float = 1.0) -> float:
     """Full windows of good answers, one after another."""
     for _ in range(rounds):
         now += latency
@@ -480,21 +480,21 @@ def fill(window: Window, rounds: int, now: float = 0.0, latency: float = 1.0) ->
 
 
 def test_window_doubles_in_the_time_of_an_answer_until_the_first_429() -> None:
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     fill(window, 2)
     assert window.places == 4 * INITIAL
 
 
 def test_window_that_is_not_full_does_not_grow() -> None:
     """Ten at once say nothing about a thousand."""
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     for _ in range(1_000):
         window.answered(10, 1.0)
     assert window.places == INITIAL
 
 
 def test_429_takes_three_tenths_of_what_waits_for_an_answer_once() -> None:
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     now = fill(window, 2)
     window.limited(400, 400, now - 0.5, now)
     assert window.places == pytest.approx(400 * FALL, abs=1)
@@ -507,13 +507,13 @@ def test_429_takes_three_tenths_of_what_waits_for_an_answer_once() -> None:
 
 def test_streams_that_go_well_keep_their_places_in_a_429() -> None:
     """They are answered; what is taken away, is taken from those that wait for a head."""
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     window.limited(100, 10, 0.5, 1.0)
     assert window.places == 90 + 7
 
 
 def test_window_never_closes() -> None:
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     for step in range(100):
         window.limited(window.places, window.places, step, step + 0.5)
     assert window.places == LEAST
@@ -521,7 +521,7 @@ def test_window_never_closes() -> None:
 
 def test_above_the_size_of_a_429_growth_is_slow() -> None:
     """One place for each full window of good answers."""
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     now = fill(window, 3)
     window.limited(800, 800, now - 0.1, now)
     size = window.places
@@ -531,7 +531,7 @@ def test_above_the_size_of_a_429_growth_is_slow() -> None:
 
 def test_window_of_slow_answers_keeps_its_size() -> None:
     """Four times the usual latency: the server queues, before it refuses."""
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     now = fill(window, 1) + 4
     size = window.places
     for _ in range(size):
@@ -543,7 +543,7 @@ def test_window_of_slow_answers_keeps_its_size() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_answers_whose_times_differ_widely_do_not_stop_growth(seed: int) -> None:
     """Prompts of all lengths: most answers are quick, some take ten times the mean, and nothing is wrong."""
-    window, chance = Window(0.0), random.Random(seed)
+    window, chance = CongestionWindow(0.0), random.Random(seed)
     for step in range(1_000):
         window.latencies[0].add(chance.expovariate(1), window.size)
         window.answered(window.places, step / 100)
@@ -552,7 +552,7 @@ def test_answers_whose_times_differ_widely_do_not_stop_growth(seed: int) -> None
 
 def test_window_full_of_streams_that_go_well_grows_with_time() -> None:
     """Nobody waits for an answer, so no answer will come that could let the next one go."""
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     for _ in range(10):
         window.latencies[0].add(0.2, window.size)
     assert window.wait_s(INITIAL - 1, 0, 5.0) == 0
@@ -564,7 +564,7 @@ def test_window_full_of_streams_that_go_well_grows_with_time() -> None:
 
 
 def test_window_starts_anew_after_a_pause() -> None:
-    window = Window(0.0)
+    window = CongestionWindow(0.0)
     now = fill(window, 2)
     window.sent(0, now + PAUSE_S / 2)
     assert window.places == 4 * INITIAL

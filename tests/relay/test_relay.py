@@ -69,8 +69,8 @@ from together_async.relay import (
     SlowConsumerError,
     aiohttp_response,
     buffered,
+    error_for_browser,
     passthrough,
-    problem_of,
     shut_down,
     sse,
     status_of,
@@ -702,7 +702,7 @@ async def test_an_error_before_the_first_event_is_a_status(response: Any, cls: t
     assert answer.status == status == status_of(error)
     assert answer.headers["content-type"].partition(";")[0] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
-    assert answer.problem == problem_of(error)
+    assert answer.problem == error_for_browser(error)
     assert answer.problem["type"] == cls.__name__
     assert answer.problem["message"]
     check_discreet(answer)
@@ -717,7 +717,7 @@ async def test_an_error_after_the_first_event_is_the_last_event(door: Any, cls: 
     assert answer.status == 200
     assert answer.text == "onetwo"
     assert [one.event for one in answer.events] == ["message", "message", "error"]
-    assert answer.problem == problem_of(error)
+    assert answer.problem == error_for_browser(error)
     assert b"[DONE]" not in answer.body
     assert ended[0].error is error
     check_discreet(answer)

@@ -283,8 +283,7 @@ def streams(*texts: str) -> Script:
 
     async def script(call: Call) -> None:
         await call.head()
-        await call.chunk(say(*texts))
-        await call.send(LAST_CHUNK)
+        await call.send(chunked(say(*texts)) + LAST_CHUNK)  # in one write: the body's end comes with `[DONE]`
 
     return script
 

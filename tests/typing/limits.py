@@ -38,10 +38,10 @@ def made() -> None:
     assert_type(limits.of("m"), Limits)
     limits.concurrency = 9  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
-    retry = Retry(attempts=2, budget=0.1, base_delay=1, max_delay=20, max_told=5)
+    retry = Retry(attempts=2, budget=0.1, base_delay=1, max_delay=20, max_retry_after=5)
     assert_type(retry.attempts, int)
     assert_type(retry.budget, float)
-    assert_type(retry.max_told, float)
+    assert_type(retry.max_retry_after, float)
     Retry(attempts=2.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     retry.attempts = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -79,8 +79,8 @@ def looked_at(client: AsyncTogether, limiter: RateLimiter) -> None:
     for rate in (
         model.requests_per_minute,
         model.tokens_per_minute,
-        model.told_requests_per_minute,
-        model.told_tokens_per_minute,
+        model.server_requests_per_minute,
+        model.server_tokens_per_minute,
     ):
         assert_type(rate, float | None)
     assert_type(model.paused_for_s, float)

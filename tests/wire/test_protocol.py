@@ -29,8 +29,8 @@ from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.codec import decode_completion, encode
 from together_async.wire.protocol import (
     ChunkDecoder,
+    ErrorEvent,
     ErrorFacts,
-    ErrorInStream,
     NotTheProtocol,
     build_request,
     chunk_of,
@@ -60,7 +60,7 @@ def walk(pieces, **options):
                     chunks.append(chunk)
                 if decoder.done:
                     return chunks, "done"
-    except (ErrorInStream, NotTheProtocol) as error:
+    except (ErrorEvent, NotTheProtocol) as error:
         return chunks, (type(error), str(error))
     return chunks, "end"
 
@@ -173,7 +173,7 @@ def test_error_objects_in_every_shape(body, message, code, status):
     """Each shape gives its message, code and status, alone and as a payload of the stream."""
     facts = error_facts(body)
     assert (facts.message, facts.code, facts.status) == (message, code, status)
-    with pytest.raises(ErrorInStream) as caught:
+    with pytest.raises(ErrorEvent) as caught:
         decode(encode(body))
     assert caught.value.facts == facts
     assert "my prompt" not in repr(facts)
@@ -216,7 +216,7 @@ def test_an_event_named_error_is_an_error(data, message, status):
     """Whatever the data of an event named `error` is, it is an error in the stream."""
     decoder = ChunkDecoder()
     (payload,) = decoder.feed(b"event: error\ndata: " + data + b"\n\n")
-    with pytest.raises(ErrorInStream) as caught:
+    with pytest.raises(ErrorEvent) as caught:
         decoder.decode(payload)
     assert (caught.value.facts.message, caught.value.facts.status) == (message, status)
 
@@ -237,7 +237,7 @@ def test_named_events_are_taken_by_what_they_hold():
     assert one_event(b"keep alive", b"ping") == ([], "end")
     assert one_event(b'{"type":"ping"}', b"ping") == ([], "end")
     assert one_event(b"[DONE]", b"done") == ([], "done")
-    assert one_event(b'{"error":{"message":"m"}}', b"failure")[1] == (ErrorInStream, "m")
+    assert one_event(b'{"error":{"message":"m"}}', b"failure")[1] == (ErrorEvent, "m")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_any_payload_has_one_of_the_outcomes(payload):
     """No bytes at all make the decoder raise anything else."""
     try:
         decode(payload)
-    except (ErrorInStream, NotTheProtocol) as error:
+    except (ErrorEvent, NotTheProtocol) as error:
         assert str(error)  # noqa: PT017
 
 
@@ -345,13 +345,13 @@ ENDINGS = {
     "transformers_serve": "end",
     "cut_off": "end",
     "multi_line_data": "done",
-    "error_object": (ErrorInStream, "CUDA out of memory"),
-    "error_text": (ErrorInStream, "overloaded"),
-    "error_named": (ErrorInStream, "overloaded"),
-    "error_named_text": (ErrorInStream, "upstream gone"),
-    "error_detail": (ErrorInStream, "body.messages: field required"),
-    "error_flat": (ErrorInStream, "too long"),
-    "error_beside_choices": (ErrorInStream, "provider disconnected"),
+    "error_object": (ErrorEvent, "CUDA out of memory"),
+    "error_text": (ErrorEvent, "overloaded"),
+    "error_named": (ErrorEvent, "overloaded"),
+    "error_named_text": (ErrorEvent, "upstream gone"),
+    "error_detail": (ErrorEvent, "body.messages: field required"),
+    "error_flat": (ErrorEvent, "too long"),
+    "error_beside_choices": (ErrorEvent, "provider disconnected"),
 }
 
 
@@ -398,8 +398,8 @@ def test_a_message_beside_a_delta_repeats_it():
 @pytest.mark.parametrize(
     ("body", "ending"),
     [
-        (b'{"error":{"message":"m","code":500}}', (ErrorInStream, "m")),
-        (b' {"detail":"m"}', (ErrorInStream, "m")),
+        (b'{"error":{"message":"m","code":500}}', (ErrorEvent, "m")),
+        (b' {"detail":"m"}', (ErrorEvent, "m")),
         (b'{"id":"s","choices":[', NotTheProtocol),
         (b"[1,2]", NotTheProtocol),
         (b"<!DOCTYPE html><h1>Bad gateway</h1>", NotTheProtocol),

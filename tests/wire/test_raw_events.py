@@ -1,4 +1,4 @@
-"""`PassingDecoder` and `stream.raw()`: the bytes unchanged, and yet complete or an error."""
+"""`RawEventDecoder` and `stream.raw()`: the bytes unchanged, and yet complete or an error."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from together_async import (
     TogetherError,
 )
 from together_async.wire.protocol import NotTheProtocol
-from together_async.wire.raw_events import PassingDecoder
+from together_async.wire.raw_events import RawEventDecoder
 from together_async.wire.sse import EventStreamParser
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -68,7 +68,7 @@ ERROR = {"error": {"message": "overloaded", "code": 503}}
 # ----------------------------------------------------------------------------------------------- the decoder, by itself
 
 
-def fed(decoder: PassingDecoder, pieces: Sequence[bytes]) -> list[bytes]:
+def fed(decoder: RawEventDecoder, pieces: Sequence[bytes]) -> list[bytes]:
     """Feeds the pieces as a body; returns what was passed on, piece by piece."""
     passed: list[bytes] = []
     for piece in pieces:
@@ -117,7 +117,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 def test_bytes_come_out_as_they_went_in_whole_events_at_a_time(body: bytes, places: list[int], tiny: bool) -> None:
     """Whatever the network cuts: what is passed on is the body, and ends with an event each time."""
     pieces = [body[i : i + 1] for i in range(len(body))] if tiny else cut(body, places)
-    decoder, passed = PassingDecoder(), b""
+    decoder, passed = RawEventDecoder(), b""
     for piece in pieces:
         decoder.feed(piece)
         for data in decoder.passed:
@@ -132,7 +132,7 @@ def test_bytes_come_out_as_they_went_in_whole_events_at_a_time(body: bytes, plac
 @settings(max_examples=100)
 def test_the_end_is_known_whatever_the_split(places: list[int], tiny: bool) -> None:
     """`[DONE]` is seen where it is, also when it comes in pieces; every event but those decoded is counted."""
-    decoder = PassingDecoder()
+    decoder = RawEventDecoder()
     pieces = [STREAM[i : i + 1] for i in range(len(STREAM))] if tiny else cut(STREAM, places)
     assert b"".join(fed(decoder, pieces)) == STREAM
     assert decoder.done
@@ -141,7 +141,7 @@ def test_the_end_is_known_whatever_the_split(places: list[int], tiny: bool) -> N
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 def test_nothing_waits_for_the_next_event(end: bytes) -> None:
     """An event is passed on with its own last byte, or a byte before it: no token comes late."""
-    decoder = PassingDecoder()
+    decoder = RawEventDecoder()
     for block in STREAM.split(b"\n\n")[:-1]:
         event = block + end + end
         decoder.feed(event[:-2])
@@ -154,7 +154,7 @@ def test_nothing_waits_for_the_next_event(end: bytes) -> None:
 
 def test_what_lies_in_the_middle_is_not_decoded() -> None:
     """That is what it is for; what is no JSON is the client's business there."""
-    decoder = PassingDecoder()
+    decoder = RawEventDecoder()
     assert len(decoder.feed(FIRST)) == 1
     for i in range(1000):
         assert decoder.feed(b'data: {"choices": nonsense %d}\n\n' % i) == []
@@ -164,7 +164,7 @@ def test_what_lies_in_the_middle_is_not_decoded() -> None:
 
 def test_the_end_is_kept_and_no_more() -> None:
     """Of a long stream the last 8 KiB and a bit, for the usage and the reasons that stand there."""
-    decoder = PassingDecoder()
+    decoder = RawEventDecoder()
     decoder.feed(FIRST)
     for _ in range(1000):
         decoder.feed(WORDS[0])
@@ -175,7 +175,7 @@ def test_the_end_is_kept_and_no_more() -> None:
 
 def test_an_event_above_the_cap_is_refused() -> None:
     """While it comes, before it is whole; one of that size is passed on."""
-    decoder = PassingDecoder(max_event_size=1000)
+    decoder = RawEventDecoder(max_event_size=1000)
     decoder.feed(FIRST)
     decoder.feed(b"data: " + b"x" * 990)
     with pytest.raises(NotTheProtocol, match="at least 1006 bytes, expected at most 1000"):
@@ -190,7 +190,7 @@ def test_the_cost_of_a_long_event_is_linear(size: int) -> None:
     """
 
     def cost(length: int) -> float:
-        event, decoder = b"data: " + b"x" * length + b"\n\n", PassingDecoder()
+        event, decoder = b"data: " + b"x" * length + b"\n\n", RawEventDecoder()
         decoder.feed(FIRST)
         began = time.thread_time()
         for i in range(0, len(event), size):

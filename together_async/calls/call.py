@@ -28,13 +28,13 @@ from together_async.errors import (
 from together_async.models import Retried, Usage
 from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import Told, limited_kind, read_limits
+from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts, due, earliest
 from together_async.wire import protocol
 
 if TYPE_CHECKING:
-    from together_async.http.response import Exchange
+    from together_async.http.response import HTTPResponse
     from together_async.http.transport import Abortable, Transport
     from together_async.ratelimit.admission import Reservation
     from together_async.ratelimit.limiter import RateLimiter
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from together_async.wire.protocol import HTTPRequest
 
 
-class Home(Protocol):
+class CallContext(Protocol):
     """What a call needs of the client that makes it."""
 
     def _transport_for(self, headers: Mapping[str, str] | None) -> Transport:
@@ -70,8 +70,8 @@ class Call:
         priority: Who goes first.
         size: The request's size.
         streamed: Whether the response comes token by token.
-        sheds: Whether `Limits.max_queued` holds for it.
-        hurries: Whether it is one of a number that the caller has named.
+        counts_as_queued: Whether `Limits.max_queued` holds for it.
+        skips_slow_start: Whether it is one of a number that the caller has named.
         chance: A number from 0 to 1.
 
     Attributes:
@@ -87,10 +87,10 @@ class Call:
     __slots__ = (
         "_abort",
         "_budget",
+        "_counts_as_queued",
         "_headers",
         "_home",
         "_http",
-        "_hurries",
         "_limiter",
         "_loop",
         "_model",
@@ -99,15 +99,15 @@ class Call:
         "_priority",
         "_request",
         "_reservation",
+        "_retry_after_s",
         "_rules",
         "_sent_at",
-        "_sheds",
         "_since",
         "_size",
+        "_skips_slow_start",
         "_started",
         "_streamed",
         "_timeouts",
-        "_told_s",
         "_tries",
         "_waiter",
         "attempts",
@@ -123,7 +123,7 @@ class Call:
     def __init__(
         self,
         *,
-        home: Home,
+        home: CallContext,
         request: ChatCompletionRequest,
         limiter: RateLimiter,
         budget: RetryBudget,
@@ -134,8 +134,8 @@ class Call:
         priority: Priority,
         size: Size,
         streamed: bool,
-        sheds: bool = True,
-        hurries: bool = False,
+        counts_as_queued: bool = True,
+        skips_slow_start: bool = False,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._home = home
@@ -158,11 +158,11 @@ class Call:
         self.first_sent_at: float | None = None
         self.on_wait: Callable[[int], None] | None = None
         self.on_rest: Callable[[int], None] | None = None
-        self._sheds, self._hurries = sheds, hurries
+        self._counts_as_queued, self._skips_slow_start = counts_as_queued, skips_slow_start
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0
-        self._told_s: float | None = None  # of an error within the response
+        self._retry_after_s: float | None = None  # of an error within the response
         self._pause_s = 0.0  # that the last 429 was taken for
         self._since: float | None = None  # when the last attempt failed
         self._number: int | None = None
@@ -179,7 +179,7 @@ class Call:
 
     # ----------------------------------------------------------------------------------------------------------- asking
 
-    async def open(self) -> Exchange:
+    async def open(self) -> HTTPResponse:
         """Returns the response of the first attempt whose status is a success.
 
         Raises:
@@ -206,7 +206,7 @@ class Call:
         finally:
             transport.openings.discard(self)
 
-    async def again(self, error: TogetherError) -> Exchange:
+    async def again(self, error: TogetherError) -> HTTPResponse:
         """Returns another response after one that began and broke before anything of it was handed to the caller.
 
         Raises:
@@ -221,9 +221,9 @@ class Call:
             transport.openings.discard(self)
         return await self.open()
 
-    async def _attempt(self, transport: Transport, one: Reservation) -> Exchange:
+    async def _attempt(self, transport: Transport, one: Reservation) -> HTTPResponse:
         self._tries += 1
-        self._told_s = None
+        self._retry_after_s = None
         now = self._sent_at = transport.loop.time()
         if self.first_sent_at is None:
             self.first_sent_at = now
@@ -268,9 +268,9 @@ class Call:
                 self._size,
                 priority=self._priority,
                 number=self._number,
-                patience_s=self._rules.max_told,
-                sheds=self._sheds,
-                hurries=self._hurries,
+                max_pause_s=self._rules.max_retry_after,
+                counts_as_queued=self._counts_as_queued,
+                skips_slow_start=self._skips_slow_start,
             )
         except TogetherError as error:
             raise self._turned_away(error) from last
@@ -282,7 +282,9 @@ class Call:
         late = earliest(due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started))
         is_new = self._number is None
         try:
-            await self._limiter.wait(one, is_new=is_new, sheds=self._sheds, late=late, on_waiting=self._note_waiting)
+            await self._limiter.wait(
+                one, is_new=is_new, counts_as_queued=self._counts_as_queued, late=late, on_waiting=self._note_waiting
+            )
         except TogetherError as error:
             raise self._turned_away(error) from last
 
@@ -291,7 +293,7 @@ class Call:
         error.attempts, error.retries = self.attempts, self.retries
         return error
 
-    async def _refusal(self, one: Reservation, exchange: Exchange, told: Told | None) -> TogetherError:
+    async def _refusal(self, one: Reservation, exchange: HTTPResponse, told: AccountLimits | None) -> TogetherError:
         """Returns the error for a response that is none of success, when the limits have heard of it."""
         status = exchange.status
         try:
@@ -304,7 +306,7 @@ class Call:
             self._raise_if_aborted()
             error = self._status_error(exchange, body)
             if isinstance(error, RateLimitError):
-                self._limited(one, told, retry.told_s(error), error.body)
+                self._limited(one, told, retry.retry_after_s(error), error.body)
             else:
                 if status == 503:
                     self._limiter.overloaded(one)
@@ -315,11 +317,11 @@ class Call:
             self._fail(one, sent=True)
         return error
 
-    def _limited(self, one: Reservation, told: Told | None, told_s: float | None, body: Any) -> None:
-        self._pause_s = retry.backoff(self._rules, self._tries, self.chance) if told_s is None else told_s
+    def _limited(self, one: Reservation, told: AccountLimits | None, retry_after_s: float | None, body: Any) -> None:
+        self._pause_s = retry.backoff(self._rules, self._tries, self.chance) if retry_after_s is None else retry_after_s
         self._limiter.limited(one, told, wait_s=self._pause_s, kind=limited_kind(body))
 
-    def _status_error(self, exchange: Exchange, body: bytes) -> APIStatusError:
+    def _status_error(self, exchange: HTTPResponse, body: bytes) -> APIStatusError:
         headers = exchange.headers
         note = (
             f" (the redirect to {_origin(headers['location'])} was not followed)"
@@ -341,13 +343,13 @@ class Call:
     def _decide(self, error: TogetherError) -> float:
         """Returns the delay before the next attempt; raises `error` when there is none."""
         error.attempts, error.retries = self.attempts, self.retries
-        told_s = retry.told_s(error)
-        if told_s is None:
-            told_s = self._told_s
+        retry_after_s = retry.retry_after_s(error)
+        if retry_after_s is None:
+            retry_after_s = self._retry_after_s
         limited = isinstance(error, RateLimitError)
         backoff_s = retry.backoff(self._rules, self._tries, self.chance)
-        delay_s = self._pause_s if limited else (told_s or 0.0) + backoff_s
-        ending = self._ending(error, told_s, delay_s)
+        delay_s = self._pause_s if limited else (retry_after_s or 0.0) + backoff_s
+        ending = self._ending(error, retry_after_s, delay_s)
         if ending is not None:
             if self._rules.attempts > 1 and (self.retries or retry.is_retryable(error)):
                 error.add_note(retry.note(self.retries, ending))
@@ -360,19 +362,22 @@ class Call:
         # After a 429 the limiter pauses the model, for everybody; the call waits there, in its old place.
         return 0.0 if limited and delay_s <= MOST_PAUSE_S else delay_s
 
-    def _ending(self, error: TogetherError, told_s: float | None, delay_s: float) -> str | None:
+    def _ending(self, error: TogetherError, retry_after_s: float | None, delay_s: float) -> str | None:
         """Returns why there is no other attempt, None when there is one."""
         rules, total, started = self._rules, self._timeouts.total, self._started or 0.0
         for forbidden, why in (
             (self._abort is not None, "the call was given up"),
             (not retry.is_retryable(error), "such a failure is not asked again"),
             (self._tries >= rules.attempts, "Retry.attempts allows no more"),
-            (told_s is not None and told_s > rules.max_told, "the server's wait is longer than Retry.max_told"),
+            (
+                retry_after_s is not None and retry_after_s > rules.max_retry_after,
+                "the server's wait is longer than Retry.max_retry_after",
+            ),
             (total is not None and self._now() + delay_s >= started + total, "Timeouts.total leaves no time for it"),
         ):
             if forbidden:
                 return why
-        if not self._sheds and isinstance(error, RateLimitError):
+        if not self._counts_as_queued and isinstance(error, RateLimitError):
             # One of a bounded number, all of which wait together until the told time: that makes no storm, and a pause
             # that hits hundreds at once would use the budget up.
             return None
@@ -473,9 +478,9 @@ class Call:
         one = self._reservation
         if one is None:
             return
-        self._told_s = protocol.retry_after(headers, status=status or 0, now=time.time)
+        self._retry_after_s = protocol.retry_after(headers, status=status or 0, now=time.time)
         if status == 429:
-            self._limited(one, None, self._told_s, body)
+            self._limited(one, None, self._retry_after_s, body)
         elif status == 503:
             self._limiter.overloaded(one)
         elif status == 402:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from together_async.errors import StreamError
 from together_async.models import ChatCompletionChunk, Delta, set_raw
 from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
-from together_async.wire.raw_events import PassingDecoder
+from together_async.wire.raw_events import RawEventDecoder
 
 if TYPE_CHECKING:
     from together_async.calls.stream import ChatCompletionStream
@@ -225,14 +225,14 @@ class RawReader(Reader):
                 return data
             if not await stream._more(owner=self._owner, once=True):
                 decoder = stream._decoder
-                if isinstance(decoder, PassingDecoder) and (data := decoder.last_words()):
+                if isinstance(decoder, RawEventDecoder) and (data := decoder.last_words()):
                     return data
                 raise StopAsyncIteration
 
     def _passed(self) -> bytes:
         """The whole events that have come."""
         decoder = self._stream._decoder
-        if not isinstance(decoder, PassingDecoder) or not decoder.passed:
+        if not isinstance(decoder, RawEventDecoder) or not decoder.passed:
             return b""
         data = b"".join(decoder.passed) if len(decoder.passed) > 1 else decoder.passed[0]
         decoder.passed = []
@@ -245,7 +245,7 @@ class RawReader(Reader):
         """
         stream = self._stream
         decoder = stream._decoder
-        if not isinstance(decoder, PassingDecoder):
+        if not isinstance(decoder, RawEventDecoder):
             return b""
         if decoder.events:
             stream._accumulator.count(decoder.events)

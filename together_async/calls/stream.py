@@ -33,12 +33,12 @@ from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, 
 from together_async.wire import protocol
 from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.codec import says_more
-from together_async.wire.protocol import ChunkDecoder, ErrorInStream, InflationError, NotTheProtocol
-from together_async.wire.raw_events import PassingDecoder
+from together_async.wire.protocol import ChunkDecoder, ErrorEvent, InflationError, NotTheProtocol
+from together_async.wire.raw_events import RawEventDecoder
 
 if TYPE_CHECKING:
     from together_async.calls.call import Call
-    from together_async.http.response import Exchange
+    from together_async.http.response import HTTPResponse
 
 
 _SKIPS_PER_TURN = 256
@@ -124,7 +124,7 @@ class ChatCompletionStream:
         self._secrets = secrets
         self._given = True  # the reader's caller has had its turn since the last read, if nothing was generated
         self._max_event_size = max_event_size
-        self._exchange: Exchange | None = None
+        self._exchange: HTTPResponse | None = None
         self._head: dict[str, str] | None = None
         self._decoder: ChunkDecoder | None = None
         self._accumulator = ChatCompletionAccumulator()
@@ -355,12 +355,12 @@ class ChatCompletionStream:
             raise error
         await self._begin(broken=error)
 
-    def _decoder_for(self, exchange: Exchange) -> ChunkDecoder:
+    def _decoder_for(self, exchange: HTTPResponse) -> ChunkDecoder:
         if exchange.status in (204, 205):
             raise NotTheProtocol(f"got status {exchange.status} without a body, expected an event stream")
         if self._passes:
             every = self._choices > 1
-            return PassingDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size, every=every)
+            return RawEventDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size, every=every)
         return ChunkDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size)
 
     # --------------------------------------------------------------------------------------------------------- reading
@@ -435,7 +435,7 @@ class ChatCompletionStream:
         assert decoder is not None  # noqa: S101 - it made the payload
         try:
             chunk = decoder.decode(payload) if chunk is None else decoder.accept(chunk, payload)
-        except ErrorInStream as error:
+        except ErrorEvent as error:
             facts = error.facts
             self._call.heard(facts.status, facts.body, self.response_headers)
             raise self._broken(
@@ -490,7 +490,7 @@ class ChatCompletionStream:
             exchange.release_soon()
             _settle_limits(self._call, self._accumulator)
 
-    def _settle(self, exchange: Exchange) -> None:
+    def _settle(self, exchange: HTTPResponse) -> None:
         """Keeps what will be asked for when the response is gone."""
         self._head = exchange.headers
         if self._accumulator.settle():

@@ -79,7 +79,7 @@ OnError: TypeAlias = Literal["return", "raise"] | Callable[[MapResult[Any]], Any
 OnChunk: TypeAlias = Callable[[int, ChatCompletionChunk], Any]
 
 
-class Asks:
+class Requester:
     """How the requests of one `map` are asked: what the client gives to it."""
 
     __slots__ = ("call", "stream", "whole")
@@ -167,7 +167,7 @@ class Fanout(Group[MapResult[R]]):
     def __init__(
         self,
         source: Iterable[R] | AsyncIterable[R],
-        asks: Asks,
+        asks: Requester,
         defaults: Defaults,
         *,
         concurrency: int,

@@ -41,7 +41,7 @@ _BYTES_PER_TURN: Final = 65_536
 long as somebody reads, so that bytes without content (pings) would keep everybody else waiting."""
 
 
-class Exchange:
+class HTTPResponse:
     """One HTTP response on its way in: its head, its bytes, its deadlines.
 
     `read` raises `APITimeoutError` or `APIConnectionError`; what they mean for a stream is the stream's business.
@@ -80,7 +80,7 @@ class Exchange:
         timeouts: Timeouts,
         started: float,
         sent: float | None = None,
-        live: set[Exchange],
+        live: set[HTTPResponse],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop() if loop is None else loop
@@ -113,7 +113,7 @@ class Exchange:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "waiting" if self._waiting else "open"
-        return f"<Exchange {self.status} {state}>"
+        return f"<HTTPResponse {self.status} {state}>"
 
     @property
     def headers(self) -> dict[str, str]:

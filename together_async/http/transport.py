@@ -25,7 +25,7 @@ from yarl import URL
 from together_async._version import __version__
 from together_async.errors import APIConnectionError, APITimeoutError
 from together_async.http.deadlines import Deadline, Deadlines
-from together_async.http.response import READ_SIZE, Exchange, bury, said, set_read_size
+from together_async.http.response import READ_SIZE, HTTPResponse, bury, said, set_read_size
 from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.protocol import HTTPRequest, redact
 from together_async.wire.redaction import Secret
@@ -169,7 +169,7 @@ class Transport:
         self._deadlines = Deadlines(self.loop)
         self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
         self._urls: dict[str, URL] = {}
-        self.exchanges: set[Exchange] = set()
+        self.exchanges: set[HTTPResponse] = set()
         self.openings: set[Abortable] = set()
         self.closed = False
 
@@ -189,7 +189,7 @@ class Transport:
         sent: float | None = None,
         may_replace: Callable[[], bool] = _always,
         on_opening: Callable[[Opening], None] | None = None,
-    ) -> Exchange:
+    ) -> HTTPResponse:
         """Sends a request and returns its response as soon as the head is there, whatever its status.
 
         Args:
@@ -235,7 +235,7 @@ class Transport:
         finally:
             self.openings.discard(opening)
             self._deadlines.discard(opening)
-        exchange = Exchange(
+        exchange = HTTPResponse(
             response, timeouts=timeouts, started=started, sent=sent, live=self.exchanges, loop=self.loop
         )
         exchange.attempts = attempts[0]

@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
 from together_async.ratelimit.bucket import Bucket
-from together_async.ratelimit.congestion import Window
+from together_async.ratelimit.congestion import CongestionWindow
 from together_async.ratelimit.estimator import Estimator, Size
-from together_async.ratelimit.headers import Kind, Told
+from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.limits import Limits, LimitsState, ModelState, Priority
 
 TURNS: Final = 5
@@ -65,19 +65,19 @@ class Reservation:
         "_marks",
         "_settled",
         "_state",
+        "counts_as_queued",
         "granted_at",
-        "hurries",
+        "max_pause_s",
         "number",
-        "patience_s",
         "priority",
-        "sheds",
         "size",
+        "skips_slow_start",
         "tokens",
         "waiter",
     )
 
     def __init__(
-        self, lane: Lane, tokens: float | Size, *, priority: Priority, number: int, patience_s: float, epoch: int
+        self, lane: Lane, tokens: float | Size, *, priority: Priority, number: int, max_pause_s: float, epoch: int
     ) -> None:
         self._lane = lane
         self._epoch = epoch
@@ -88,10 +88,10 @@ class Reservation:
         self.tokens = 0.0 if isinstance(tokens, Size) else tokens
         self.priority: Priority = priority
         self.number = number
-        self.patience_s = patience_s
+        self.max_pause_s = max_pause_s
         self.granted_at: float | None = None
-        self.hurries = False
-        self.sheds = True
+        self.skips_slow_start = False
+        self.counts_as_queued = True
         self.waiter: Any = None
 
     def __repr__(self) -> str:
@@ -133,7 +133,7 @@ class Lane:
         "known",
         "last",
         "learned_at",
-        "least_patience_s",
+        "least_max_pause_s",
         "limits",
         "model",
         "overloaded",
@@ -158,13 +158,13 @@ class Lane:
         self.limits = limits
         self.requests = Bucket("requests", _per_second(limits.requests_per_minute), now)
         self.tokens = Bucket("tokens", _per_second(limits.tokens_per_minute), now)
-        self.window = Window(now) if concurrency == "auto" else None
+        self.window = CongestionWindow(now) if concurrency == "auto" else None
         self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
         self.estimator = Estimator()
         self.queues: dict[Priority, deque[Reservation]] = {"interactive": deque(), "batch": deque()}
         self.first: Reservation | None = None  # the one that is booked
         self.turns = 0  # of the interactive ones since the batch had one, while it waited
-        self.least_patience_s = math.inf  # of those that ever waited
+        self.least_max_pause_s = math.inf  # of those that ever waited
         self.queued = self.in_flight = self.unanswered = 0
         self.patient = 0  # of those that wait: how many `Limits.max_queued` does not count
         self._ended = 0  # withdrawn ones that are still in a queue
@@ -182,7 +182,7 @@ class Lane:
     def enter(self, one: Reservation) -> None:
         """Puts a call into its queue; one that comes again with its old number, before those that came later."""
         self.queued += 1
-        self.least_patience_s = min(self.least_patience_s, one.patience_s)
+        self.least_max_pause_s = min(self.least_max_pause_s, one.max_pause_s)
         first = self.first
         if first is not None and (
             one.number < first.number
@@ -216,7 +216,7 @@ class Lane:
     def enter_first(self, one: Reservation, now: float) -> None:
         """Books a call that finds nobody waiting, without a place in a queue."""
         self.queued += 1
-        self.least_patience_s = min(self.least_patience_s, one.patience_s)
+        self.least_max_pause_s = min(self.least_max_pause_s, one.max_pause_s)
         self.refill(now)
         self._book(one, now)
 
@@ -272,20 +272,20 @@ class Lane:
         wait_s = max(self.paused_until - now, self.requests.wait_s(one._costs[0]), self.tokens.wait_s(one._costs[1]))
         if self.window is not None:
             wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
-        if not self.known and self._asks_much(hurries=one.hurries):
+        if not self.known and self._asks_much(skips_slow_start=one.skips_slow_start):
             wait_s = max(wait_s, self.gap_at - now)
         return max(wait_s, 0.0)
 
-    def _asks_much(self, *, hurries: bool) -> bool:
+    def _asks_much(self, *, skips_slow_start: bool) -> bool:
         """Whether one more, of a model that has told nothing yet, has to wait for a gap.
 
         Those whose number the caller has named wait for a first answer at most, which may tell the limits.
         """
-        if hurries:
+        if skips_slow_start:
             return not self.answers and self.unanswered >= FIRST_AT_ONCE
         return self.unanswered > self.answers
 
-    def goes_at_once(self, one: Reservation, now: float) -> bool:
+    def try_grant(self, one: Reservation, now: float) -> bool:
         """Lets a call go that finds nobody waiting, no limit and a place; False leaves all as it was.
 
         It is `enter_first`, `wait_s` and `go` where there is nothing to reckon.
@@ -297,7 +297,7 @@ class Lane:
             or self.window is not None
             or self.paused_until > now
             or (self.places is not None and self.in_flight >= self.places)
-            or (not self.known and self._asks_much(hurries=one.hurries))
+            or (not self.known and self._asks_much(skips_slow_start=one.skips_slow_start))
         ):
             return False
         if one.size is not None:
@@ -353,8 +353,8 @@ class Lane:
             concurrency=self.places if self.places is not None else window,
             requests_per_minute=self.requests.per_minute,
             tokens_per_minute=self.tokens.per_minute,
-            told_requests_per_minute=None if told[0] is None else told[0] * 60,
-            told_tokens_per_minute=None if told[1] is None else told[1] * 60,
+            server_requests_per_minute=None if told[0] is None else told[0] * 60,
+            server_tokens_per_minute=None if told[1] is None else told[1] * 60,
             paused_for_s=paused_for_s,
             paused_until=wall + timedelta(seconds=paused_for_s) if paused_for_s else None,
             sent=self.sent,
@@ -414,10 +414,10 @@ class Admission:
         *,
         priority: Priority = "interactive",
         number: int | None = None,
-        patience_s: float = math.inf,
+        max_pause_s: float = math.inf,
         at_once: bool = False,
-        sheds: bool = True,
-        hurries: bool = False,
+        counts_as_queued: bool = True,
+        skips_slow_start: bool = False,
     ) -> Reservation:
         """Puts a call into the queue; `advance` says when it may go, `check_room` whether it may wait.
 
@@ -427,13 +427,13 @@ class Admission:
             now: The time.
             priority: Who goes first.
             number: Of the call's earlier reservation, if it asks again.
-            patience_s: A pause that is longer than this is not waited for.
+            max_pause_s: A pause that is longer than this is not waited for.
             at_once: Lets it go, if nobody waits and it may; `advance` does not return it then.
-            sheds: Whether `Limits.max_queued` counts it.
-            hurries: Whether it is one of a number that the caller has named.
+            counts_as_queued: Whether `Limits.max_queued` counts it.
+            skips_slow_start: Whether it is one of a number that the caller has named.
 
         Raises:
-            RateLimitError: The model is paused for longer than `patience_s`.
+            RateLimitError: The model is paused for longer than `max_pause_s`.
             PaymentRequiredError: The account's spending limit was reached a moment ago.
         """
         if self._stop is not None:
@@ -441,16 +441,16 @@ class Admission:
                 raise _again(self._stop)
             self._probe_at = now + STOP_S
         lane = self.lane(model, now)
-        if lane.paused_until - now > patience_s:
+        if lane.paused_until - now > max_pause_s:
             raise _paused(lane, now)
         if number is None:
             number = self._numbers = self._numbers + 1
-        one = Reservation(lane, tokens, priority=priority, number=number, patience_s=patience_s, epoch=self._epoch)
-        one.hurries = hurries
-        one.sheds = sheds
+        one = Reservation(lane, tokens, priority=priority, number=number, max_pause_s=max_pause_s, epoch=self._epoch)
+        one.skips_slow_start = skips_slow_start
+        one.counts_as_queued = counts_as_queued
         if at_once and not self._busy:
             has_place = self.places is None or self.in_flight < self.places
-            if has_place and lane.goes_at_once(one, now):
+            if has_place and lane.try_grant(one, now):
                 self.in_flight += 1
                 return one
             lane.enter_first(one, now)
@@ -469,7 +469,7 @@ class Admission:
     def _count(self, one: Reservation, change: int) -> None:
         """One more waits, or one less."""
         self.queued += change
-        if not one.sheds:
+        if not one.counts_as_queued:
             one._lane.patient += change
             self.patient += change
 
@@ -550,7 +550,7 @@ class Admission:
 
     # ---------------------------------------------------------------------------------------------------------- hearing
 
-    def answered(self, one: Reservation, now: float, told: Told | None, *, good: bool) -> None:
+    def answered(self, one: Reservation, now: float, told: AccountLimits | None, *, good: bool) -> None:
         """Hears that the head of a response is there.
 
         Args:
@@ -582,7 +582,7 @@ class Admission:
             one._answered = True
             one._lane.unanswered -= 1
 
-    def _learn(self, one: Reservation, now: float, told: Told | None) -> None:
+    def _learn(self, one: Reservation, now: float, told: AccountLimits | None) -> None:
         lane, sent_at = one._lane, one.granted_at
         if told is None or sent_at is None:
             return
@@ -596,7 +596,9 @@ class Admission:
         ):
             bucket.learn(capacity, amount=amount, since=bucket.booked - mark, elapsed_s=elapsed_s)
 
-    def limited(self, one: Reservation, now: float, told: Told | None, *, wait_s: float, kind: Kind | None) -> None:
+    def limited(
+        self, one: Reservation, now: float, told: AccountLimits | None, *, wait_s: float, kind: Kind | None
+    ) -> None:
         """Hears of a 429: nothing more is sent to this model before `wait_s` have passed, then less.
 
         Args:
@@ -621,9 +623,9 @@ class Admission:
             lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
         lane.paused_until = max(lane.paused_until, now + min(wait_s, MOST_PAUSE_S))
         pause_s = lane.paused_until - now
-        if pause_s > lane.least_patience_s:
+        if pause_s > lane.least_max_pause_s:
             for other in tuple(lane.waiting()):
-                if pause_s > other.patience_s:
+                if pause_s > other.max_pause_s:
                     self._leave(other)
                     self.refused.append((other, _paused(lane, now)))
         self._count_answer(one)
@@ -735,8 +737,8 @@ def _again(error: PaymentRequiredError) -> PaymentRequiredError:
 def _paused(lane: Lane, now: float) -> RateLimitError:
     wait_s = lane.paused_until - now
     error = RateLimitError(
-        f"429: the service asked for a pause of {wait_s:.1f} s for {lane.model}, which is longer than Retry.max_told; "
-        "nothing was sent. Ask later, or raise it",
+        f"429: the service asked for a pause of {wait_s:.1f} s for {lane.model}, which is longer than "
+        "Retry.max_retry_after; nothing was sent. Ask later, or raise it",
         status_code=429,
         retry_after=wait_s,
     )

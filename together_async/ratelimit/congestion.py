@@ -57,7 +57,7 @@ class Latency:
         return self.now_s <= SLOW * self.usual_s
 
 
-class Window:
+class CongestionWindow:
     """The number of requests that may be under way at once, and how it changes."""
 
     __slots__ = ("_fallen_at", "_grown_at", "_threshold", "_used_at", "latencies", "size")
@@ -70,7 +70,7 @@ class Window:
         self._grown_at = self._used_at = now
 
     def __repr__(self) -> str:
-        return f"<Window {self.size:.1f}>"
+        return f"<CongestionWindow {self.size:.1f}>"
 
     @property
     def places(self) -> int:

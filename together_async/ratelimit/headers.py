@@ -32,14 +32,14 @@ class Capacity(NamedTuple):
     reset_s: float = 0.0
 
 
-class Told(NamedTuple):
+class AccountLimits(NamedTuple):
     """What a response tells about the account's limits."""
 
     requests: Capacity = Capacity()
     tokens: Capacity = Capacity()
 
 
-def read_limits(headers: Mapping[str, str]) -> Told | None:
+def read_limits(headers: Mapping[str, str]) -> AccountLimits | None:
     """Returns what the headers tell, None when that is nothing.
 
     Args:
@@ -49,7 +49,7 @@ def read_limits(headers: Mapping[str, str]) -> Told | None:
         return None
     requests, tokens = _values(headers, _REQUESTS), _values(headers, _TOKENS)
     reset_s = _amount(headers.get("x-ratelimit-reset")) or 0.0
-    return Told(_capacity(requests, reset_s), _capacity(tokens, reset_s))
+    return AccountLimits(_capacity(requests, reset_s), _capacity(tokens, reset_s))
 
 
 def _values(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[str | None, ...]:

@@ -14,7 +14,7 @@ from typing import Final, Self
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
 from together_async.ratelimit.admission import Admission, Reservation
 from together_async.ratelimit.estimator import Estimator, Size
-from together_async.ratelimit.headers import Kind, Told
+from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
 from together_async.timeouts import Due, due
 
@@ -99,9 +99,9 @@ class RateLimiter:
         *,
         priority: Priority = "interactive",
         number: int | None = None,
-        patience_s: float = math.inf,
-        sheds: bool = True,
-        hurries: bool = False,
+        max_pause_s: float = math.inf,
+        counts_as_queued: bool = True,
+        skips_slow_start: bool = False,
         late: Due | None = None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
     ) -> Reservation:
@@ -112,10 +112,10 @@ class RateLimiter:
             tokens: How many it is expected to use, or its size, from which that is estimated.
             priority: "interactive" or "batch".
             number: Of an earlier reservation of the same call, whose place it keeps.
-            patience_s: A pause that is longer is not waited for.
-            sheds: Whether `Limits.max_queued` holds for it, and counts it; not for one of a number that is bounded
-                already.
-            hurries: Whether it is one of a number that the caller has named.
+            max_pause_s: A pause that is longer is not waited for.
+            counts_as_queued: Whether `Limits.max_queued` counts it and holds for it; False for the calls of a `map`,
+                whose number is bounded already.
+            skips_slow_start: Whether it is one of a number that the caller has named.
             late: When to give up, on the event loop's clock.
             on_waiting: Called with a future before the wait, with None after it. Whoever sets an exception on the
                 future ends the wait with it.
@@ -125,10 +125,18 @@ class RateLimiter:
             APIConnectionError: The limiter is in use in another event loop.
         """
         one = self.ask(
-            model, tokens, priority=priority, number=number, patience_s=patience_s, sheds=sheds, hurries=hurries
+            model,
+            tokens,
+            priority=priority,
+            number=number,
+            max_pause_s=max_pause_s,
+            counts_as_queued=counts_as_queued,
+            skips_slow_start=skips_slow_start,
         )
         if not one.granted:
-            await self.wait(one, is_new=number is None, sheds=sheds, late=late, on_waiting=on_waiting)
+            await self.wait(
+                one, is_new=number is None, counts_as_queued=counts_as_queued, late=late, on_waiting=on_waiting
+            )
         return one
 
     def ask(
@@ -138,9 +146,9 @@ class RateLimiter:
         *,
         priority: Priority,
         number: int | None,
-        patience_s: float,
-        sheds: bool,
-        hurries: bool,
+        max_pause_s: float,
+        counts_as_queued: bool,
+        skips_slow_start: bool,
     ) -> Reservation:
         """Asks for a turn, as `acquire` does; one that is not granted has to be waited for with `wait`, at once."""
         self._enter_loop()
@@ -150,10 +158,10 @@ class RateLimiter:
             self._clock(),
             priority=priority,
             number=number,
-            patience_s=patience_s,
+            max_pause_s=max_pause_s,
             at_once=True,
-            sheds=sheds,
-            hurries=hurries,
+            counts_as_queued=counts_as_queued,
+            skips_slow_start=skips_slow_start,
         )
 
     async def wait(
@@ -161,7 +169,7 @@ class RateLimiter:
         one: Reservation,
         *,
         is_new: bool,
-        sheds: bool,
+        counts_as_queued: bool,
         late: Due | None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None,
     ) -> None:
@@ -170,7 +178,7 @@ class RateLimiter:
         self._pump(now)
         if one.granted:
             return
-        if is_new and sheds:
+        if is_new and counts_as_queued:
             try:
                 admission.check_room(one.model, now)
             except TogetherError:
@@ -209,7 +217,9 @@ class RateLimiter:
 
     # -------------------------------------------------------------------------------------------------------- hearing
 
-    def answered(self, one: Reservation, told: Told | None, *, good: bool, latency_s: float | None = None) -> None:
+    def answered(
+        self, one: Reservation, told: AccountLimits | None, *, good: bool, latency_s: float | None = None
+    ) -> None:
         """The head of a response is there; `latency_s` is how long it took, where that says how busy the server is."""
         now = self._clock()
         if latency_s is not None:
@@ -217,7 +227,7 @@ class RateLimiter:
         self._admission.answered(one, now, told, good=good)
         self._pump(now)
 
-    def limited(self, one: Reservation, told: Told | None, *, wait_s: float, kind: Kind | None) -> None:
+    def limited(self, one: Reservation, told: AccountLimits | None, *, wait_s: float, kind: Kind | None) -> None:
         """A 429 came."""
         now = self._clock()
         self._admission.limited(one, now, told, wait_s=wait_s, kind=kind)

@@ -134,8 +134,8 @@ class ModelState:
         concurrency: How many may be under way at once; None when there is no limit.
         requests_per_minute: The rate that is kept now; None when there is no limit.
         tokens_per_minute: The same for tokens.
-        told_requests_per_minute: What the service said last; None when it has said nothing.
-        told_tokens_per_minute: The same for tokens.
+        server_requests_per_minute: What the service said last; None when it has said nothing.
+        server_tokens_per_minute: The same for tokens.
         paused_for_s: Seconds from that moment on in which nothing is sent, because a 429 asked for it; 0 when it is
             not so.
         paused_until: When that ends, by the wall clock, in UTC; None when it is not so.
@@ -150,8 +150,8 @@ class ModelState:
     concurrency: int | None = None
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    told_requests_per_minute: float | None = None
-    told_tokens_per_minute: float | None = None
+    server_requests_per_minute: float | None = None
+    server_tokens_per_minute: float | None = None
     paused_for_s: float = 0.0
     paused_until: datetime | None = None
     sent: int = 0

@@ -21,7 +21,7 @@ from together_async.relay.browser_errors import (
     NotKeptError,
     ServerShutdownError,
     StoppedError,
-    problem_of,
+    error_for_browser,
     status_of,
 )
 from together_async.relay.events import HEADERS, Format
@@ -56,9 +56,9 @@ __all__ = [
     "Subscription",
     "aiohttp_response",
     "buffered",
+    "error_for_browser",
     "lifespan",
     "passthrough",
-    "problem_of",
     "refuse",
     "shut_down",
     "sse",

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from together_async.errors import TogetherError
-from together_async.relay.browser_errors import CANNOT_RESUME, AllReadError, headers_of, problem_of, status_of
+from together_async.relay.browser_errors import CANNOT_RESUME, AllReadError, error_for_browser, headers_of, status_of
 from together_async.relay.events import HEADERS, Format
 from together_async.relay.session import (
     DEFAULT_HEARTBEAT,
     OnEnd,
     Relayed,
-    Relaying,
+    RelaySession,
     check_times,
     feed_of,
-    pass_over,
+    finish_unsent,
     run,
 )
 from together_async.relay.shutdown import DEFAULT_GRACE
@@ -60,16 +60,16 @@ async def aiohttp_response(
     feed = feed_of(stream, format, ids=ids)
     response = web.StreamResponse(headers={**HEADERS, **{name.lower(): v for name, v in (headers or {}).items()}})
     if request.method == "HEAD":
-        await pass_over(feed, on_end)
+        await finish_unsent(feed, on_end)
         return response
     own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
     last = request.headers.get("Last-Event-ID", "")
     if last and not feed.resumable:
-        await pass_over(feed, on_end, AllReadError(CANNOT_RESUME))
+        await finish_unsent(feed, on_end, AllReadError(CANNOT_RESUME))
         return web.Response(status=204, headers=own)
     if last:
         feed.resume(last)
-    relaying = Relaying(feed, heartbeat=heartbeat, grace=grace)
+    relaying = RelaySession(feed, heartbeat=heartbeat, grace=grace)
     refused: list[web.Response] = []
 
     async def pump() -> None:
@@ -80,7 +80,7 @@ async def aiohttp_response(
                 web.Response(status=204, headers=own)
                 if status_of(error) == 204
                 else web.json_response(
-                    {"error": problem_of(error)},
+                    {"error": error_for_browser(error)},
                     status=status_of(error),
                     headers={**own, "cache-control": "no-store", **headers_of(error)},
                 )

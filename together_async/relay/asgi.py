@@ -17,8 +17,8 @@ from together_async.relay.browser_errors import (
     CANNOT_RESUME,
     AllReadError,
     ServerShutdownError,
+    error_for_browser,
     headers_of,
-    problem_of,
     status_of,
 )
 from together_async.relay.events import HEADERS, Format, error_event
@@ -26,10 +26,10 @@ from together_async.relay.session import (
     DEFAULT_HEARTBEAT,
     OnEnd,
     Relayed,
-    Relaying,
+    RelaySession,
     check_times,
     feed_of,
-    pass_over,
+    finish_unsent,
     run,
 )
 from together_async.relay.shutdown import DEFAULT_GRACE
@@ -145,7 +145,7 @@ class EventSourceResponse(Response):
         if scope["method"] == "HEAD":
             await self._start(send)
             await send({"type": "http.response.body", "body": b""})
-            await pass_over(self._feed, self._on_end)
+            await finish_unsent(self._feed, self._on_end)
             return True
         last = next((value for name, value in scope["headers"] if name.lower() == b"last-event-id"), b"")
         if not last:
@@ -155,11 +155,11 @@ class EventSourceResponse(Response):
             return False
         error = AllReadError(CANNOT_RESUME)
         await self._refusal(error).answer(send)
-        await pass_over(self._feed, self._on_end, error)
+        await finish_unsent(self._feed, self._on_end, error)
         return True
 
     async def _relay(self, receive: Receive, send: Send) -> None:
-        relaying = Relaying(self._feed, heartbeat=self._heartbeat, grace=self._grace)
+        relaying = RelaySession(self._feed, heartbeat=self._heartbeat, grace=self._grace)
         left: bool | None = None
         sent = _Sent()
         try:
@@ -167,13 +167,13 @@ class EventSourceResponse(Response):
             if left and not sent.begun:
                 await _nobody(send)
         except asyncio.CancelledError:
-            left = relaying.gone or not await self._farewell(relaying, send, sent)
+            left = relaying.gone or not await self._send_shutdown_event(relaying, send, sent)
             raise
         finally:
             await relaying.end(self._on_end, left=relaying.gone if left is None else left)
         relaying.raise_what_is_not_ours()
 
-    async def _pump(self, relaying: Relaying, send: Send, sent: _Sent) -> None:
+    async def _pump(self, relaying: RelaySession, send: Send, sent: _Sent) -> None:
         try:
             data = await relaying.first()
         except TogetherError as error:
@@ -188,7 +188,7 @@ class EventSourceResponse(Response):
         sent.ended = True
         await send({"type": "http.response.body", "body": b""})
 
-    async def _farewell(self, relaying: Relaying, send: Send, sent: _Sent) -> bool:
+    async def _send_shutdown_event(self, relaying: RelaySession, send: Send, sent: _Sent) -> bool:
         """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
 
         Returns whether it could be told. Some servers tell their workers nothing before they do (Hypercorn), and wait
@@ -200,7 +200,7 @@ class EventSourceResponse(Response):
                 if not sent.begun:
                     await self._refusal(error).answer(send)
                 elif not sent.ended:
-                    last = error_event(problem_of(error), relaying.end_id())
+                    last = error_event(error_for_browser(error), relaying.end_id())
                     await send({"type": "http.response.body", "body": last, "more_body": True})
                     await send({"type": "http.response.body", "body": b""})
             return True
@@ -247,7 +247,7 @@ class Refusal(Response):
 
     def __init__(self, error: BaseException) -> None:
         self.status_code = status_of(error)
-        self.body = b"" if self.status_code == 204 else encode({"error": problem_of(error)})
+        self.body = b"" if self.status_code == 204 else encode({"error": error_for_browser(error)})
         self.background = None
         headers = {**headers_of(error), "cache-control": "no-store"}
         if self.body:

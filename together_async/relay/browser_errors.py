@@ -114,7 +114,7 @@ def status_of(error: BaseException) -> int:
     return 500
 
 
-def problem_of(error: BaseException) -> dict[str, Any]:
+def error_for_browser(error: BaseException) -> dict[str, Any]:
     """Returns what a browser is told: `message`, `type` (the error's class), `code` (the service's, else a status)."""
     status = status_of(error)
     said = next((text for cls, _, text in _TABLE if isinstance(error, cls)), _UNKNOWN)

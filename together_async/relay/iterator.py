@@ -11,10 +11,10 @@ from together_async.relay.session import (
     Feed,
     OnEnd,
     Relayed,
-    Relaying,
+    RelaySession,
     check_times,
     feed_of,
-    pass_over,
+    finish_unsent,
 )
 from together_async.relay.shutdown import DEFAULT_GRACE
 
@@ -64,7 +64,7 @@ def sse(
 
 
 async def _events(feed: Feed, *, heartbeat: float | None, grace: float, on_end: OnEnd | None) -> AsyncIterator[bytes]:
-    relaying = Relaying(feed, heartbeat=heartbeat, grace=grace)
+    relaying = RelaySession(feed, heartbeat=heartbeat, grace=grace)
     left = True
     try:
         data = await relaying.next()
@@ -79,6 +79,6 @@ async def _events(feed: Feed, *, heartbeat: float | None, grace: float, on_end: 
 
 
 async def _nothing(feed: Feed, on_end: OnEnd | None) -> AsyncIterator[bytes]:
-    await pass_over(feed, on_end, AllReadError(CANNOT_RESUME))
+    await finish_unsent(feed, on_end, AllReadError(CANNOT_RESUME))
     for data in tuple[bytes, ...]():
         yield data

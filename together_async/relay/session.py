@@ -20,7 +20,7 @@ from together_async.errors import TogetherError
 from together_async.flow.source import Chunks, Source, close, source_of
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
-from together_async.relay.browser_errors import AllReadError, NotKeptError, ServerShutdownError, problem_of
+from together_async.relay.browser_errors import AllReadError, NotKeptError, ServerShutdownError, error_for_browser
 from together_async.relay.events import BOM, DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
 from together_async.relay.passthrough import Passthrough
 from together_async.tasks import outcome
@@ -180,7 +180,7 @@ def feed_of(stream: Relayed, format: Format, *, ids: bool) -> Feed:
     return EventFeed(source_of(stream), format, ids=ids)
 
 
-class Relaying:
+class RelaySession:
     """The bytes of one answer: `first`, then `next` until it is empty, and `leave` whatever happens.
 
     Args:
@@ -214,7 +214,7 @@ class Relaying:
 
     def __repr__(self) -> str:
         state = "over" if self._over else "running" if self._opened else "opening"
-        return f"<Relaying {state} {self._feed!r}>"
+        return f"<RelaySession {state} {self._feed!r}>"
 
     async def first(self) -> bytes:
         """Returns the first bytes: the first event, or a comment when it is time that the client hears something.
@@ -249,7 +249,7 @@ class Relaying:
         except Exception as error:  # noqa: BLE001 - the client is told, and the door raises what is none of ours
             self.error = error
             self._over = True
-            return error_event(problem_of(error), self._feed.end_id())
+            return error_event(error_for_browser(error), self._feed.end_id())
         return self._after(data)
 
     def _after(self, data: bytes | None) -> bytes:
@@ -401,14 +401,14 @@ async def _say(on_end: OnEnd | None, end: End) -> None:
             await said
 
 
-async def pass_over(feed: Feed, on_end: OnEnd | None, error: TogetherError | None = None) -> None:
+async def finish_unsent(feed: Feed, on_end: OnEnd | None, error: TogetherError | None = None) -> None:
     """Ends what was not asked for: a request wants its head only, or has had everything."""
     feed.leave()
     await feed.aclose()
     await _say(on_end, End(feed.so_far(), error, left=False))
 
 
-async def run(relaying: Relaying, pump: Coroutine[Any, Any, None], gone: Coroutine[Any, Any, None]) -> bool:
+async def run(relaying: RelaySession, pump: Coroutine[Any, Any, None], gone: Coroutine[Any, Any, None]) -> bool:
     """Runs what sends until it is through or the client has gone; returns whether the client left.
 
     Nothing of it is under way when this returns, by whatever way.

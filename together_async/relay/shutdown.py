@@ -54,7 +54,7 @@ def tell_all() -> None:
             one._loop.call_soon_threadsafe(one.shut_down)
 
 
-class _Ear:
+class _SignalHandler:
     """A signal handler that stands before another one.
 
     Whoever takes its place may give it back at any time, even when nothing is relayed any more, as a second server in
@@ -73,12 +73,12 @@ def _listen() -> None:
     for number in _SIGNALS:
         before = signal.getsignal(number)
         # Where a signal ends the process, or nobody of Python's hears it, there is no server to be polite for.
-        if callable(before) and before is not signal.default_int_handler and not isinstance(before, _Ear):
-            signal.signal(number, _Ear(before))
+        if callable(before) and before is not signal.default_int_handler and not isinstance(before, _SignalHandler):
+            signal.signal(number, _SignalHandler(before))
 
 
 def _stop_listening() -> None:
     for number in _SIGNALS:
         ear = signal.getsignal(number)
-        if isinstance(ear, _Ear):  # else somebody has taken our place
+        if isinstance(ear, _SignalHandler):  # else somebody has taken our place
             signal.signal(number, ear.before)

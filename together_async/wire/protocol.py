@@ -9,7 +9,7 @@ What a payload may be, and what becomes of it:
 |---|---|
 | a chunk | the chunk |
 | `[DONE]` | the end; whatever follows is ignored |
-| an error object, in any of the shapes servers use, or an event named `error` | `ErrorInStream` |
+| an error object, in any of the shapes servers use, or an event named `error` | `ErrorEvent` |
 | JSON of another shape without choices (a ping in JSON) | skipped |
 | anything else | `NotTheProtocol` |
 """
@@ -319,7 +319,7 @@ class NotTheProtocol(Exception):  # noqa: N818 - not for users: the stream turns
     """What came is no stream of this protocol; the text says what was got and expected."""
 
 
-class ErrorInStream(Exception):  # noqa: N818 - not for users: the stream turns it into StreamAPIError
+class ErrorEvent(Exception):  # noqa: N818 - not for users: the stream turns it into StreamAPIError
     """The server sent an error object inside the stream."""
 
     def __init__(self, facts: ErrorFacts) -> None:
@@ -426,7 +426,7 @@ class ChunkDecoder:
         """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
 
         Raises:
-            ErrorInStream: An error object.
+            ErrorEvent: An error object.
             NotTheProtocol: Anything else.
         """
         try:
@@ -458,7 +458,7 @@ class ChunkDecoder:
             raise NotTheProtocol(f"got an event whose data is not JSON ({len(payload)} bytes: {error})") from error
         facts = error_facts(body)
         if facts is not None:
-            raise ErrorInStream(facts)
+            raise ErrorEvent(facts)
         if not isinstance(body, dict):
             raise NotTheProtocol(f"got an event whose data is a JSON {type(body).__name__}, expected an object")
         return self._decode_object(payload, body)

@@ -25,7 +25,7 @@ _EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 """The end of a line and that of an empty one, each of them LF, CRLF or CR."""
 
 
-class PassingDecoder(ChunkDecoder):
+class RawEventDecoder(ChunkDecoder):
     """A `ChunkDecoder` that hands out payloads only where they matter, and the bytes in `passed`.
 
     Args:
