@@ -29,19 +29,19 @@ PACKAGES = """
     wire:           models errors request
     http:           _version errors timeouts wire
     ratelimit:      errors timeouts
-    calls:          models errors timeouts retry wire ratelimit |  | request wire http ratelimit
+    calls:          models errors timeouts retry wire ratelimit | | request http ratelimit
     flow:           models errors tasks wire calls
-    fanout:         models errors request tasks |  | calls
-    batch:          models errors request timeouts retry pricing wire ratelimit fanout |  | client
+    fanout:         models errors request tasks | | calls
+    batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
     relay:          models errors tasks wire calls flow
-    compat:         models request |  | calls client
-    client:         models errors request timeouts retry pricing wire ratelimit calls fanout compat | http batch
-                    | http batch
-    __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client |  | flow
+    compat:         models request | | calls client
+    client:         models errors request timeouts retry pricing wire ratelimit calls fanout compat | http
+                    batch | http batch
+    __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client | | flow
     local:          errors
     testing:        request wire
     examples:       relay __init__
-    pytest_plugin:   | __init__ testing | __init__ testing
+    pytest_plugin:  | __init__ testing | __init__ testing
     cli:            _version errors pricing ratelimit batch client __init__ local testing | http local
     __main__:       cli
 """
@@ -52,58 +52,59 @@ MODULES = {
         input:
         outage:
         record:
-        options:         record
-        output:          record
-        plan:            input record
-        report:          record
-        runner:          budget input options outage output plan record | report | report
+        options:   record
+        output:    record
+        plan:      input record
+        report:    record
+        runner:    budget input options outage output plan record | report | report
     """,
     "batch.report": """
         style:
         timeline:
-        statistics:      timeline
-        charts:          statistics timeline
-        page:            charts statistics style timeline
-        __init__:        page timeline
+        statistics:  timeline
+        charts:      statistics timeline
+        page:        charts statistics style timeline
+        __init__:    page timeline
     """,
     "calls": """
         __init__:
         call:
-        readers:          |  | stream
-        stream:          readers |  | call
+        readers:   | | stream
+        stream:    readers | | call
+        whole:     | | call
     """,
     "cli": """
         local_model:
         request_options:
         target:
         terminal:
-        app:             terminal
-        batch:           request_options target terminal | local_model
-        chat:            target terminal | local_model
-        serve:           terminal
+        app:              terminal
         __init__:         | app
+        batch:            request_options target terminal | local_model
+        chat:             target terminal | local_model
+        serve:            terminal
     """,
     "cli.batch": """
         __init__:
         figures:
         options:
-        panel:           figures
-        progress:        figures | panel
-        run:             figures options progress
-        command:         options | run
+        panel:     figures
+        progress:  figures | panel
+        run:       figures options progress
+        command:   options | run
     """,
     "cli.chat": """
         __init__:
         options:
-        session:         options
-        command:         options | session
+        session:   options
+        command:   options | session
     """,
     "cli.serve": """
         __init__:
         fault_spec:
         options:
-        run:             fault_spec options
-        command:         options | fault_spec run
+        run:         fault_spec options
+        command:     options | fault_spec run
     """,
     "examples": """
         __init__:
@@ -115,72 +116,76 @@ MODULES = {
     "fanout": """
         __init__:
         group:
-        map:             group
-        merge:           group
+        map:       group
+        merge:     group
     """,
     "flow": """
         __init__:
         buffer:
         chunk_log:
-        source:          buffer
-        broadcast:       buffer chunk_log source
+        source:     buffer
+        broadcast:  buffer chunk_log source
     """,
     "http": """
         __init__:
         deadlines:
         response:
-        transport:       deadlines response
+        transport:  deadlines response
     """,
     "local": """
         process:
-        __init__:        process
+        __init__:  process
     """,
     "ratelimit": """
         congestion:
         estimator:
         headers:
+        bucket:      headers
         limits:
-        bucket:          headers
-        admission:       bucket congestion estimator headers limits
-        limiter:         admission estimator headers limits
-        __init__:        limiter limits
+        admission:   bucket congestion estimator headers limits
+        limiter:     admission estimator headers limits
+        __init__:    limiter limits
     """,
     "relay": """
         browser_errors:
         events:
+        hub:             browser_errors
         lifespan:
         passthrough:
         shutdown:
-        hub:             browser_errors
         session:         browser_errors events passthrough shutdown
         aiohttp:         browser_errors events session shutdown
         asgi:            browser_errors events session shutdown
         iterator:        browser_errors events session shutdown
-        __init__:        aiohttp asgi browser_errors events hub iterator lifespan passthrough session shutdown |  | asgi
+        __init__:        aiohttp asgi browser_errors events hub iterator lifespan passthrough session shutdown
+                         | | asgi
     """,
     "testing": """
         account:
         generator:
         journal:
         response:
-        connection:      journal response
-        recording:       response
-        script:          generator
-        dialect:         generator script
-        faults:          dialect response
-        server:          account connection dialect faults journal recording response script
-        __init__:        account dialect faults journal recording script server
+        connection:  journal response
+        recording:   response
+        script:      generator
+        dialect:     generator script
+        faults:      dialect response
+        server:      account connection dialect faults journal recording response script
+        __init__:    account dialect faults journal recording script server
     """,
     "wire": """
         __init__:
         accumulator:
         codec:
+        coalesce:      accumulator codec
+        http_request:  codec
         redaction:
+        error_bodies:  codec redaction
+        completions:   codec error_bodies
         sse:
-        coalesce:        accumulator codec
-        protocol:        codec sse
-        structured:      codec
-        raw_events:      protocol sse
+        chunks:        codec completions error_bodies sse
+        raw_events:    chunks sse
+        structured:    codec
     """,
 }
 
@@ -214,7 +219,7 @@ IMPURE = {
 }
 TYPES_ALONE = {"datetime"}
 """A module of types and arithmetic, beside a clock that must not be asked: `now` and `utcnow` are looked for."""
-CLOCKS = {"together_async.wire.protocol": {"time"}}
+CLOCKS = {"together_async.wire.error_bodies": {"time"}}
 """`time.time` stands there once, as the default of an argument."""
 
 HEAVY = ("aiohttp", "cattrs", "click", "rich", "pydantic", "redis", "opentelemetry", "yarl", "multidict")
@@ -281,8 +286,8 @@ def room(module: str, package: str = PACKAGE.name) -> str | None:
 def written(table: str) -> dict[str, Row]:
     """The rows of a table."""
     rows = {}
-    for line in re.sub(r"\n\s*\|", " |", table).strip().splitlines():
-        name, _, cells = line.partition(":")
+    for row in re.split(r"\n(?=\s*\w+:)", table.strip()):
+        name, _, cells = row.partition(":")
         rows[name.strip()] = dict(zip(KINDS, [set(cell.split()) for cell in f"{cells}||".split("|")], strict=False))
     return rows
 

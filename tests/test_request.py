@@ -18,7 +18,7 @@ from together_async.models import Function, ToolCall
 from together_async.request import _RANGES, ChatCompletionRequest, Message, RequestOptions
 from together_async.wire import codec
 from together_async.wire.codec import decode_completion
-from together_async.wire.protocol import build_request
+from together_async.wire.http_request import build_request
 
 SECRET = "my very own prompt"
 TOOL = {

@@ -42,7 +42,7 @@ from together_async.retry import (
     reason,
     retry_after_s,
 )
-from together_async.wire.protocol import status_error
+from together_async.wire.error_bodies import status_error
 
 PARTIAL = ChatCompletion(choices=[])
 

@@ -17,10 +17,11 @@ import attrs
 
 from together_async.calls.call import Call
 from together_async.calls.stream import ChatCompletionStream
+from together_async.calls.whole import read_completion
 from together_async.compat import Chat
-from together_async.errors import APIConnectionError, APIStatusError, AuthenticationError, TogetherError
+from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
 from together_async.fanout.map import Defaults, Fanout, MapResults, OnChunk, OnError, Requester, checked_concurrency
-from together_async.models import ChatCompletion, Usage, note_attempts
+from together_async.models import ChatCompletion
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.admission import MOST_PAUSE_S
@@ -29,7 +30,9 @@ from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts
-from together_async.wire import protocol, structured
+from together_async.wire import structured
+from together_async.wire.error_bodies import json_of, status_error
+from together_async.wire.http_request import MODELS_REQUEST, build_request
 from together_async.wire.redaction import Secret
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
 from together_async.wire.structured import ParsedCompletion
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
 
     from together_async.batch.options import BatchSummary
     from together_async.batch.record import Record
-    from together_async.http.response import HTTPResponse
     from together_async.http.transport import Transport
 
 DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
@@ -184,41 +186,7 @@ class AsyncTogether:
             APIResponseValidationError: What came is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
-        return await self._whole(self._checked_call(request, headers, timeouts, retry, priority, streamed=False))
-
-    async def _whole(self, call: Call) -> ChatCompletion:
-        """Asks until there is an answer, or an error that stays."""
-        exchange = await call.open()
-        while True:
-            try:
-                return await self._completion(call, exchange)
-            except (APIConnectionError, APIStatusError) as error:
-                # The body broke off, or was an error. Nothing was handed out, so it may be asked for again.
-                exchange = await call.again(error)
-
-    async def _completion(self, call: Call, exchange: HTTPResponse) -> ChatCompletion:
-        """Reads a whole response."""
-        usage: Usage | None = None
-        exchange.on_close = functools.partial(call.ended, None)
-        try:
-            body = await exchange.read_all()
-            completion = protocol.plain_completion(body) or protocol.completion_of(
-                body, status=exchange.status, headers=exchange.headers, secrets=call.secrets()
-            )
-            usage = completion.usage
-            note_attempts(completion, call.attempts, call.retries)
-        except TogetherError as error:
-            if isinstance(error, APIStatusError):
-                call.heard(error.status_code, error.body, exchange.headers)
-            protocol.scrub(error, call.secrets())
-            error.attempts, error.retries = call.attempts, call.retries
-            error.request_id = error.request_id or protocol.request_id(exchange.headers)
-            raise
-        finally:
-            exchange.on_close = None  # the usage is known here
-            exchange.close()
-            call.ended(usage)
-        return completion
+        return await read_completion(self._checked_call(request, headers, timeouts, retry, priority, streamed=False))
 
     async def parse(
         self,
@@ -340,7 +308,7 @@ class AsyncTogether:
         return MapResults(
             Fanout(
                 requests,
-                Requester(call, None if stream else self._whole, self._stream),
+                Requester(call, None if stream else read_completion, self._stream),
                 Defaults(defaults),
                 concurrency=checked_concurrency(concurrency, self._limiter.limits.concurrency),
                 ordered=ordered,
@@ -454,7 +422,7 @@ class AsyncTogether:
         """
         transport = self._transport_for(None)
         exchange = await transport.open(
-            protocol.MODELS_REQUEST,
+            MODELS_REQUEST,
             headers=None,
             timeouts=timeouts if timeouts is not None else self._timeouts,
             started=transport.loop.time(),
@@ -462,8 +430,8 @@ class AsyncTogether:
         try:
             if not 200 <= exchange.status < 300:
                 body = await exchange.read_error_body()
-                raise protocol.status_error(exchange.status, exchange.headers, body, secrets=[self._api_key])
-            return read_prices(protocol.json_of(await exchange.read_all()))
+                raise status_error(exchange.status, exchange.headers, body, secrets=[self._api_key])
+            return read_prices(json_of(await exchange.read_all()))
         finally:
             exchange.close()
 
@@ -516,7 +484,7 @@ class AsyncTogether:
             request=request,
             limiter=self._limiter,
             budget=self._budget,
-            http=protocol.build_request(request, stream=streamed),
+            http=build_request(request, stream=streamed),
             headers=headers,
             timeouts=timeouts,
             rules=rules,

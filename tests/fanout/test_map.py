@@ -46,6 +46,7 @@ from together_async import (
     TogetherError,
     merge,
 )
+from together_async.calls import whole as whole_responses
 from together_async.fanout import map as fanout_module
 from together_async.testing import (
     Account,
@@ -62,7 +63,6 @@ from together_async.testing import (
     Status,
     WithoutDone,
 )
-from together_async.wire import protocol
 
 CASES = int(os.environ.get("CASES", "60"))
 TEXT = "one two three"
@@ -1247,7 +1247,7 @@ async def test_a_crash_in_a_child_comes_out_when_all_have_ended(monkeypatch: pyt
         results = client.map(prompts(9), model=MODEL, concurrency=3)
         waiting = asyncio.ensure_future(anext(results))
         await server.journal.wait(3)
-        monkeypatch.setattr(protocol, "plain_completion", crash)
+        monkeypatch.setattr(whole_responses, "plain_completion", crash)
         server.faults = None
         server.release()
         with pytest.raises(Mine, match="a bug"):
@@ -1970,9 +1970,9 @@ async def test_a_body_at_hand_that_is_no_completion(body: bytes) -> None:
 @virtual
 async def test_a_body_at_hand_above_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Is refused as one that comes slowly is."""
-    from together_async.http import response as exchange
+    from together_async.http.response import HTTPResponse
 
-    monkeypatch.setattr(exchange.Exchange.read_all, "__defaults__", (1_000,))
+    monkeypatch.setattr(HTTPResponse.read_all, "__defaults__", (1_000,))
     async with ScriptedServer(answers(response(whole("x" * 2_000)))) as server, client_of(server) as client:
         (result,) = await all_of(client.map(prompts(1), model=MODEL))
         assert "expected at most 1000" in str(result.error)

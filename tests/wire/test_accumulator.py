@@ -11,7 +11,7 @@ from support.paths import SAMPLES
 from together_async.models import ChatCompletion
 from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.codec import decode_chunk, decode_completion
-from together_async.wire.protocol import chunk_of
+from together_async.wire.completions import chunk_of
 from together_async.wire.sse import EventStreamParser
 
 PAIRS = sorted(path.stem for path in SAMPLES.glob("*.sse") if (SAMPLES / f"{path.stem}.json").exists())

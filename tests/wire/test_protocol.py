@@ -26,21 +26,12 @@ from together_async.errors import (
 )
 from together_async.request import ChatCompletionRequest
 from together_async.wire.accumulator import ChatCompletionAccumulator
+from together_async.wire.chunks import ChunkDecoder, ErrorEvent, NotTheProtocol
 from together_async.wire.codec import decode_completion, encode
-from together_async.wire.protocol import (
-    ChunkDecoder,
-    ErrorEvent,
-    ErrorFacts,
-    NotTheProtocol,
-    build_request,
-    chunk_of,
-    completion_of,
-    error_facts,
-    redact,
-    request_id,
-    retry_after,
-    status_error,
-)
+from together_async.wire.completions import chunk_of, completion_of
+from together_async.wire.error_bodies import ErrorFacts, error_facts, request_id, retry_after, status_error
+from together_async.wire.http_request import build_request
+from together_async.wire.redaction import redact
 
 STREAMS = sorted(SAMPLES.glob("*.sse"))
 CHUNK = b'{"id":"s","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}'

@@ -50,7 +50,7 @@ from together_async import (
     Timeouts,
     TogetherError,
 )
-from together_async.wire.protocol import NotTheProtocol
+from together_async.wire.chunks import NotTheProtocol
 from together_async.wire.raw_events import RawEventDecoder
 from together_async.wire.sse import EventStreamParser
 

@@ -31,7 +31,9 @@ from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts, due, earliest
-from together_async.wire import protocol
+from together_async.wire.error_bodies import retry_after, status_error
+from together_async.wire.http_request import HTTPRequest
+from together_async.wire.redaction import scrub
 
 if TYPE_CHECKING:
     from together_async.http.response import HTTPResponse
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from together_async.ratelimit.limiter import RateLimiter
     from together_async.ratelimit.limits import Priority
     from together_async.request import ChatCompletionRequest
-    from together_async.wire.protocol import HTTPRequest
 
 
 class CallContext(Protocol):
@@ -242,7 +243,7 @@ class Call:
                 on_opening=self._note_opening,
             )
         except TogetherError as error:
-            protocol.scrub(error, self.secrets())
+            scrub(error, self.secrets())
             self.attempts += error.attempts
             self._fail(one, sent=error.attempts > 0)
             raise
@@ -328,7 +329,7 @@ class Call:
             if 300 <= exchange.status < 400 and "location" in headers
             else ""
         )
-        return protocol.status_error(exchange.status, headers, body, secrets=self.secrets(), note=note)
+        return status_error(exchange.status, headers, body, secrets=self.secrets(), note=note)
 
     def _fail(self, one: Reservation, *, sent: bool) -> None:
         """Gives everything back."""
@@ -478,7 +479,7 @@ class Call:
         one = self._reservation
         if one is None:
             return
-        self._retry_after_s = protocol.retry_after(headers, status=status or 0, now=time.time)
+        self._retry_after_s = retry_after(headers, status=status or 0, now=time.time)
         if status == 429:
             self._limited(one, None, self._retry_after_s, body)
         elif status == 503:

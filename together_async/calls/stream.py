@@ -30,11 +30,12 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, note_attempts
-from together_async.wire import protocol
 from together_async.wire.accumulator import ChatCompletionAccumulator
+from together_async.wire.chunks import ChunkDecoder, ErrorEvent, InflationError, NotTheProtocol
 from together_async.wire.codec import says_more
-from together_async.wire.protocol import ChunkDecoder, ErrorEvent, InflationError, NotTheProtocol
+from together_async.wire.error_bodies import request_id
 from together_async.wire.raw_events import RawEventDecoder
+from together_async.wire.redaction import redact, scrub
 
 if TYPE_CHECKING:
     from together_async.calls.call import Call
@@ -261,7 +262,7 @@ class ChatCompletionStream:
     @property
     def request_id(self) -> str | None:
         """The server's id of this request (`x-request-id`, else `cf-ray`), or None."""
-        return protocol.request_id(self.response_headers)
+        return request_id(self.response_headers)
 
     @property
     def stats(self) -> StreamStats:
@@ -336,7 +337,7 @@ class ChatCompletionStream:
         try:
             self._decoder = self._decoder_for(exchange)
         except NotTheProtocol as error:
-            protocol.scrub(error, self._secrets())
+            scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
 
     def _start_anew(self) -> None:
@@ -401,7 +402,7 @@ class ChatCompletionStream:
                 except APIConnectionError as error:
                     self._connection_failed(error)
                 except NotTheProtocol as error:
-                    protocol.scrub(error, self._secrets())
+                    scrub(error, self._secrets())
                     raise self._broken(StreamProtocolError, str(error)) from error
                 except BaseException:
                     # Ours have closed all already. Cancellation leaves a stream in `async with` as it was: no byte is
@@ -445,7 +446,7 @@ class ChatCompletionStream:
                 body=facts.body,
             ) from None
         except NotTheProtocol as error:
-            protocol.scrub(error, self._secrets())
+            scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
         if chunk is not None:
             if not self._accumulator.add(chunk) and says_more(payload):
@@ -531,7 +532,7 @@ class ChatCompletionStream:
             self._leave()
             return
         if isinstance(error, InflationError):
-            protocol.scrub(error, self._secrets())
+            scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
         timed_out = isinstance(error, APITimeoutError)
         if timed_out and self._accumulator.generated == 0:
@@ -539,7 +540,7 @@ class ChatCompletionStream:
             error.request_id = self.request_id
             self._leave()
             raise error
-        protocol.scrub(error, self._secrets())
+        scrub(error, self._secrets())
         if isinstance(error, APITimeoutError):
             raise self._broken(StreamTimeoutError, None, phase=error.phase, seconds=error.seconds) from error
         raise self._broken(
@@ -548,7 +549,7 @@ class ChatCompletionStream:
 
     def _broken(self, cls: type[StreamError], message: str | None, **facts: Any) -> StreamError:
         """Closes everything and returns the error to raise; it is raised again by every later read."""
-        args = () if message is None else (protocol.redact(message, self._secrets())[:_MAX_TEXT],)
+        args = () if message is None else (redact(message, self._secrets())[:_MAX_TEXT],)
         error = cls(*args, partial=self._accumulator.completion(), request_id=self.request_id, **facts)
         error.attempts, error.retries = self._call.attempts, self._call.retries
         self._error = error

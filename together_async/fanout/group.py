@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from together_async.tasks import NOT_TO_PASS, strayed
+from together_async.tasks import MISLEADING, not_misleading
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Group(Generic[T]):
 
     def _never_began(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._fail(strayed())
+        self._fail(not_misleading())
         self._wake()
 
     def _ended(self, error: BaseException | None = None) -> None:
@@ -68,7 +68,7 @@ class Group(Generic[T]):
         task.remove_done_callback(self._never_began)  # of a task that began at once it was added afterwards
         self._tasks.discard(task)
         if error is not None:
-            self._fail(strayed(error) if isinstance(error, NOT_TO_PASS) else error)
+            self._fail(not_misleading(error) if isinstance(error, MISLEADING) else error)
         if error is not None or self._all_brought():
             self._wake()
 

@@ -18,7 +18,7 @@ from together_async.errors import TogetherError
 from together_async.fanout.group import Group, Results
 from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, Usage
 from together_async.request import ChatCompletionRequest, MessagesLike
-from together_async.tasks import NOT_TO_PASS, strayed
+from together_async.tasks import MISLEADING, not_misleading
 
 if TYPE_CHECKING:
     from together_async.calls.call import Call
@@ -242,7 +242,7 @@ class Fanout(Group[MapResult[R]]):
             except StopIteration:
                 self._end_of_input(None)
             except Exception as error:  # noqa: BLE001 - the reader gets it, after what is under way
-                self._end_of_input(strayed(error) if isinstance(error, NOT_TO_PASS) else error)
+                self._end_of_input(not_misleading(error) if isinstance(error, MISLEADING) else error)
             else:
                 self._begin(request)
         self._filling = False
@@ -404,7 +404,7 @@ class Fanout(Group[MapResult[R]]):
             except BaseException as error:
                 await self.aclose()
                 if isinstance(error, StopAsyncIteration):
-                    raise strayed(error) from error
+                    raise not_misleading(error) from error
                 raise
             if answer is not None:
                 return cast("MapResult[R]", answer)

@@ -18,7 +18,7 @@ from together_async.flow.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
 from together_async.flow.chunk_log import ChunkLog
 from together_async.flow.source import Chunks, Loopable, Source, close, source_of
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import outcome
+from together_async.tasks import error_of
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
@@ -202,7 +202,7 @@ class Broadcast:
         await close(self._source)
 
     def _ran(self, task: asyncio.Task[None]) -> None:
-        error = outcome(task)
+        error = error_of(task)
         if not self._over:  # cancelled before it began; or ended by what is no Exception, which asyncio passes on
             self._source.leave()
             self._end(error or self._given_up())

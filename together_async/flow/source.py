@@ -17,7 +17,7 @@ from together_async.calls.stream import ChatCompletionStream
 from together_async.errors import IncompleteStreamError
 from together_async.flow.buffer import MOST_AT_ONCE, Buffer
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
-from together_async.tasks import NOT_TO_PASS, outcome, strayed
+from together_async.tasks import MISLEADING, error_of, not_misleading
 from together_async.wire.accumulator import ChatCompletionAccumulator
 
 READ_ALREADY: Final = "this stream has been read to its end already; make one for each who is to read it"
@@ -342,11 +342,11 @@ async def _pump(source: Source, buffer: Buffer) -> None:
 
 def _pumped(upstream: Source, buffer: Buffer, task: asyncio.Task[None]) -> None:
     """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
-    error = outcome(task)
+    error = error_of(task)
     if task.cancelled():
         error = _given_up(upstream)
-    if isinstance(error, NOT_TO_PASS):
-        error = strayed(error)
+    if isinstance(error, MISLEADING):
+        error = not_misleading(error)
     buffer.close(error)
 
 

@@ -27,8 +27,8 @@ from together_async.errors import APIConnectionError, APITimeoutError
 from together_async.http.deadlines import Deadline, Deadlines
 from together_async.http.response import READ_SIZE, HTTPResponse, bury, said, set_read_size
 from together_async.timeouts import Due, Timeouts, due, earliest
-from together_async.wire.protocol import HTTPRequest, redact
-from together_async.wire.redaction import Secret
+from together_async.wire.http_request import HTTPRequest
+from together_async.wire.redaction import Secret, redact
 
 BUFFER_SIZE: Final = 65_536
 """Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice that)."""

@@ -27,7 +27,7 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.flow.broadcast import SlowConsumerError
-from together_async.wire.protocol import error_facts
+from together_async.wire.error_bodies import error_facts
 
 _MOST: Final = 500
 """Characters of a message."""

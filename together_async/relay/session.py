@@ -23,7 +23,7 @@ from together_async.relay import shutdown
 from together_async.relay.browser_errors import AllReadError, NotKeptError, ServerShutdownError, error_for_browser
 from together_async.relay.events import BOM, DONE, HEARTBEAT, RECONNECT, Format, error_event, render_all, renderer
 from together_async.relay.passthrough import Passthrough
-from together_async.tasks import outcome
+from together_async.tasks import error_of
 from together_async.wire.sse import encode_event
 
 LOG: Final = logging.getLogger("together_async.relay")
@@ -433,7 +433,7 @@ async def run(relaying: RelaySession, pump: Coroutine[Any, Any, None], gone: Cor
             task.cancel()
         await _all_done(tasks)
         for task in tasks:
-            outcome(task)  # of what watches any error is as good as the client's leaving
+            error_of(task)  # of what watches any error is as good as the client's leaving
     if left or sending.cancelled():
         return True
     if isinstance(sending.exception(), OSError) and sending.exception() is not relaying.error:

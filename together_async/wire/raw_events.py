@@ -11,7 +11,7 @@ import re
 from collections import deque
 from typing import Final
 
-from together_async.wire.protocol import ChunkDecoder, NotTheProtocol
+from together_async.wire.chunks import ChunkDecoder, NotTheProtocol
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
 
 _KEPT: Final = 8192

@@ -1,6 +1,11 @@
-"""`Secret`: a text that is used as any other and shown nowhere."""
+"""Keeps keys and prompts out of what people and logs see. Pure."""
 
 from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 
 class Secret(str):
@@ -10,3 +15,50 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return "'[secret]'"
+
+
+_MOST_BLANKS: Final = 8
+"""How many times as long as a text a secret may be and yet, with its blanks run together, stand in it."""
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors.
+
+    A secret of several lines is also known as one line, and as JSON and Python write it, in whatever case: a host name
+    or a media type comes back in lower case.
+    """
+    lower = text.lower()
+    forms = {
+        form
+        # A long prompt is not spelt in five ways for the sake of a short text that can't hold it.
+        for secret in secrets
+        if secret and len(secret) <= _MOST_BLANKS * len(text)
+        for form in (
+            secret,
+            " ".join(secret.split()),
+            json.dumps(secret)[1:-1],
+            repr(secret)[1:-1],
+            repr(secret.encode("utf-8", "replace"))[2:-1],
+        )
+        if form and form.lower() in lower
+    }
+    # NUL stands in, or a short secret would be found again in what replaced a longer one.
+    for form in sorted(forms, key=len, reverse=True):
+        text = re.sub(re.escape(form), "\0", text, flags=re.IGNORECASE)
+    return text.replace("\0", "[redacted]")
+
+
+def scrub(error: BaseException, secrets: Sequence[str]) -> None:
+    """Takes the secrets out of an error's own text, and cuts off causes that repeat one.
+
+    HTTP libraries quote what they could not parse, and a server may have put a key or a prompt into that.
+    """
+    if error.args and isinstance(error.args[0], str):
+        error.args = (redact(error.args[0], secrets), *error.args[1:])
+    link: BaseException = error
+    while (cause := link.__cause__ or link.__context__) is not None:
+        shown = f"{cause} {cause!r}"
+        if redact(shown, secrets) != shown:
+            link.__cause__ = link.__context__ = None
+            return
+        link = cause

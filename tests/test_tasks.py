@@ -1,0 +1,57 @@
+"""`Waiter` and what stands for a task's misleading errors."""
+
+import asyncio
+
+import pytest
+
+from together_async.tasks import MISLEADING, Waiter, error_of, not_misleading
+
+
+async def test_a_waiter_waits_until_it_is_woken() -> None:
+    waiter = Waiter("busy")
+    waiting = asyncio.ensure_future(waiter.wait())
+    await asyncio.sleep(0)
+    assert waiter.waiting
+    waiter.wake()
+    assert not waiter.waiting
+    waiter.wake()  # twice is fine
+    await waiting
+    waiter.wake()  # and so is a wake-up that nobody waits for: it is not kept
+    waiting = asyncio.ensure_future(waiter.wait())
+    await asyncio.sleep(0)
+    assert waiter.waiting
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert not waiter.waiting
+
+
+async def test_a_second_coroutine_is_refused_without_harm_to_the_first() -> None:
+    waiter = Waiter("two tasks read; let one of them read")
+    first = asyncio.ensure_future(waiter.wait())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="two tasks read; let one of them read"):
+        await waiter.wait()
+    assert waiter.waiting
+    waiter.wake()
+    await first
+
+
+async def test_what_a_task_raised_is_told_apart_from_its_cancellation() -> None:
+    async def fails() -> None:
+        raise ValueError("no")
+
+    failed, cancelled, done = (asyncio.ensure_future(work) for work in (fails(), asyncio.sleep(9), asyncio.sleep(0)))
+    cancelled.cancel()
+    await asyncio.wait((failed, cancelled, done))
+    assert str(error_of(failed)) == "no"
+    assert error_of(cancelled) is None
+    assert cancelled.cancelled()
+    assert error_of(done) is None
+
+
+@pytest.mark.parametrize("misleading", MISLEADING)
+def test_a_misleading_error_becomes_the_cause_of_another(misleading: type[BaseException]) -> None:
+    error = misleading()
+    assert not_misleading(error).__cause__ is error
+    assert not isinstance(not_misleading(error), MISLEADING)
+    assert not_misleading().__cause__ is None

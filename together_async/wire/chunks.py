@@ -1,0 +1,223 @@
+"""`ChunkDecoder`: the bytes of a stream to payloads, and payloads to chunks. Pure.
+
+What a payload may be, and what becomes of it:
+
+| payload | outcome |
+|---|---|
+| a chunk | the chunk |
+| `[DONE]` | the end; whatever follows is ignored |
+| an error object, in any of the shapes servers use, or an event named `error` | `ErrorEvent` |
+| JSON of another shape without choices (a ping in JSON) | skipped |
+| anything else | `NotTheProtocol` |
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from together_async.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+)
+from together_async.models import (
+    ChatCompletionChunk,
+    ChunkChoice,
+    set_raw,
+)
+from together_async.wire import codec
+from together_async.wire.completions import (
+    chunk_of,
+)
+from together_async.wire.error_bodies import (
+    ErrorFacts,
+    decoded_body,
+    error_facts,
+)
+from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE, EventStreamParser, EventTooLargeError, ServerSentEvent
+
+_DONE: Final = b"[DONE]"
+_TOO_LARGE: Final = b"\0"
+"""Stands among the payloads, in its order, for an event above the size cap."""
+_BLANK_OR_BOM: Final = b" \t\r\n\xef\xbb\xbf"
+_NO_DELTA: Final = ChunkChoice().delta
+"""The class's own default, which is what a choice without a delta has."""
+
+
+class InflationError(APIConnectionError):
+    """A compressed body inflates beyond reason. Not for users: it becomes a protocol or a validation error."""
+
+
+class NotTheProtocol(Exception):  # noqa: N818 - not for users: the stream turns it into StreamProtocolError
+    """What came is no stream of this protocol; the text says what was got and expected."""
+
+
+class ErrorEvent(Exception):  # noqa: N818 - not for users: the stream turns it into StreamAPIError
+    """The server sent an error object inside the stream."""
+
+    def __init__(self, facts: ErrorFacts) -> None:
+        self.facts = facts
+        super().__init__(facts.message)
+
+
+class ChunkDecoder:
+    """The protocol's side of one stream: bytes to payloads, payloads to chunks.
+
+    Splitting and decoding are two steps, so that a consumer who is slow keeps bytes, not objects, waiting.
+
+    Attributes:
+        done: `data: [DONE]` has come.
+    """
+
+    __slots__ = ("_any", "_max_size", "_media_type", "_parser", "_sniffed", "_too_large", "_whole", "done")
+
+    def __init__(self, *, media_type: str = "text/event-stream", max_event_size: int = DEFAULT_MAX_EVENT_SIZE) -> None:
+        self._parser = EventStreamParser(max_event_size=max_event_size)
+        self._max_size = max_event_size
+        self._media_type = media_type
+        self._any = False  # an event has come
+        self._too_large: EventTooLargeError | None = None
+        self._whole: bytearray | None = None  # the body is one JSON document
+        self._sniffed = False
+        self.done = False
+        if media_type == "text/html":
+            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+
+    def __repr__(self) -> str:
+        return f"<ChunkDecoder {'done' if self.done else 'open'} {self._parser!r}>"
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes the next bytes of the body, returns the payloads they complete, in order.
+
+        An event above the size cap is a payload too, which `decode` refuses: what came before it is not lost, and
+        after `[DONE]` it does not matter.
+
+        Raises:
+            NotTheProtocol: Not an event stream.
+        """
+        if not self._sniffed:
+            self._sniff(data)
+        if self._whole is not None:
+            return self._feed_whole(data)
+        plain = self._parser.feed_plain(data)
+        if plain is not None:
+            self._any = True
+            return plain
+        try:
+            events = self._parser.feed_any(data)
+        except EventTooLargeError as error:
+            self._too_large = error
+            events = error.events
+        self._any = self._any or bool(events)
+        payloads = [payload for event in events if (payload := _payload(event)) is not None]
+        return payloads if self._too_large is None else [*payloads, _TOO_LARGE]
+
+    def _feed_whole(self, data: bytes) -> list[bytes]:
+        assert self._whole is not None  # noqa: S101 - the caller has looked
+        self._whole += data
+        if len(self._whole) > self._max_size:
+            self._whole = None
+            raise NotTheProtocol(
+                f"got a JSON document of more than {self._max_size} bytes, expected an event stream; "
+                "raise max_event_size if this is no attack"
+            )
+        return []
+
+    def _sniff(self, data: bytes) -> None:
+        """Decides by the first byte which is not blank: servers do answer a stream request with JSON or HTML."""
+        start = data.lstrip(_BLANK_OR_BOM)[:1]
+        if not start:
+            return
+        self._sniffed = True
+        if start == b"<":
+            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+        if start in b"{[":
+            self._whole = bytearray()
+
+    def end(self) -> list[bytes]:
+        """Says that the body has ended; returns the payload of a body that was one JSON document.
+
+        Raises:
+            NotTheProtocol: No event came, and the body does not even call itself an event stream.
+        """
+        if (
+            self._sniffed
+            and not self._any
+            and self._whole is None
+            and self._media_type not in ("", "text/event-stream")
+        ):
+            raise NotTheProtocol(f"got a body of type {self._media_type!r} without an event, expected an event stream")
+        whole, self._whole = self._whole, None
+        self._any = self._any or bool(whole)
+        return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
+
+    def rest(self) -> list[bytes]:
+        """Returns the payloads that are kept back, when nothing more will come: here there are none."""
+        return []
+
+    def decode(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
+
+        Raises:
+            ErrorEvent: An error object.
+            NotTheProtocol: Anything else.
+        """
+        try:
+            chunk = codec.decode_chunk_strictly(payload)
+        except (ValueError, RecursionError):
+            return self.decode_odd(payload)
+        return self.accept(chunk, payload)
+
+    def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
+        """Does what `decode` does, for a reader that has decoded the payload itself."""
+        # A choice without a delta may be one of a whole completion.
+        if chunk.choices and chunk.error is None and chunk.choices[0].delta is not _NO_DELTA:
+            set_raw(chunk, payload)
+            return chunk
+        return self.decode_odd(payload)
+
+    def decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
+        """Does what `decode` does for what is no chunk with choices: the end, errors, usage alone, other shapes."""
+        text = payload.strip()
+        if text == _DONE:
+            self.done = True
+        if text in (_DONE, b""):
+            return None
+        if self._too_large is not None and payload == _TOO_LARGE:
+            raise NotTheProtocol(f"got {self._too_large}; raise max_event_size if this is no attack")
+        try:
+            body = codec.decode_json(payload)
+        except codec.JSONError as error:
+            raise NotTheProtocol(f"got an event whose data is not JSON ({len(payload)} bytes: {error})") from error
+        facts = error_facts(body)
+        if facts is not None:
+            raise ErrorEvent(facts)
+        if not isinstance(body, dict):
+            raise NotTheProtocol(f"got an event whose data is a JSON {type(body).__name__}, expected an object")
+        return self._decode_object(payload, body)
+
+    @staticmethod
+    def _decode_object(payload: bytes, body: dict[str, Any]) -> ChatCompletionChunk | None:
+        choices = body.get("choices")
+        try:
+            if isinstance(choices, list) and any(
+                isinstance(c, dict) and c.get("message") and not c.get("delta") for c in choices
+            ):
+                return chunk_of(codec.decode_completion(payload))
+            chunk = codec.decode_chunk(payload)
+        except APIResponseValidationError as error:
+            raise NotTheProtocol(f"got an event of another shape: {error}") from error
+        # Neither content nor count nor identity: a ping in JSON's clothes.
+        return chunk if chunk.choices or chunk.usage is not None or "choices" in body else None
+
+
+def _payload(event: ServerSentEvent) -> bytes | None:
+    """Returns what is to be decoded of an event, None for events that are not for us."""
+    data = event.data
+    if event.event == "message" or data.strip() == _DONE:
+        return data or None
+    if event.event == "error":
+        # One shape for the decoder: {"error": ...} whatever the data is.
+        body = decoded_body(data)
+        return data if error_facts(body) else codec.encode({"error": body or "no message"})
+    # Some servers name their events; a ping has a name too, and no choices.
+    return data if b'"choices"' in data or b'"error"' in data else None

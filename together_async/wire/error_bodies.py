@@ -1,0 +1,202 @@
+"""What an error response means: its body in any of the shapes that servers use, and its headers. Pure."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import attrs
+
+from together_async.errors import (
+    APIResponseValidationError,
+    APIStatusError,
+    ContextLengthError,
+    status_error_class,
+)
+from together_async.wire import codec
+from together_async.wire.redaction import redact
+
+_MAX_MESSAGE = 500
+"""Characters of a server's text that an error message shows."""
+
+
+_CONTEXT = re.compile(
+    r"context.{0,20}(length(?!_exceeded_behavior)|window|size)|maximum context|exceed.{0,40}context"
+    r"|tokens.{0,5}\+.{0,5}max_new_tokens",
+    re.IGNORECASE,
+)
+
+
+def status_error(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    secrets: Iterable[str] = (),
+    note: str = "",
+    now: Callable[[], float] = time.time,
+) -> APIStatusError:
+    """Returns the exception for an error response.
+
+    Args:
+        status: The HTTP status.
+        headers: Names in lower case.
+        body: What came of it; JSON of any shape, text, HTML or nothing.
+        secrets: Texts which must not appear in the message: the key, the prompt's parts.
+        note: A remark for the end of the message.
+        now: The wall clock, for a `retry-after` that is a date.
+    """
+    decoded = decoded_body(body)
+    facts = error_facts(decoded)
+    said = facts.message if facts else _plain_text(decoded)
+    secrets = tuple(secrets)
+    message = redact(said, secrets)[:_MAX_MESSAGE] or "no message"
+    cls = status_error_class(status)
+    if status in (400, 403) and (
+        (facts and facts.code == "context_length_exceeded") or _CONTEXT.search(said[:_MAX_MESSAGE])
+    ):
+        cls = ContextLengthError
+    return cls(
+        f"{status}: {message}{redact(note, secrets)}",
+        status_code=status,
+        headers=headers,
+        body=decoded,
+        request_id=request_id(headers),
+        retry_after=retry_after(headers, status=status, now=now),
+    )
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Returns the response's id from its headers (names in lower case), None when it has none."""
+    return headers.get("x-request-id") or headers.get("cf-ray")
+
+
+def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[[], float]) -> float | None:
+    """Returns the seconds a response asks to wait, None when it does not say (or not in numbers one can use).
+
+    Args:
+        headers: Names in lower case: `retry-after-ms`, `retry-after` (seconds or an HTTP date, RFC 9110 10.2.3),
+            `x-ratelimit-reset` (seconds).
+        status: Of the response. Every answer has the last of these headers; a 429's alone asks to wait for so long.
+        now: The wall clock, in seconds since the epoch; asked only for a date.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
+        value = headers.get(name)
+        if value is None or (name == "x-ratelimit-reset" and status != 429):
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - now()
+            except (ValueError, TypeError, OverflowError):
+                continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+        if seconds < 0:
+            return 0.0
+    return None
+
+
+@attrs.frozen
+class ErrorFacts:
+    """What an error object says, whichever shape it has."""
+
+    message: str
+    code: str | int | None = None
+    body: Any = attrs.field(default=None, repr=False)
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status the object carries, as its code or beside it, or None."""
+        beside = [self.body.get(name) for name in ("status", "status_code")] if isinstance(self.body, Mapping) else []
+        for value in (self.code, *beside):
+            number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value
+            if isinstance(number, int) and 400 <= number <= 599:
+                return number
+        return None
+
+
+def error_facts(body: Any) -> ErrorFacts | None:
+    """Returns what a decoded JSON body says as an error, None when it is none.
+
+    Shapes: `{"error": {"message", "type", "code"}}`, `{"error": "text"}`, `{"detail": ...}`, `{"message", "code"}`,
+    `{"object": "error", ...}`.
+    """
+    if not isinstance(body, Mapping):
+        return None
+    error = body.get("error")
+    if isinstance(error, Mapping) and (error or "choices" not in body):
+        code = next((error[k] for k in ("code", "status", "status_code") if isinstance(error.get(k), (int, str))), None)
+        return ErrorFacts(_first_text(error, "message", "detail", "type", "code") or "no message", code, error)
+    if error:
+        message = error if isinstance(error, str) else "no message"
+    elif "choices" in body:
+        return None
+    elif body.get("detail"):
+        message = _detail(body["detail"])
+    elif body.get("object") == "error" or (isinstance(body.get("message"), str) and ("code" in body or "type" in body)):
+        message = _first_text(body, "message", "type") or "no message"
+    else:
+        return None
+    return ErrorFacts(message, _code(body), body)
+
+
+def _code(body: Mapping[str, Any]) -> str | int | None:
+    code = body.get("code", body.get("status"))
+    return code if isinstance(code, (int, str)) else None
+
+
+def _first_text(mapping: Mapping[str, Any], *names: str) -> str:
+    return next((value for name in names if isinstance(value := mapping.get(name), str) and value), "")
+
+
+def _detail(detail: Any) -> str:
+    """FastAPI's detail: a text, or a list of problems whose `input` (the prompt) is left out."""
+    if isinstance(detail, str):
+        return detail
+    items = detail if isinstance(detail, list) else [detail]
+    return "; ".join(filter(None, map(_problem, items))) or "no message"
+
+
+def _problem(item: Any) -> str:
+    if not isinstance(item, Mapping):
+        return item if isinstance(item, str) else ""
+    where = item.get("loc")
+    said = _first_text(item, "msg", "message", "error", "type")
+    return f"{'.'.join(map(str, where))}: {said or 'invalid'}" if isinstance(where, list) else said
+
+
+def decoded_body(body: bytes) -> Any:
+    """Returns the JSON value of an error's body; the text itself when it is not JSON."""
+    try:
+        return codec.decode_json(body)
+    except codec.JSONError:
+        return body.decode("utf-8", "replace")
+
+
+def _plain_text(body: Any) -> str:
+    """The readable part of a body that is not an error object: text as it is, of HTML what stands between tags."""
+    if isinstance(body, Mapping):  # {"message": "Forbidden"}: under an error status it is one
+        return _first_text(body, "message", "msg", "title")
+    if not isinstance(body, str):
+        return ""
+    if body.lstrip()[:1] == "<":
+        # What is never closed goes to the end, or a hostile page of opening tags would take quadratic time.
+        body = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<[^<>]*>", " ", body[:20_000])
+    return " ".join(body.split())
+
+
+def json_of(body: bytes) -> Any:
+    """Returns the JSON value of a body.
+
+    Raises:
+        APIResponseValidationError: It is none.
+    """
+    try:
+        return codec.decode_json(body)
+    except codec.JSONError as error:
+        raise APIResponseValidationError(f"got a body that is not JSON ({len(body)} bytes: {error})") from error
