@@ -19,16 +19,17 @@ from support.paths import PACKAGE, ROOT
 
 PACKAGES = """
     _version:
+    validation:
     models:
     errors:         models
-    request:        models
-    timeouts:       errors
-    retry:          models errors
+    request:        validation models
+    timeouts:       validation errors
+    retry:          validation models errors
     tasks:
     pricing:
     wire:           models errors request
     http:           _version errors timeouts wire
-    ratelimit:      errors timeouts
+    ratelimit:      validation errors timeouts
     calls:          models errors timeouts retry wire ratelimit | | request http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | calls
@@ -192,7 +193,7 @@ MODULES = {
 MOST_AT_THE_TOP = 14
 """Modules beside the packages: whoever opens the folder sees rooms, and not a wall of files."""
 
-PURE = ("models", "request", "errors", "timeouts", "retry", "pricing", "wire")
+PURE = ("validation", "models", "request", "errors", "timeouts", "retry", "pricing", "wire")
 """Packages and modules of the top without I/O, clock or chance: the same input gives the same output, and time is an
 argument. What they import is in this list too."""
 PURE_INSIDE = {

@@ -5,14 +5,13 @@ Ranges and field names: https://docs.together.ai/reference/chat-completions.
 
 from __future__ import annotations
 
-import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import attrs
 
 from together_async.models import ChatCompletionMessage, ToolCall, plain
+from together_async.validation import NumberRange, described
 
 ContentPart: TypeAlias = Mapping[str, Any]
 """A part of a message's content, as `{"type": "text", "text": ...}` or `{"type": "image_url", "image_url": {...}}`."""
@@ -96,27 +95,16 @@ MessageLike: TypeAlias = Message | ChatCompletionMessage | Mapping[str, Any]
 MessagesLike: TypeAlias = str | Sequence[MessageLike]
 
 
-def _got(value: object) -> str:
-    """Names a value in an error without showing text, which may be a prompt."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an int of {value.bit_length()} bits"  # Python refuses to write out the largest
-    if isinstance(value, (bool, int, float)) or value is None:
-        return repr(value)
-    return f"a {type(value).__name__}" + (
-        f" of length {len(value)}" if isinstance(value, (str, bytes, list, tuple, dict)) else ""
-    )
-
-
 def _check_message(message: Mapping[str, Any], where: str) -> None:
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise ValueError(f"{where}.role: got {_got(role)}, expected system, user, assistant or tool")
+        raise ValueError(f"{where}.role: got {described(role)}, expected system, user, assistant or tool")
     content = message.get("content")
     if isinstance(content, (list, tuple)):
         for i, part in enumerate(content):
             _check_part(part, f"{where}.content[{i}]")
     elif content is not None and not isinstance(content, str):
-        raise ValueError(f"{where}.content: got {_got(content)}, expected a str, a list of parts, or None")
+        raise ValueError(f"{where}.content: got {described(content)}, expected a str, a list of parts, or None")
     elif content is None and role in ("system", "user", "tool"):
         raise ValueError(f"{where}.content: got None, which only an assistant's message may have")
     if role == "tool" and not isinstance(message.get("tool_call_id"), str):
@@ -125,10 +113,10 @@ def _check_message(message: Mapping[str, Any], where: str) -> None:
 
 def _check_part(part: object, where: str) -> None:
     if not isinstance(part, Mapping):
-        raise ValueError(f"{where}: got {_got(part)}, expected a dict with a 'type'")
+        raise ValueError(f"{where}: got {described(part)}, expected a dict with a 'type'")
     kind = part.get("type")
     if not isinstance(kind, str):
-        raise ValueError(f"{where}.type: got {_got(kind)}, expected one of {', '.join(_PART_FIELDS)}")
+        raise ValueError(f"{where}.type: got {described(kind)}, expected one of {', '.join(_PART_FIELDS)}")
     needs = _PART_FIELDS.get(kind)
     if needs is not None and part.get(needs) is None:
         raise ValueError(f"{where}.{needs}: missing, and a part of type {kind!r} needs it")
@@ -144,7 +132,7 @@ def _message_dict(message: object, where: str) -> dict[str, Any]:
         given = {name: value for name, value in message.to_dict().items() if value or name == "content"}
         return {"role": "assistant", **given}
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where}: got {_got(message)}, expected a dict or a Message")
+        raise ValueError(f"{where}: got {described(message)}, expected a dict or a Message")
     _check_message(message, where)
     return {key: plain(value) for key, value in message.items()}
 
@@ -153,66 +141,25 @@ def _messages(value: Any) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         return ({"role": "user", "content": value},)
     if type(value) is not list and (isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable)):
-        raise ValueError(f"messages: got {_got(value)}, expected a str, or a sequence of dicts or Messages")
+        raise ValueError(f"messages: got {described(value)}, expected a str, or a sequence of dicts or Messages")
     messages = tuple(_message_dict(message, f"messages[{i}]") for i, message in enumerate(value))
     if not messages:
         raise ValueError("messages: got an empty sequence, expected at least one message")
     return messages
 
 
-_FINITE = sys.float_info.max
-
-
-@attrs.frozen
-class _Range:
-    """A number's kind and bounds; the widest bounds still keep out infinities, and NaN is within none."""
-
-    whole: bool
-    low: float = -_FINITE
-    high: float = _FINITE
-
-    def check(self, name: str, value: Any) -> int | float:
-        """Returns the number as int or float.
-
-        Raises:
-            ValueError: Another type (bool is none of ours), NaN, infinite, or outside; names field, value and range.
-        """
-        number = value if type(value) is int or type(value) is float else _as_number(value)
-        if number is None or not self.low <= number <= self.high or (self.whole and type(number) is float):
-            raise ValueError(f"{name}: got {_got(value)}, expected {self}")
-        return number
-
-    def __str__(self) -> str:
-        kind = "an integer" if self.whole else "a finite number"
-        if self.high < _FINITE:
-            return f"{kind} from {self.low:g} to {self.high:g}"
-        return f"{kind}, at least {self.low:g}" if self.low > -_FINITE else kind
-
-
-def _as_number(value: Any) -> int | float | None:
-    """Returns what stands for a number (NumPy's do) as Python's own, None for all else, bool included."""
-    if isinstance(value, (bool, str)):
-        return None
-    try:
-        if hasattr(value, "__index__"):
-            return operator.index(value)
-        return float(value) if hasattr(value, "__float__") else None
-    except (TypeError, ValueError, OverflowError):  # an array of several, Decimal("sNaN"), Fraction(10**400)
-        return None
-
-
-_RANGES: Mapping[str, _Range] = {
-    "max_tokens": _Range(whole=True, low=1),
-    "temperature": _Range(whole=False, low=0),
-    "top_p": _Range(whole=False, low=0, high=1),
-    "top_k": _Range(whole=True),  # some servers read -1 as "off"
-    "min_p": _Range(whole=False, low=0, high=1),
-    "repetition_penalty": _Range(whole=False, low=0),
-    "presence_penalty": _Range(whole=False, low=-2, high=2),
-    "frequency_penalty": _Range(whole=False, low=-2, high=2),
-    "logprobs": _Range(whole=True, low=0, high=20),
-    "n": _Range(whole=True, low=1, high=128),
-    "seed": _Range(whole=True),
+_RANGES: Mapping[str, NumberRange] = {
+    "max_tokens": NumberRange(whole=True, low=1),
+    "temperature": NumberRange(whole=False, low=0),
+    "top_p": NumberRange(whole=False, low=0, high=1),
+    "top_k": NumberRange(whole=True),  # some servers read -1 as "off"
+    "min_p": NumberRange(whole=False, low=0, high=1),
+    "repetition_penalty": NumberRange(whole=False, low=0),
+    "presence_penalty": NumberRange(whole=False, low=-2, high=2),
+    "frequency_penalty": NumberRange(whole=False, low=-2, high=2),
+    "logprobs": NumberRange(whole=True, low=0, high=20),
+    "n": NumberRange(whole=True, low=1, high=128),
+    "seed": NumberRange(whole=True),
 }
 """The API page's ranges, and the natural ones where it is silent (a probability, a count)."""
 
@@ -220,7 +167,7 @@ _RANGES: Mapping[str, _Range] = {
 def _of_type(*types: type, expected: str) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, types):
-            raise ValueError(f"{name}: got {_got(value)}, expected {expected}")
+            raise ValueError(f"{name}: got {described(value)}, expected {expected}")
         return value
 
     return check
@@ -232,7 +179,7 @@ def _stop(value: Any) -> tuple[str, ...] | None:
     stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     for i, item in enumerate(stops):
         if not isinstance(item, str):
-            raise ValueError(f"stop[{i}]: got {_got(item)}, expected a str")
+            raise ValueError(f"stop[{i}]: got {described(item)}, expected a str")
     return stops
 
 
@@ -240,8 +187,8 @@ def _logit_bias(value: Any) -> Mapping[str, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise ValueError(f"logit_bias: got {_got(value)}, expected a dict of token id to bias")
-    bias = _Range(whole=False)
+        raise ValueError(f"logit_bias: got {described(value)}, expected a dict of token id to bias")
+    bias = NumberRange(whole=False)
     return {str(key): bias.check(f"logit_bias[{key!r}]", item) for key, item in value.items()}
 
 
@@ -249,11 +196,11 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     if value is None:
         return None
     if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
-        raise ValueError(f"tools: got {_got(value)}, expected a list of dicts")
+        raise ValueError(f"tools: got {described(value)}, expected a list of dicts")
     tools = tuple(value)
     for i, tool in enumerate(tools):
         if not isinstance(tool, Mapping) or not isinstance(tool.get("type"), str):
-            raise ValueError(f"tools[{i}]: got {_got(tool)}, expected a dict with 'type' and 'function'")
+            raise ValueError(f"tools[{i}]: got {described(tool)}, expected a dict with 'type' and 'function'")
         function = tool.get("function")
         if tool["type"] == "function" and not (isinstance(function, Mapping) and function.get("name")):
             raise ValueError(f"tools[{i}].function.name: missing, and a tool of type 'function' needs it")
@@ -262,7 +209,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
 
 def _tool_choice(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping) and value not in ("auto", "required", "none"):
-        raise ValueError(f"{name}: got {_got(value)}, expected 'auto', 'required', 'none' or a dict")
+        raise ValueError(f"{name}: got {described(value)}, expected 'auto', 'required', 'none' or a dict")
     return value
 
 
@@ -271,7 +218,7 @@ _FORMAT_NEEDS: Mapping[str, str] = {"json_schema": "json_schema", "regex": "patt
 
 def _response_format(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-        raise ValueError(f"{name}: got {_got(value)}, expected a dict with a 'type'")
+        raise ValueError(f"{name}: got {described(value)}, expected a dict with a 'type'")
     needs = _FORMAT_NEEDS.get(value["type"])
     if needs is not None and value.get(needs) is None:
         raise ValueError(f"{name}.{needs}: missing, and type {value['type']!r} needs it")
@@ -280,12 +227,12 @@ def _response_format(name: str, value: Any) -> Any:
 
 def _model(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name}: got {_got(value)}, expected the name of a model")
+        raise ValueError(f"{name}: got {described(value)}, expected the name of a model")
 
 
 def _extra_body(name: str, value: Any) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name}: got {_got(value)}, expected a dict")
+        raise ValueError(f"{name}: got {described(value)}, expected a dict")
     if "stream" in value:
         raise ValueError(f"{name}.stream: call stream() or create(), which set it")
     return value
@@ -422,7 +369,7 @@ class ChatCompletionRequest:
             ValueError: As the class does; also when `messages` or `model` is missing.
         """
         if not isinstance(body, Mapping):
-            raise ValueError(f"body: got {_got(body)}, expected a dict")
+            raise ValueError(f"body: got {described(body)}, expected a dict")
         known = {name: body[name] for name in _SENT if body.get(name) is not None}
         extra = {name: value for name, value in body.items() if name not in _SENT and name != "stream"}
         for required in ("messages", "model"):

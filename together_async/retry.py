@@ -20,9 +20,8 @@ told in `retry-after` or `retry-after-ms`.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -36,29 +35,14 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.models import Retried
+from together_async.validation import FINITE, number
 
 RETRIED_STATUSES: Final = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 524, 529})
 FREE_RETRIES: Final = 10
 """Retries which the first calls of a client may make among them, however few the calls are."""
 RECENT_S: Final = 60.0
 _MOST_ATTEMPTS: Final = 100
-
-
-def _within(least: float, most: float, expected: str) -> Any:
-    def validate(_: object, field: Any, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            got = "an int too large" if isinstance(value, int) and abs(value) > sys.float_info.max else repr(value)
-            raise ValueError(f"Retry.{field.name}: got {got}, expected {expected}")
-
-    return validate
-
-
-def _attempts(_: object, field: Any, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ATTEMPTS:
-        got = "an int too large" if isinstance(value, int) and value > sys.float_info.max else repr(value)
-        raise ValueError(
-            f"Retry.{field.name}: got {got}, expected a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
-        )
+_ATTEMPTS: Final = f"a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
 
 
 @attrs.frozen
@@ -78,11 +62,11 @@ class Retry:
         ValueError: A value out of its range.
     """
 
-    attempts: int = attrs.field(default=4, validator=_attempts)
-    budget: float = attrs.field(default=0.2, validator=_within(0, 1, "a number from 0 to 1"))
-    base_delay: float = attrs.field(default=0.5, validator=_within(0, 86_400, "seconds from 0 to 86400"))
-    max_delay: float = attrs.field(default=30.0, validator=_within(0, 86_400, "seconds from 0 to 86400"))
-    max_retry_after: float = attrs.field(default=60.0, validator=_within(0, sys.float_info.max, "seconds from 0"))
+    attempts: int = attrs.field(default=4, validator=number(1, _MOST_ATTEMPTS, _ATTEMPTS, whole=True))
+    budget: float = attrs.field(default=0.2, validator=number(0, 1, "a number from 0 to 1"))
+    base_delay: float = attrs.field(default=0.5, validator=number(0, 86_400, "seconds from 0 to 86400"))
+    max_delay: float = attrs.field(default=30.0, validator=number(0, 86_400, "seconds from 0 to 86400"))
+    max_retry_after: float = attrs.field(default=60.0, validator=number(0, FINITE, "seconds from 0"))
 
 
 class RetryBudget:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 import attrs
 
 from together_async.errors import TimeoutPhase
+from together_async.validation import FINITE, number
 
-
-def _seconds(_: object, field: Any, value: Any) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max
-    ):
-        got = "an int too large" if isinstance(value, int) and abs(value) > sys.float_info.max else repr(value)
-        raise ValueError(f"Timeouts.{field.name}: got {got}, expected seconds above 0, or None to switch it off")
+_seconds: Final = number(0, FINITE, "seconds above 0, or None to switch it off", above=True, optional=True)
 
 
 @attrs.frozen

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import attrs
+
+from together_async.validation import number
 
 Priority: TypeAlias = Literal["interactive", "batch"]
 """Who goes first: a person who waits, or work that may take all night."""
@@ -26,30 +27,19 @@ def check_priority(priority: str) -> None:
         raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(_PRIORITIES)))}")
 
 
-def _shown(value: Any) -> str:
-    return "an int too large" if isinstance(value, int) and abs(value) > sys.float_info.max else repr(value)
+_per_minute: Final = number(
+    0,
+    _MOST,
+    f"a number above 0 and at most {_MOST:g}, or None for what the service tells",
+    above=True,
+    optional=True,
+)
 
 
-def _per_minute(instance: object, field: Any, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST):
-        raise ValueError(
-            f"{type(instance).__name__}.{field.name}: got {_shown(value)}, expected a number above 0 and at most "
-            f"{_MOST:g}, or None for what the service tells"
-        )
-
-
-def _whole(least: int, none: str, *words: str) -> Any:
-    def validate(instance: object, field: Any, value: Any) -> None:
-        if value is None or value in words:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-            wanted = "".join(f", {word!r}" for word in words)
-            raise ValueError(
-                f"{type(instance).__name__}.{field.name}: got {_shown(value)}, expected a whole number from {least}"
-                f"{wanted}, or None {none}"
-            )
-
-    return validate
+_concurrency: Final = number(
+    1, _MOST, "a whole number from 1, 'auto', or None for no limit", whole=True, optional=True, words=("auto",)
+)
+_max_queued: Final = number(0, _MOST, "a whole number from 0, or None for no limit", whole=True, optional=True)
 
 
 def _not_yet(_: object, field: Any, value: Any) -> None:
@@ -81,10 +71,10 @@ class Limits:
         ValueError: A value out of its range; the text names field, value and range.
     """
 
-    concurrency: int | Literal["auto"] | None = attrs.field(default=None, validator=_whole(1, "for no limit", "auto"))
+    concurrency: int | Literal["auto"] | None = attrs.field(default=None, validator=_concurrency)
     requests_per_minute: float | None = attrs.field(default=None, validator=_per_minute)
     tokens_per_minute: float | None = attrs.field(default=None, validator=_per_minute)
-    max_queued: int | None = attrs.field(default=None, validator=_whole(0, "for no limit"))
+    max_queued: int | None = attrs.field(default=None, validator=_max_queued)
     shared: None = attrs.field(default=None, validator=_not_yet)
     models: Mapping[str, Limits] = attrs.field(factory=dict, kw_only=True, hash=False)
     """Limits of single models; made by `per_model`."""
