@@ -50,7 +50,7 @@ def waits(tokens: Sequence[float]) -> list[float]:
     reservations = [admission.ask(MODEL, amount, now) for amount in tokens]
     while admission.queued:
         for one in admission.advance(now):
-            admission.answered(one, now, None, good=True)
+            admission.record_response(one, now, None, good=True)
             admission.release(one, now)
         # A clock's least step: "in no time at all" would be the same moment again.
         now = max(admission.next_at, now + 1e-6) if admission.queued else now
@@ -91,8 +91,8 @@ def limiter_round(limiter: RateLimiter) -> Callable[[], Awaitable[object]]:
 
     async def once() -> None:
         one = await limiter.acquire(MODEL, 100)
-        limiter.answered(one, read_limits(HEADERS), good=True)
-        limiter.release(one, 90)
+        limiter.driver.record_response(one, read_limits(HEADERS), good=True)
+        limiter.driver.release(one, 90)
 
     return once
 

@@ -144,7 +144,8 @@ MODULES = {
         bucket:      headers
         limits:
         admission:   bucket congestion estimator headers limits
-        limiter:     admission estimator headers limits
+        driver:      admission estimator headers limits
+        limiter:     admission driver limits
         __init__:    limiter limits
     """,
     "relay": """

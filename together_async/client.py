@@ -482,7 +482,7 @@ class AsyncTogether:
         return Call(
             home=self,
             request=request,
-            limiter=self._limiter,
+            driver=self._limiter.driver,
             budget=self._budget,
             http=build_request(request, stream=streamed),
             headers=headers,

@@ -114,7 +114,7 @@ async def client_of(server: Any, **options: Any) -> AsyncIterator[AsyncTogether]
     async with AsyncTogether(KEY, base_url=server.base_url, limits=limiter, **{"retry": QUICK, **options}) as client:
         yield client
     assert counted(client) == (0, 0), "a place is taken"
-    assert limiter._timer is None, "a timer is left"
+    assert limiter.driver.timer is None, "a timer is left"
 
 
 def clocked(limits: Limits | None = None) -> RateLimiter:
@@ -680,7 +680,7 @@ def test_the_deadline_holds_in_the_queue_and_in_the_stream(longest_delays: None)
                 client_of(server, limits=Limits(concurrency=1)) as client,
             ):
                 place = await client._limiter.acquire(MODEL)
-                loop.call_later(5, client._limiter.release, place)
+                loop.call_later(5, client._limiter.driver.release, place)
                 began = loop.time()
                 outcome = await ask(client, "text", within=100, alone=False, timeouts=timeouts)
                 assert loop.time() - began == pytest.approx(20, abs=0.5)
@@ -692,7 +692,7 @@ def test_the_deadline_holds_in_the_queue_and_in_the_stream(longest_delays: None)
                 place = await client._limiter.acquire(MODEL)
                 began = loop.time()
                 outcome = await ask(client, "create", within=100, alone=False, timeouts=timeouts)
-                client._limiter.release(place)
+                client._limiter.driver.release(place)
                 assert loop.time() - began == pytest.approx(20, abs=0.5)
                 assert isinstance(outcome.error, APITimeoutError)
                 assert (outcome.error.phase, outcome.error.attempts) == ("total", 0)
@@ -1107,7 +1107,7 @@ async def waiting_place(place: str) -> AsyncIterator[tuple[EmulatorServer, Async
     ):
         if place == "in the queue":
             held = await limiter.acquire(MODEL)
-            asyncio.get_running_loop().call_later(0.002, limiter.release, held)
+            asyncio.get_running_loop().call_later(0.002, limiter.driver.release, held)
         yield server, client, limiter
 
 
@@ -1120,7 +1120,7 @@ async def check_nothing_left(client: AsyncTogether, limiter: RateLimiter, server
         async with asyncio.timeout(5):
             assert await do_text(client) == TEXT
     assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
-    assert limiter._timer is None
+    assert limiter.driver.timer is None
 
 
 @leaves_nothing
@@ -1264,9 +1264,9 @@ async def test_closing_ends_a_long_wait_at_once(place: str) -> None:
                     retried = place in ("in the backoff", "in the pause of a 429")
                     assert len(error.retries) == retried
                     if held is not None:
-                        limiter.release(held)
+                        limiter.driver.release(held)
                     assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
-                    assert limiter._timer is None
+                    assert limiter.driver.timer is None
                 await client.aclose()
 
 
@@ -1465,7 +1465,7 @@ async def test_interactive_calls_go_first_and_batch_is_not_starved() -> None:
         tasks = [asyncio.create_task(call(n, priority)) for priority in ("batch", "interactive") for n in range(12)]
         await asyncio.sleep(0)
         assert counted(client) == (1, 24)
-        client._limiter.release(held)
+        client._limiter.driver.release(held)
         await asyncio.gather(*tasks)
         order = [call.json["messages"][0]["content"] for call in server.calls]
         kinds = "".join(text[0] for text in order)
@@ -1575,7 +1575,7 @@ def test_what_ends_in_the_queue_knows_what_was_sent_before() -> None:
                     await server.call(0)
                     held = await client._limiter.acquire(MODEL)
                     error = (await asking).error
-                    client._limiter.release(held)
+                    client._limiter.driver.release(held)
                     assert isinstance(error, APITimeoutError)
                     assert error.phase == ("queue" if timeouts.queue else "total")
                     assert (error.attempts, reasons(error), len(server.calls)) == (1, ("503",), 1)
@@ -1600,7 +1600,7 @@ def test_the_queue_has_a_timeout_of_its_own() -> None:
                 assert (outcome.error.phase, outcome.error.seconds) == ("queue", 7)
                 assert (outcome.error.attempts, outcome.error.retries) == (0, ())
             assert loop.time() - began == pytest.approx(7, abs=0.5)
-            client._limiter.release(held)
+            client._limiter.driver.release(held)
             assert not server.calls
             assert (await ask(client, "text", alone=False)).text == TEXT
 

@@ -92,14 +92,14 @@ class Driver:
         return found + self.advance()
 
     def answered(self, one: Reservation, told: AccountLimits | None = None, *, good: bool = True) -> None:
-        self.admission.answered(one, self.now, told, good=good)
+        self.admission.record_response(one, self.now, told, good=good)
         self.advance()
 
     def limited(
         self, one: Reservation, wait_s: float = 1.0, *, told: AccountLimits | None = None, kind: Kind | None = None
     ) -> None:
         """A 429 comes, and ends the request."""
-        self.admission.limited(one, self.now, told, wait_s=wait_s, kind=kind)
+        self.admission.record_rate_limit(one, self.now, told, wait_s=wait_s, kind=kind)
         self.advance()
         self.end(one, 0)
 
@@ -282,7 +282,9 @@ class Search(Driver):
             self.limited_before = True
             self.records[key].sent = False  # the service has not counted it
             self.refunds.setdefault(one.model, []).append((self.now, one.tokens))
-            self.admission.limited(one, self.now, None, wait_s=min(seconds, 3.0), kind="tokens" if tokens else None)
+            self.admission.record_rate_limit(
+                one, self.now, None, wait_s=min(seconds, 3.0), kind="tokens" if tokens else None
+            )
             self.advance()
             del self.under_way[key]
             self.end(one, 0)
@@ -587,7 +589,7 @@ def test_call_that_asks_again_keeps_its_place() -> None:
     driver = Driver(Limits(concurrency=1))
     first = driver.asked()
     later = [driver.asked() for _ in range(3)]
-    driver.admission.answered(first, 0, None, good=False)
+    driver.admission.record_response(first, 0, None, good=False)
     driver.admission.release(first, 0)
     again = driver.ask(number=first.number)
     driver.advance()
@@ -603,7 +605,7 @@ def test_calls_that_ask_again_are_in_the_order_of_their_numbers(failed: list[int
     calls = [driver.asked() for _ in range(8)]
     driver.to(1)
     assert [one.granted for one in calls] == [True] * 3 + [False] * 5
-    driver.admission.limited(calls[0], driver.now, None, wait_s=1, kind=None)
+    driver.admission.record_rate_limit(calls[0], driver.now, None, wait_s=1, kind=None)
     for place in failed:
         driver.end(calls[place], 0)
         driver.asked(number=calls[place].number)
@@ -721,7 +723,7 @@ def test_503_lowers_nothing() -> None:
     driver = Driver(Limits(concurrency="auto", requests_per_minute=600))
     one = driver.asked()
     before = driver.state.models[MODEL]
-    driver.admission.overloaded(one)
+    driver.admission.record_overload(one)
     driver.answered(one, good=False)
     driver.end(one, 0)
     after = driver.state.models[MODEL]
@@ -890,7 +892,7 @@ def test_402_refuses_all_that_wait_and_all_that_come() -> None:
     driver = Driver(Limits(concurrency=2))
     sent, flying = driver.asked(), driver.asked(model="b")
     waiting = [driver.asked(model=model) for model in "abab"]
-    driver.admission.stop(paid(), driver.now)
+    driver.admission.record_payment_required(paid(), driver.now)
     driver.advance()
     driver.end(sent, 0)
     assert {id(one) for one, _ in driver.refused} == {id(one) for one in waiting}
@@ -910,7 +912,7 @@ def test_402_refuses_all_that_wait_and_all_that_come() -> None:
 def test_one_request_a_minute_looks_whether_somebody_has_paid() -> None:
     driver = Driver(Limits())
     one = driver.asked()
-    driver.admission.stop(paid(), driver.now)
+    driver.admission.record_payment_required(paid(), driver.now)
     driver.end(one, 0)
     driver.to(STOP_S - 0.1)
     with pytest.raises(PaymentRequiredError):
@@ -920,7 +922,7 @@ def test_one_request_a_minute_looks_whether_somebody_has_paid() -> None:
     assert probe.granted
     with pytest.raises(PaymentRequiredError):
         driver.ask()
-    driver.admission.stop(paid(), driver.now)
+    driver.admission.record_payment_required(paid(), driver.now)
     driver.end(probe, 0)
     driver.to(2 * STOP_S)
     probe = driver.asked()
@@ -934,7 +936,7 @@ def test_answer_to_a_request_from_before_the_402_does_not_end_the_stop() -> None
     driver = Driver(Limits(concurrency=10))
     early, refused = driver.asked(), driver.asked()
     driver.to(1)
-    driver.admission.stop(paid(), driver.now)
+    driver.admission.record_payment_required(paid(), driver.now)
     driver.end(refused, 0)
     driver.answered(early)
     driver.end(early)
@@ -959,7 +961,7 @@ def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
     for one in (*flying, *waiting):
         driver.end(one, 0)
         driver.withdraw(one)
-        driver.admission.limited(one, driver.now, None, wait_s=50, kind=None)
+        driver.admission.record_rate_limit(one, driver.now, None, wait_s=50, kind=None)
         driver.answered(one, told(1, 0))
     state = driver.state
     assert (state.in_flight, state.queued, state.models[MODEL].paused_until) == (2, 0, None)
@@ -1130,7 +1132,7 @@ class ClosedLoop:
         self.after(back_s + answer_s, lambda: self.ended(one, prompt, generated))
 
     def answered(self, one: Reservation, headers: dict[str, str]) -> None:
-        self.admission.answered(one, self.now, read_limits(headers), good=True)
+        self.admission.record_response(one, self.now, read_limits(headers), good=True)
         self.pump()
 
     def ended(self, one: Reservation, prompt: int, generated: int) -> None:
@@ -1142,7 +1144,7 @@ class ClosedLoop:
 
     def limited(self, one: Reservation, prompt: int, generated: int, headers: dict[str, str], body: Any) -> None:
         wait_s = float(headers.get("x-ratelimit-reset", 0.5 * self.chance.random()))
-        self.admission.limited(one, self.now, read_limits(headers), wait_s=wait_s, kind=limited_kind(body))
+        self.admission.record_rate_limit(one, self.now, read_limits(headers), wait_s=wait_s, kind=limited_kind(body))
         self.admission.settle(one, 0, self.now)
         self.admission.release(one, self.now)
         self.ask(prompt, generated, one.number)
@@ -1302,7 +1304,7 @@ def test_asking_at_once_is_asking_and_advancing(seed: int) -> None:
                 quick.withdraw(other, now)
             case 3 if pairs:
                 for admission, one in zip((plain, quick), rng.choice(pairs), strict=True):
-                    admission.answered(one, now, None, good=True)
+                    admission.record_response(one, now, None, good=True)
             case 4 if pairs and pairs[0][0].granted:
                 for admission, one in zip((plain, quick), pairs.pop(0), strict=True):
                     admission.settle(one, 5, now)
@@ -1413,7 +1415,7 @@ def test_the_patient_are_counted_right_whatever_happens(seed: int) -> None:
                 for one in [one for one in ones if one.granted][:2]:
                     driver.end(one, 0)
             case 5 if rng.random() < 0.2:
-                admission.stop(PaymentRequiredError("402", status_code=402), driver.now)
+                admission.record_payment_required(PaymentRequiredError("402", status_code=402), driver.now)
             case 6 if rng.random() < 0.2:
                 admission.forget_calls()
                 ones = []

@@ -73,7 +73,7 @@ def now() -> float:
 def limiter_of(limits: Limits) -> RateLimiter:
     """A limiter on the running loop's clock, of which the service has told before that it has no other limits."""
     limiter = RateLimiter(limits, clock=asyncio.get_running_loop().time)
-    limiter._admission.lane(MODEL, now()).known = True
+    limiter.driver.admission.lane(MODEL, now()).known = True
     return limiter
 
 
@@ -84,7 +84,7 @@ async def turns(count: int = 3) -> None:
 
 
 async def taken(limiter: RateLimiter, **options: Any) -> Reservation:
-    return await limiter.acquire(MODEL, **options)
+    return await limiter.driver.acquire(MODEL, **options)
 
 
 class Waiters:
@@ -131,14 +131,14 @@ def test_call_without_contest_costs_no_task_no_timer_and_no_turn_of_the_loop(lim
     async def main() -> None:
         limiter = RateLimiter(limits, clock=now)
         loop = asyncio.get_running_loop()
-        acquiring = limiter.acquire(MODEL, 100)
+        acquiring = limiter.driver.acquire(MODEL, 100)
         with pytest.raises(StopIteration) as stopped:
             acquiring.send(None)
         one = stopped.value.value
         assert one.granted
-        limiter.answered(one, TOLD, good=True, latency_s=0.1)
-        limiter.release(one, 90)
-        assert limiter._timer is None
+        limiter.driver.record_response(one, TOLD, good=True, latency_s=0.1)
+        limiter.driver.release(one, 90)
+        assert limiter.driver.timer is None
         assert timers(loop) == []
         assert not loop._ready  # type: ignore[attr-defined]
         assert len(asyncio.all_tasks()) == 1
@@ -156,9 +156,9 @@ def test_call_without_contest_takes_microseconds() -> None:
         for _ in range(5):
             started = time.process_time()
             for _ in range(500):
-                one = await limiter.acquire(MODEL, 100)
-                limiter.answered(one, TOLD, good=True, latency_s=0.1)
-                limiter.release(one, 90)
+                one = await limiter.driver.acquire(MODEL, 100)
+                limiter.driver.record_response(one, TOLD, good=True, latency_s=0.1)
+                limiter.driver.release(one, 90)
             best = min(best, (time.process_time() - started) / 500)
         return best
 
@@ -173,12 +173,12 @@ def test_all_that_wait_share_one_timer() -> None:
         waiters = Waiters(limiter)
         started = now()
         await waiters.add(100)
-        timer = limiter._timer
+        timer = limiter.driver.timer
         await waiters.add(100)
-        assert limiter._timer is timer, "it isn't set anew for those that come later"
+        assert limiter.driver.timer is timer, "it isn't set anew for those that come later"
         assert timers(asyncio.get_running_loop()) == [timer]
         await waiters.ended()
-        assert limiter._timer is None
+        assert limiter.driver.timer is None
         assert waiters.order == list(range(200))
         assert 2 - ROOM_S <= waiters.at[-1] - started <= 2.01
 
@@ -195,11 +195,11 @@ def test_no_timer_while_only_places_are_missing() -> None:
         await waiters.add(3)
         assert timers(asyncio.get_running_loop()) == []
         for place in range(3):
-            limiter.release(one)
+            limiter.driver.release(one)
             await turns()
             assert waiters.order == list(range(place + 1))
             one = waiters.tasks[place].result()
-        limiter.release(one)
+        limiter.driver.release(one)
 
     run(main())
 
@@ -231,7 +231,7 @@ def test_settled_tokens_let_others_go_earlier() -> None:
         await waiters.add(tokens=100)
         await asyncio.sleep(0.1)
         assert waiters.order == []
-        limiter.release(one, 500)
+        limiter.driver.release(one, 500)
         await asyncio.wait_for(waiters.tasks[0], 0.5)
 
     run(main())
@@ -245,14 +245,14 @@ def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
         first, second = await taken(limiter), await taken(limiter)
         waiters = Waiters(limiter)
         started = now()
-        limiter.limited(first, None, wait_s=2.0, kind=None)
-        limiter.release(first, 0)
+        limiter.driver.record_rate_limit(first, None, wait_s=2.0, kind=None)
+        limiter.driver.release(first, 0)
         await waiters.add(3)
         await asyncio.sleep(1)
-        limiter.limited(second, None, wait_s=4.0, kind=None)
-        limiter.release(second, 0)
-        other = await limiter.acquire("other")
-        limiter.release(other)
+        limiter.driver.record_rate_limit(second, None, wait_s=4.0, kind=None)
+        limiter.driver.release(second, 0)
+        other = await limiter.driver.acquire("other")
+        limiter.driver.release(other)
         await waiters.ended()
         assert started + 5 - ROUNDING <= waiters.at[0] <= started + 5.1
         assert limiter.state.rate_limited == 2
@@ -268,7 +268,7 @@ def test_clock_of_the_limiter_need_not_be_the_loops() -> None:
         limiter = RateLimiter(Limits(concurrency=9, requests_per_minute=60), clock=lambda: loop.time() - 5_000)
         started = now()
         for _ in range(3):
-            limiter.release(await taken(limiter))
+            limiter.driver.release(await taken(limiter))
         assert now() - started == pytest.approx(2, rel=0.12)
 
     run(main())
@@ -282,11 +282,11 @@ def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
         await waiters.add(2, priority="batch")
         await waiters.add(1, priority="interactive")
         for _ in range(3):
-            limiter.release(one)
+            limiter.driver.release(one)
             await turns()
             one = waiters.tasks[waiters.order[-1]].result()
         assert waiters.order == [2, 0, 1]
-        limiter.release(one)
+        limiter.driver.release(one)
 
     run(main())
 
@@ -319,16 +319,16 @@ def test_estimate_is_learned() -> None:
     async def main() -> None:
         limiter = limiter_of(Limits(tokens_per_minute=6e6))
         size = Size(100, 1_000, 1)
-        one = await limiter.acquire(MODEL, size)
+        one = await limiter.driver.acquire(MODEL, size)
         assert one.tokens == 1_100
-        limiter.estimator(MODEL).learn(size, 120, 250)
-        limiter.release(one, 370)
-        one = await limiter.acquire(MODEL, size)
+        limiter.driver.estimator(MODEL).learn(size, 120, 250)
+        limiter.driver.release(one, 370)
+        one = await limiter.driver.acquire(MODEL, size)
         assert 370 <= one.tokens < 1_100
-        limiter.release(one)
-        one = await limiter.acquire("other", size)
+        limiter.driver.release(one)
+        one = await limiter.driver.acquire("other", size)
         assert one.tokens == 1_100
-        limiter.release(one)
+        limiter.driver.release(one)
 
     run(main())
 
@@ -345,12 +345,12 @@ def test_cancelled_waiter_in_the_middle_is_passed_over() -> None:
         waiters.tasks[1].cancel()
         await turns()
         assert limiter.state.queued == 2
-        limiter.release(one)
+        limiter.driver.release(one)
         await turns()
-        limiter.release(waiters.tasks[0].result())
+        limiter.driver.release(waiters.tasks[0].result())
         await turns()
         assert waiters.order == [0, 2]
-        limiter.release(waiters.tasks[2].result())
+        limiter.driver.release(waiters.tasks[2].result())
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
     run(main())
@@ -379,10 +379,10 @@ def test_cancelled_last_waiter_takes_the_timer_with_it() -> None:
         await taken(limiter)
         waiters = Waiters(limiter)
         await waiters.add(1)
-        assert limiter._timer is not None
+        assert limiter.driver.timer is not None
         waiters.tasks[0].cancel()
         await turns()
-        assert limiter._timer is None
+        assert limiter.driver.timer is None
         assert limiter.state.queued == 0
 
     run(main())
@@ -401,12 +401,14 @@ def test_cancelled_in_the_very_turn_in_which_it_was_let_go(by: str) -> None:
             loop = asyncio.get_running_loop()
             await asyncio.sleep(0.9)
             # Whatever is due together runs in one turn, in order of time: the limiter's timer, then this.
-            assert limiter._timer is not None
+            assert limiter.driver.timer is not None
             cancelled = loop.create_future()
-            loop.call_at(limiter._timer.when() + 1e-10, lambda: (waiters.tasks[0].cancel(), cancelled.set_result(None)))
+            loop.call_at(
+                limiter.driver.timer.when() + 1e-10, lambda: (waiters.tasks[0].cancel(), cancelled.set_result(None))
+            )
             await cancelled
         else:
-            limiter.release(one)
+            limiter.driver.release(one)
             assert limiter.state.in_flight == 1
             waiters.tasks[0].cancel()
         await turns()
@@ -427,11 +429,11 @@ def test_cancelled_in_the_turn_in_which_it_was_refused(caplog: pytest.LogCapture
         one = await taken(limiter)
         waiters = Waiters(limiter)
         await waiters.add(1)
-        limiter.stop(paid())
+        limiter.driver.record_payment_required(paid())
         waiters.tasks[0].cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiters.tasks[0]
-        limiter.release(one)
+        limiter.driver.release(one)
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
     with caplog.at_level(logging.DEBUG):
@@ -450,7 +452,7 @@ def test_cancelled_before_it_began() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert limiter.state.sent == 0
-        limiter.release(await taken(limiter))
+        limiter.driver.release(await taken(limiter))
 
     run(main())
 
@@ -496,7 +498,7 @@ def test_caller_can_end_a_wait_with_an_error_of_its_own() -> None:
             await waiters.tasks[0]
         assert handed == [waiter, None]
         assert limiter.state.queued == 0
-        limiter.release(one)
+        limiter.driver.release(one)
         assert limiter.state.in_flight == 0
         one = await taken(limiter, on_waiting=handed.append)
         assert len(handed) == 2, "one that never waits has nothing to hand out"
@@ -514,11 +516,11 @@ def test_wait_that_is_too_long_ends_in_time(phase: Any) -> None:
         one = await taken(limiter)
         started = now()
         with pytest.raises(APITimeoutError) as caught:
-            await taken(limiter, late=due(phase, 2.5, started))
+            await taken(limiter, deadline=due(phase, 2.5, started))
         assert now() - started == pytest.approx(2.5)
         assert (caught.value.phase, caught.value.seconds, caught.value.attempts) == (phase, 2.5, 0)
         assert limiter.state.queued == 0
-        limiter.release(one)
+        limiter.driver.release(one)
         assert (await taken(limiter)).granted
 
     run(main())
@@ -530,8 +532,8 @@ def test_wait_that_is_just_short_enough() -> None:
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1))
         one = await taken(limiter)
-        asyncio.get_running_loop().call_later(2.4, limiter.release, one)
-        two = await taken(limiter, late=due("queue", 2.5, now()))
+        asyncio.get_running_loop().call_later(2.4, limiter.driver.release, one)
+        two = await taken(limiter, deadline=due("queue", 2.5, now()))
         assert timers(asyncio.get_running_loop()) == []
         await asyncio.sleep(1)
         assert two.granted
@@ -548,19 +550,19 @@ def test_turn_and_timeout_in_the_same_turn_of_the_loop(first: str) -> None:
         one = await taken(limiter)
         loop, at = asyncio.get_running_loop(), now() + 1
         waiters = Waiters(limiter)
-        await waiters.add(1, late=due("queue", 1, at - 1))
+        await waiters.add(1, deadline=due("queue", 1, at - 1))
         await waiters.add(1)
-        loop.call_at(at - 1e-10 if first == "release" else at + 1e-10, limiter.release, one)
+        loop.call_at(at - 1e-10 if first == "release" else at + 1e-10, limiter.driver.release, one)
         await asyncio.sleep(1.001)
         if first == "release":
             assert waiters.order == [0]
-            limiter.release(waiters.tasks[0].result())
+            limiter.driver.release(waiters.tasks[0].result())
             await turns()
         else:
             with pytest.raises(APITimeoutError):
                 waiters.tasks[0].result()
         assert waiters.order[-1] == 1
-        limiter.release(waiters.tasks[1].result())
+        limiter.driver.release(waiters.tasks[1].result())
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
     run(main())
@@ -576,19 +578,19 @@ def test_one_more_than_may_wait_is_refused_at_once(most: int) -> None:
         waiters = Waiters(limiter)
         await waiters.add(most)
         assert limiter.state.queued == most
-        acquiring = limiter.acquire(MODEL)
+        acquiring = limiter.driver.acquire(MODEL)
         with pytest.raises(QueueFullError, match=f"Limits.max_queued is {most}") as caught:
             acquiring.send(None)
         assert caught.value.attempts == 0
         assert limiter.state.queued == most
         for one in flying:
-            limiter.release(one)
+            limiter.driver.release(one)
         await turns()
         for task in waiters.tasks:
             await turns()
-            limiter.release(await task)
+            limiter.driver.release(await task)
         assert waiters.order == list(range(most))
-        limiter.release(await taken(limiter))
+        limiter.driver.release(await taken(limiter))
         assert limiter.state.in_flight == 0
 
     run(main())
@@ -605,7 +607,7 @@ def test_the_patient_take_nobodys_room(most: int) -> None:
         patient = Waiters(limiter)
         await patient.add(5, counts_as_queued=False, priority="batch")
         for one in held:
-            limiter.release(one)
+            limiter.driver.release(one)
         asking = [taken(limiter) for _ in range(most + 2)]
         refused = 0
         for each in asking:
@@ -618,10 +620,10 @@ def test_the_patient_take_nobodys_room(most: int) -> None:
         for each in asking:
             each.close()
         for one in await asyncio.gather(*patient.tasks[:3]):
-            limiter.release(one)
+            limiter.driver.release(one)
         for one in await asyncio.gather(*patient.tasks[3:]):
-            limiter.release(one)
-        assert (limiter.state.in_flight, limiter.state.queued, limiter._admission.patient) == (0, 0, 0)
+            limiter.driver.release(one)
+        assert (limiter.state.in_flight, limiter.state.queued, limiter.driver.admission.patient) == (0, 0, 0)
 
     run(main())
 
@@ -634,15 +636,15 @@ def test_the_patient_that_give_up_are_not_counted_any_more() -> None:
         held = await taken(limiter)
         patient = Waiters(limiter)
         await patient.add(2, counts_as_queued=False)
-        await patient.add(1, counts_as_queued=False, late=due("queue", 1.0, now()))
-        assert limiter._admission.patient == 3
+        await patient.add(1, counts_as_queued=False, deadline=due("queue", 1.0, now()))
+        assert limiter.driver.admission.patient == 3
         patient.tasks[0].cancel()
         await asyncio.sleep(2)
-        assert limiter._admission.patient == 1
-        limiter.stop(PaymentRequiredError("402", status_code=402))
+        assert limiter.driver.admission.patient == 1
+        limiter.driver.record_payment_required(PaymentRequiredError("402", status_code=402))
         await patient.ended()
-        assert limiter._admission.patient == 0
-        limiter.release(held)
+        assert limiter.driver.admission.patient == 0
+        limiter.driver.release(held)
 
     run(main())
 
@@ -655,13 +657,13 @@ def test_call_that_asks_again_is_not_refused_for_a_full_queue() -> None:
         one = await taken(limiter)
         waiters = Waiters(limiter)
         await waiters.add(1)
-        limiter.limited(one, None, wait_s=1, kind=None)
-        limiter.release(one, 0)
+        limiter.driver.record_rate_limit(one, None, wait_s=1, kind=None)
+        limiter.driver.release(one, 0)
         again = await taken(limiter, number=one.number)
         assert again.number == one.number
         assert waiters.order == []
-        limiter.release(again)
-        limiter.release(await waiters.tasks[0])
+        limiter.driver.release(again)
+        limiter.driver.release(await waiters.tasks[0])
 
     run(main())
 
@@ -673,8 +675,8 @@ def test_pause_that_is_too_long_is_not_waited_for() -> None:
         waiters = Waiters(limiter)
         await waiters.add(1, max_pause_s=60.0)
         await waiters.add(1)
-        limiter.limited(one, None, wait_s=90, kind=None)
-        limiter.release(one, 0)
+        limiter.driver.record_rate_limit(one, None, wait_s=90, kind=None)
+        limiter.driver.release(one, 0)
         await turns()
         with pytest.raises(RateLimitError) as caught:
             waiters.tasks[0].result()
@@ -682,8 +684,8 @@ def test_pause_that_is_too_long_is_not_waited_for() -> None:
         assert caught.value.attempts == 0
         with pytest.raises(RateLimitError):
             await taken(limiter, max_pause_s=60.0)
-        limiter.release(other)
-        limiter.release(await waiters.tasks[1])
+        limiter.driver.release(other)
+        limiter.driver.release(await waiters.tasks[1])
 
     run(main())
 
@@ -700,11 +702,11 @@ def test_a_402_is_taken_back_when_somebody_has_paid() -> None:
 
     async def main() -> None:
         limiter = limiter_of(Limits())
-        limiter.stop(paid())
+        limiter.driver.record_payment_required(paid())
         with pytest.raises(PaymentRequiredError):
             await taken(limiter)
         limiter.resume()
-        limiter.release(await taken(limiter))
+        limiter.driver.release(await taken(limiter))
         assert limiter.state.stopped is None
 
     run(main())
@@ -716,23 +718,23 @@ def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() 
         one = await taken(limiter)
         waiters = Waiters(limiter)
         await waiters.add(3)
-        limiter.stop(paid())
-        limiter.release(one, 0)
+        limiter.driver.record_payment_required(paid())
+        limiter.driver.release(one, 0)
         errors = await waiters.ended()
         assert [type(error) for error in errors] == [PaymentRequiredError] * 3
         assert len(set(map(id, errors))) == 3
         with pytest.raises(PaymentRequiredError, match="nothing was sent"):
-            limiter.acquire(MODEL).send(None)
+            limiter.driver.acquire(MODEL).send(None)
         assert limiter.state.stopped
         assert timers(asyncio.get_running_loop()) == []
         await asyncio.sleep(STOP_S)
         probe = await taken(limiter)
         with pytest.raises(PaymentRequiredError):
             await taken(limiter)
-        limiter.answered(probe, None, good=True)
-        limiter.release(probe)
+        limiter.driver.record_response(probe, None, good=True)
+        limiter.driver.release(probe)
         assert limiter.state.stopped is None
-        limiter.release(await taken(limiter))
+        limiter.driver.release(await taken(limiter))
 
     run(main())
 
@@ -747,8 +749,8 @@ def test_limiter_in_a_second_loop_knows_what_it_has_learned() -> None:
         async with limiter.reserve(MODEL, 10):
             pass
         one = await taken(limiter)
-        limiter.answered(one, told, good=True)
-        limiter.release(one)
+        limiter.driver.record_response(one, told, good=True)
+        limiter.driver.release(one)
         return limiter.state.models[MODEL].server_requests_per_minute
 
     assert run(main(AccountLimits(Capacity(5_000, None), Capacity())), asyncio.new_event_loop()) == 300_000
@@ -776,15 +778,15 @@ def test_calls_left_over_in_a_closed_loop_hold_no_place() -> None:
         two = await taken(limiter)
         assert two.granted
         assert (limiter.state.in_flight, limiter.state.queued) == (1, 0)
-        limiter.release(one, 0)  # as when a stream of the old loop is dropped only now
-        limiter.withdraw(one)
-        limiter.limited(one, None, wait_s=100, kind=None)
+        limiter.driver.release(one, 0)  # as when a stream of the old loop is dropped only now
+        limiter.driver.withdraw(one)
+        limiter.driver.record_rate_limit(one, None, wait_s=100, kind=None)
         assert limiter.state.in_flight == 1
         waiters = Waiters(limiter)
         await waiters.add(1)
         assert waiters.order == []
-        limiter.release(two)
-        limiter.release(await waiters.tasks[0])
+        limiter.driver.release(two)
+        limiter.driver.release(await waiters.tasks[0])
         assert limiter.state.in_flight == 0
 
     run(second(), asyncio.new_event_loop())
@@ -810,12 +812,12 @@ def test_waiters_that_die_with_their_closed_loop_disturb_nobody() -> None:
     old.close()
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-    limiter.release(one)
+    limiter.driver.release(one)
     del tasks, task
     gc.collect()
 
     async def second() -> None:
-        limiter.release(await asyncio.wait_for(taken(limiter), 5))
+        limiter.driver.release(await asyncio.wait_for(taken(limiter), 5))
 
     run(second(), asyncio.new_event_loop())
     assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
@@ -834,7 +836,7 @@ def test_use_in_two_loops_at_once_is_one_clear_error() -> None:
         assert limiter.state.in_flight == 1
         old.run_until_complete(taken(limiter))
         for held in (one, *[one] * 2):
-            limiter.release(held)
+            limiter.driver.release(held)
         assert limiter.state.in_flight == 1
     finally:
         old.close()
@@ -848,11 +850,11 @@ def test_idle_limiter_goes_from_loop_to_loop() -> None:
 
     async def wait_twice() -> None:
         for _ in range(2):
-            limiter.release(await taken(limiter))
+            limiter.driver.release(await taken(limiter))
         waiters = Waiters(limiter)
         await waiters.add(2)
-        limiter.release(await waiters.tasks[0])
-        limiter.release(await waiters.tasks[1])
+        limiter.driver.release(await waiters.tasks[0])
+        limiter.driver.release(await waiters.tasks[1])
 
     try:
         for loop in loops * 2:
@@ -891,7 +893,7 @@ def test_asyncio_run_twice_with_calls_cancelled_at_the_end_of_the_first() -> Non
 @contextlib.asynccontextmanager
 async def level_of(limiter: RateLimiter) -> AsyncIterator[list[float]]:
     """How the level of the tokens changes within the block."""
-    lane = limiter._admission.lane(MODEL, now())
+    lane = limiter.driver.admission.lane(MODEL, now())
     limiter.state  # noqa: B018 - brings it up to date
     found: list[float] = []
     before = lane.tokens.level

@@ -472,10 +472,10 @@ def fill(window: CongestionWindow, rounds: int, now: float = 0.0, latency: float
         now += latency
         size = window.places
         for _ in range(size):
-            window.sent(size - 1, now)
+            window.record_sent(size - 1, now)
         for _ in range(size):
             window.latencies[0].add(latency, window.size)
-            window.answered(window.places, now)
+            window.record_response(window.places, now)
     return now
 
 
@@ -489,33 +489,33 @@ def test_window_that_is_not_full_does_not_grow() -> None:
     """Ten at once say nothing about a thousand."""
     window = CongestionWindow(0.0)
     for _ in range(1_000):
-        window.answered(10, 1.0)
+        window.record_response(10, 1.0)
     assert window.places == INITIAL
 
 
 def test_429_takes_three_tenths_of_what_waits_for_an_answer_once() -> None:
     window = CongestionWindow(0.0)
     now = fill(window, 2)
-    window.limited(400, 400, now - 0.5, now)
+    window.record_rate_limit(400, 400, now - 0.5, now)
     assert window.places == pytest.approx(400 * FALL, abs=1)
     for _ in range(50):
-        window.limited(350, 350, now - 0.5, now + 0.1)
+        window.record_rate_limit(350, 350, now - 0.5, now + 0.1)
     assert window.places == pytest.approx(400 * FALL, abs=1), "those sent before the fall are part of it"
-    window.limited(280, 280, now + 0.2, now + 0.5)
+    window.record_rate_limit(280, 280, now + 0.2, now + 0.5)
     assert window.places == pytest.approx(400 * FALL**2, abs=1)
 
 
 def test_streams_that_go_well_keep_their_places_in_a_429() -> None:
     """They are answered; what is taken away, is taken from those that wait for a head."""
     window = CongestionWindow(0.0)
-    window.limited(100, 10, 0.5, 1.0)
+    window.record_rate_limit(100, 10, 0.5, 1.0)
     assert window.places == 90 + 7
 
 
 def test_window_never_closes() -> None:
     window = CongestionWindow(0.0)
     for step in range(100):
-        window.limited(window.places, window.places, step, step + 0.5)
+        window.record_rate_limit(window.places, window.places, step, step + 0.5)
     assert window.places == LEAST
 
 
@@ -523,7 +523,7 @@ def test_above_the_size_of_a_429_growth_is_slow() -> None:
     """One place for each full window of good answers."""
     window = CongestionWindow(0.0)
     now = fill(window, 3)
-    window.limited(800, 800, now - 0.1, now)
+    window.record_rate_limit(800, 800, now - 0.1, now)
     size = window.places
     fill(window, 5, now)
     assert size + 3 <= window.places <= size + 7
@@ -536,7 +536,7 @@ def test_window_of_slow_answers_keeps_its_size() -> None:
     size = window.places
     for _ in range(size):
         window.latencies[0].add(4.0, window.size)
-        window.answered(window.places, now)
+        window.record_response(window.places, now)
     assert window.places - size <= 5
 
 
@@ -546,7 +546,7 @@ def test_answers_whose_times_differ_widely_do_not_stop_growth(seed: int) -> None
     window, chance = CongestionWindow(0.0), random.Random(seed)
     for step in range(1_000):
         window.latencies[0].add(chance.expovariate(1), window.size)
-        window.answered(window.places, step / 100)
+        window.record_response(window.places, step / 100)
     assert window.places > INITIAL + 300
 
 
@@ -558,7 +558,7 @@ def test_window_full_of_streams_that_go_well_grows_with_time() -> None:
     assert window.wait_s(INITIAL - 1, 0, 5.0) == 0
     assert window.wait_s(INITIAL, 1, 5.0) == math.inf
     assert window.wait_s(INITIAL, 0, 5.0) == 0
-    window.sent(INITIAL, 5.0)
+    window.record_sent(INITIAL, 5.0)
     assert window.places == INITIAL + 1
     assert 0.05 <= window.wait_s(INITIAL + 1, 0, 5.0) <= 1
 
@@ -566,11 +566,11 @@ def test_window_full_of_streams_that_go_well_grows_with_time() -> None:
 def test_window_starts_anew_after_a_pause() -> None:
     window = CongestionWindow(0.0)
     now = fill(window, 2)
-    window.sent(0, now + PAUSE_S / 2)
+    window.record_sent(0, now + PAUSE_S / 2)
     assert window.places == 4 * INITIAL
-    window.sent(5, now + 3 * PAUSE_S)
+    window.record_sent(5, now + 3 * PAUSE_S)
     assert window.places == 4 * INITIAL, "others are under way: no pause"
-    window.sent(0, now + 5 * PAUSE_S)
+    window.record_sent(0, now + 5 * PAUSE_S)
     assert window.places == INITIAL
 
 

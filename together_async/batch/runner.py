@@ -380,7 +380,7 @@ class Batch:
         """Returns model, and the tokens of prompt and answer that a request may use at most, as far as can be known."""
         model = str(body.get("model"))
         size = size_of(body.get("messages") or (), body.get("max_tokens"), body.get("n"))
-        estimator = self._client._limiter.estimator(model)
+        estimator = self._client._limiter.driver.estimator(model)
         prompt = estimator.prompt(size)
         most = estimator.total(size) - prompt if size.max_tokens is None else size.max_tokens * size.n
         return model, prompt, most

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from together_async.http.response import HTTPResponse
     from together_async.http.transport import Abortable, Transport
     from together_async.ratelimit.admission import Reservation
-    from together_async.ratelimit.limiter import RateLimiter
+    from together_async.ratelimit.driver import Driver
     from together_async.ratelimit.limits import Priority
     from together_async.request import ChatCompletionRequest
 
@@ -62,7 +62,7 @@ class Call:
     Args:
         home: The client.
         request: What to ask.
-        limiter: Whose turn it is.
+        driver: Of the limiter that grants its turns.
         budget: The client's.
         http: The same as it is sent.
         headers: Added to, or in place of, the client's.
@@ -89,10 +89,10 @@ class Call:
         "_abort",
         "_budget",
         "_counts_as_queued",
+        "_driver",
         "_headers",
         "_home",
         "_http",
-        "_limiter",
         "_loop",
         "_model",
         "_number",
@@ -126,7 +126,7 @@ class Call:
         *,
         home: CallContext,
         request: ChatCompletionRequest,
-        limiter: RateLimiter,
+        driver: Driver,
         budget: RetryBudget,
         http: HTTPRequest,
         headers: Mapping[str, str] | None,
@@ -141,7 +141,7 @@ class Call:
     ) -> None:
         self._home = home
         self._request = request
-        self._limiter = limiter
+        self._driver = driver
         self._budget = budget
         self._http = http
         self._headers = headers
@@ -257,14 +257,14 @@ class Call:
         told = read_limits(exchange.raw_headers)
         if 200 <= exchange.status < 300:
             latency_s = exchange.arrived - now if self._streamed else None
-            self._limiter.answered(one, told, good=True, latency_s=latency_s)
+            self._driver.record_response(one, told, good=True, latency_s=latency_s)
             return exchange
         raise await self._refusal(one, exchange, told)
 
     def _ask(self, last: TogetherError | None) -> Reservation:
         """Asks for a turn. What goes wrong here ends the call; `last` is what sent it here again."""
         try:
-            return self._limiter.ask(
+            return self._driver.ask(
                 self._model,
                 self._size,
                 priority=self._priority,
@@ -280,12 +280,12 @@ class Call:
         """Waits for a turn that was asked for."""
         timeouts = self._timeouts
         assert self._loop is not None and self._started is not None  # noqa: S101, PT018 - opened
-        late = earliest(due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started))
+        deadline = earliest(
+            due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started)
+        )
         is_new = self._number is None
         try:
-            await self._limiter.wait(
-                one, is_new=is_new, counts_as_queued=self._counts_as_queued, late=late, on_waiting=self._note_waiting
-            )
+            await self._driver.wait(one, is_new=is_new, deadline=deadline, on_waiting=self._note_waiting)
         except TogetherError as error:
             raise self._turned_away(error) from last
 
@@ -310,17 +310,17 @@ class Call:
                 self._limited(one, told, retry.retry_after_s(error), error.body)
             else:
                 if status == 503:
-                    self._limiter.overloaded(one)
-                self._limiter.answered(one, told, good=False)
+                    self._driver.record_overload(one)
+                self._driver.record_response(one, told, good=False)
                 if isinstance(error, PaymentRequiredError):
-                    self._limiter.stop(error)
+                    self._driver.record_payment_required(error)
         finally:
             self._fail(one, sent=True)
         return error
 
     def _limited(self, one: Reservation, told: AccountLimits | None, retry_after_s: float | None, body: Any) -> None:
         self._pause_s = retry.backoff(self._rules, self._tries, self.chance) if retry_after_s is None else retry_after_s
-        self._limiter.limited(one, told, wait_s=self._pause_s, kind=limited_kind(body))
+        self._driver.record_rate_limit(one, told, wait_s=self._pause_s, kind=limited_kind(body))
 
     def _status_error(self, exchange: HTTPResponse, body: bytes) -> APIStatusError:
         headers = exchange.headers
@@ -335,9 +335,9 @@ class Call:
         """Gives everything back."""
         self._reservation = None
         if sent:
-            self._limiter.release(one, 0)
+            self._driver.release(one, 0)
         else:
-            self._limiter.withdraw(one)
+            self._driver.withdraw(one)
 
     # --------------------------------------------------------------------------------------------------------- retrying
 
@@ -460,7 +460,7 @@ class Call:
         one, self._reservation = self._reservation, None
         if one is None:
             return
-        limiter = self._limiter
+        driver = self._driver
         prompt, completion, total = _counts(usage)
         estimator = one.estimator
         if total is None:
@@ -470,9 +470,9 @@ class Call:
             estimator.learn(self._size, prompt, completion)
             loop = self._loop
             if one.timed and not self._streamed and completion and loop is not None and not loop.is_closed():
-                limiter.took(one, loop.time() - self._sent_at, tokens=completion)
+                driver.record_latency(one, loop.time() - self._sent_at, tokens=completion)
         self.tokens = total
-        limiter.release(one, total)
+        driver.release(one, total)
 
     def heard(self, status: int | None, body: Any, headers: Mapping[str, str]) -> None:
         """Says that the response, whose status was a success, holds an error with a status of its own."""
@@ -483,10 +483,10 @@ class Call:
         if status == 429:
             self._limited(one, None, self._retry_after_s, body)
         elif status == 503:
-            self._limiter.overloaded(one)
+            self._driver.record_overload(one)
         elif status == 402:
             text = "402: the account's spending limit is reached (said within a response)"
-            self._limiter.stop(PaymentRequiredError(text, status_code=402, body=body))
+            self._driver.record_payment_required(PaymentRequiredError(text, status_code=402, body=body))
 
 
 def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:

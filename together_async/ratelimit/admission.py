@@ -6,9 +6,9 @@ buckets, whether they are there or not, and it goes as soon as they are. Only on
 cancellation, a refund or a changed limit moves everybody behind it at once. It also needs a place: one of those for
 all models together, and one of its model's.
 
-Whoever drives this (`RateLimiter`, or a test with a clock of its own) says what happens, with the time as an argument:
-`ask`, `withdraw`, `answered`, `limited`, `settle`, `release`. After each, `advance` returns those that may go now, and
-`next_at` is when to come again if nothing else happens before.
+Whoever drives this (`Driver`, or a test with a clock of its own) reports every event, with the time as an argument:
+`ask`, `withdraw`, `record_response`, `record_rate_limit`, `settle`, `release`. After each, `advance` returns the calls
+that may go now, and `next_at` is when to come again if nothing else happens before.
 
 Of two priorities the interactive one goes first, but while both wait every `TURNS`-th turn is the batch's.
 """
@@ -318,7 +318,7 @@ class Lane:
         if one.priority != "batch" and self._live("batch"):
             self.turns += 1
         if self.window is not None:
-            self.window.sent(self.in_flight, now)
+            self.window.record_sent(self.in_flight, now)
         self._went(one, now)
 
     def _went(self, one: Reservation, now: float) -> None:
@@ -550,7 +550,7 @@ class Admission:
 
     # ---------------------------------------------------------------------------------------------------------- hearing
 
-    def answered(self, one: Reservation, now: float, told: AccountLimits | None, *, good: bool) -> None:
+    def record_response(self, one: Reservation, now: float, told: AccountLimits | None, *, good: bool) -> None:
         """Hears that the head of a response is there.
 
         Args:
@@ -571,7 +571,7 @@ class Admission:
             if sent_at >= self._stopped_at:
                 self._stop = None
             if lane.window is not None:
-                lane.window.answered(lane.in_flight, now)
+                lane.window.record_response(lane.in_flight, now)
         self._count_answer(one)
 
     def _under_way(self, one: Reservation) -> bool:
@@ -596,7 +596,7 @@ class Admission:
         ):
             bucket.learn(capacity, amount=amount, since=bucket.booked - mark, elapsed_s=elapsed_s)
 
-    def limited(
+    def record_rate_limit(
         self, one: Reservation, now: float, told: AccountLimits | None, *, wait_s: float, kind: Kind | None
     ) -> None:
         """Hears of a 429: nothing more is sent to this model before `wait_s` have passed, then less.
@@ -620,7 +620,7 @@ class Admission:
         # The refused request stays booked, though the service has not counted it: else each 429 would let one go.
         (lane.tokens if kind == "tokens" else lane.requests).fall(sent_at, now)
         if lane.window is not None:
-            lane.window.limited(lane.in_flight, lane.unanswered, sent_at, now)
+            lane.window.record_rate_limit(lane.in_flight, lane.unanswered, sent_at, now)
         lane.paused_until = max(lane.paused_until, now + min(wait_s, MOST_PAUSE_S))
         pause_s = lane.paused_until - now
         if pause_s > lane.least_max_pause_s:
@@ -630,11 +630,11 @@ class Admission:
                     self.refused.append((other, _paused(lane, now)))
         self._count_answer(one)
 
-    def overloaded(self, one: Reservation) -> None:
+    def record_overload(self, one: Reservation) -> None:
         """Hears of a 503: the platform's trouble, which says nothing about the account. It is counted."""
         one._lane.overloaded += 1
 
-    def stop(self, error: PaymentRequiredError, now: float) -> None:
+    def record_payment_required(self, error: PaymentRequiredError, now: float) -> None:
         """Hears of a 402: whatever waits is refused, and so is what comes, until a request after a while succeeds."""
         self._stop = error
         self._stopped_at, self._probe_at = now, now + STOP_S
@@ -644,10 +644,10 @@ class Admission:
                 self.refused.append((one, _again(error)))
 
     def resume(self) -> None:
-        """Takes `stop` back."""
+        """Takes a 402 back."""
         self._stop = None
 
-    def took(self, one: Reservation, seconds: float, *, tokens: int | None) -> None:
+    def record_latency(self, one: Reservation, seconds: float, *, tokens: int | None) -> None:
         """Hears how long an answer took: the head of a stream, or with `tokens` the whole of a response."""
         window = one._lane.window
         if window is not None:

@@ -90,7 +90,7 @@ class CongestionWindow:
             return math.inf
         return max(0.0, self._grown_at + max(PROBE_S, min(self.latencies[0].now_s, 1.0)) - now)
 
-    def sent(self, in_flight: int, now: float) -> None:
+    def record_sent(self, in_flight: int, now: float) -> None:
         """Hears that a request goes, beside those in flight."""
         if now - self._used_at > PAUSE_S and not in_flight:
             self.size = min(self.size, float(INITIAL))
@@ -100,13 +100,13 @@ class CongestionWindow:
             self._grown_at = now
             self.size = in_flight + 1.0
 
-    def answered(self, in_flight: int, now: float) -> None:
+    def record_response(self, in_flight: int, now: float) -> None:
         """Hears of a good answer."""
         if in_flight >= int(self.size) - 1 and self.good:
             self._grown_at = now
             self.size += 1.0 if self.size < self._threshold else 1.0 / self.size
 
-    def limited(self, in_flight: int, unanswered: int, sent_at: float, now: float) -> None:
+    def record_rate_limit(self, in_flight: int, unanswered: int, sent_at: float, now: float) -> None:
         """Hears of a 429, to a request sent at `sent_at` which is still counted in both numbers."""
         if sent_at < self._fallen_at:
             return

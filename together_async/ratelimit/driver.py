@@ -1,0 +1,290 @@
+"""`Driver`: runs the admission of one account on an event loop, for the calls of all clients that share it.
+
+`Admission` decides, without a clock; the driver has the clock, one timer while calls wait, and the futures they wait
+on. After every event it wakes the calls whose turn has come and sets the timer for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Final
+
+from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
+from together_async.ratelimit.admission import Admission, Reservation
+from together_async.ratelimit.estimator import Estimator, Size
+from together_async.ratelimit.headers import AccountLimits, Kind
+from together_async.ratelimit.limits import Limits, Priority
+from together_async.timeouts import Due
+
+_OTHER_LOOP: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"
+
+
+class Driver:
+    """Grants turns to calls, and records what their responses report.
+
+    A call's life: `ask`, then `wait` if its turn has not come yet; the `record_...` methods as its response arrives;
+    `release` when the request has ended, or `withdraw` when nothing was sent.
+
+    Args:
+        limits: The caller's limits.
+        clock: Returns seconds that never go back.
+
+    Attributes:
+        admission: The decisions; for inspection.
+        timer: Set while a waiting call's turn depends on time alone, else None.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self.admission = Admission(limits)
+        self.timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def estimator(self, model: str) -> Estimator:
+        """Returns what was learned about the sizes of a model's requests."""
+        return self.admission.lane(model, self._clock()).estimator
+
+    # --------------------------------------------------------------------------------------------------------- turns
+
+    async def acquire(
+        self,
+        model: str,
+        tokens: float | Size = 0,
+        *,
+        priority: Priority = "interactive",
+        number: int | None = None,
+        max_pause_s: float = math.inf,
+        counts_as_queued: bool = True,
+        skips_slow_start: bool = False,
+        deadline: Due | None = None,
+        on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
+    ) -> Reservation:
+        """Waits for a turn: `ask`, then `wait` if it was not granted at once.
+
+        Args:
+            model: The model's name.
+            tokens: Tokens the request is expected to use, prompt and completion; or its size, to estimate them from.
+            priority: "interactive" or "batch".
+            number: The number of an earlier reservation of the same call, whose place it keeps; None for a new call.
+            max_pause_s: The call fails instead of waiting for a longer pause.
+            counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
+                `map`, whose number is bounded already.
+            skips_slow_start: Whether it is one of a number of calls that the caller has named.
+            deadline: When to give up, on the event loop's clock; None for never.
+            on_waiting: Called with a future before the wait and with None after it. Setting an exception on the future
+                ends the wait with that exception.
+
+        Returns:
+            A reservation, to be given back with `release` or `withdraw`.
+
+        Raises:
+            QueueFullError: `Limits.max_queued` calls wait already; ask later.
+            APITimeoutError: `deadline` passed first.
+            RateLimitError: The model is paused for longer than `max_pause_s`; ask later.
+            PaymentRequiredError: The account's spending limit is reached.
+            APIConnectionError: The limiter is in use in another event loop.
+        """
+        reservation = self.ask(
+            model,
+            tokens,
+            priority=priority,
+            number=number,
+            max_pause_s=max_pause_s,
+            counts_as_queued=counts_as_queued,
+            skips_slow_start=skips_slow_start,
+        )
+        if not reservation.granted:
+            await self.wait(reservation, is_new=number is None, deadline=deadline, on_waiting=on_waiting)
+        return reservation
+
+    def ask(
+        self,
+        model: str,
+        tokens: float | Size,
+        *,
+        priority: Priority,
+        number: int | None,
+        max_pause_s: float,
+        counts_as_queued: bool,
+        skips_slow_start: bool,
+    ) -> Reservation:
+        """Asks for a turn, with the arguments of `acquire`; a reservation that is not granted must `wait` at once."""
+        self._enter_loop()
+        return self.admission.ask(
+            model,
+            tokens,
+            self._clock(),
+            priority=priority,
+            number=number,
+            max_pause_s=max_pause_s,
+            at_once=True,
+            counts_as_queued=counts_as_queued,
+            skips_slow_start=skips_slow_start,
+        )
+
+    async def wait(
+        self,
+        reservation: Reservation,
+        *,
+        is_new: bool,
+        deadline: Due | None,
+        on_waiting: Callable[[asyncio.Future[None] | None], None] | None,
+    ) -> None:
+        """Waits for the turn of a reservation that `ask` did not grant; arguments and errors are those of `acquire`."""
+        admission, loop, now = self.admission, self._enter_loop(), self._clock()
+        self._pump(now)
+        if reservation.granted:
+            return
+        if is_new and reservation.counts_as_queued:
+            try:
+                admission.check_room(reservation.model, now)
+            except TogetherError:
+                self.withdraw(reservation)
+                raise
+        waiter: asyncio.Future[None] = loop.create_future()
+        reservation.waiter = waiter
+        timer = None if deadline is None else loop.call_at(deadline.at, _expire, waiter, deadline)
+        if on_waiting is not None:
+            on_waiting(waiter)
+        try:
+            await waiter
+        except BaseException:
+            # Refused, late or cancelled; a cancellation may come in the very turn of the loop that granted the call.
+            self.withdraw(reservation)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if on_waiting is not None:
+                on_waiting(None)
+            reservation.waiter = None
+
+    def release(self, reservation: Reservation, tokens: float | None = None) -> None:
+        """Gives a place back when the request has ended; `tokens` is what it used, None for what was expected."""
+        now = self._clock()
+        if tokens is not None:
+            self.admission.settle(reservation, tokens, now)
+        self.admission.release(reservation, now)
+        self._pump(now)
+
+    def withdraw(self, reservation: Reservation) -> None:
+        """Gives up a reservation for which nothing was sent."""
+        now = self._clock()
+        self.admission.withdraw(reservation, now)
+        self._pump(now)
+
+    # ------------------------------------------------------------------------------------------------------- responses
+
+    def record_response(
+        self,
+        reservation: Reservation,
+        limits: AccountLimits | None,
+        *,
+        good: bool,
+        latency_s: float | None = None,
+    ) -> None:
+        """Records the head of a response.
+
+        Args:
+            reservation: The call's.
+            limits: What its headers report; None for nothing.
+            good: Whether the status is a success.
+            latency_s: Seconds from the request to the head, where that shows how busy the server is; else None.
+        """
+        now = self._clock()
+        if latency_s is not None:
+            self.admission.record_latency(reservation, latency_s, tokens=None)
+        self.admission.record_response(reservation, now, limits, good=good)
+        self._pump(now)
+
+    def record_rate_limit(
+        self, reservation: Reservation, limits: AccountLimits | None, *, wait_s: float, kind: Kind | None
+    ) -> None:
+        """Records a 429; the arguments are those of `Admission.record_rate_limit`."""
+        now = self._clock()
+        self.admission.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
+        self._pump(now)
+
+    def record_overload(self, reservation: Reservation) -> None:
+        """Records a 503."""
+        self.admission.record_overload(reservation)
+
+    def record_payment_required(self, error: PaymentRequiredError) -> None:
+        """Records a 402: nothing more is sent for a while."""
+        now = self._clock()
+        self.admission.record_payment_required(error, now)
+        self._pump(now)
+
+    def record_latency(self, reservation: Reservation, seconds: float, *, tokens: int) -> None:
+        """Records how long a whole response of `tokens` completion tokens took."""
+        self.admission.record_latency(reservation, seconds, tokens=tokens)
+
+    # ------------------------------------------------------------------------------------------------------ event loop
+
+    def _enter_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            old = self._loop
+            if old is not None and (self.admission.in_flight or self.admission.queued):
+                if not old.is_closed():
+                    error = APIConnectionError(_OTHER_LOOP)
+                    error.attempts = 0
+                    raise error
+                self.admission.forget_calls()
+            self._loop, self.timer, self._timer_at = loop, None, math.inf
+        return loop
+
+    def _pump(self, now: float) -> None:
+        """Wakes the calls that were granted or refused, and sets the timer for the next."""
+        admission = self.admission
+        if admission.queued:
+            for reservation in admission.advance(now):
+                if reservation.waiter is not None:
+                    _wake(reservation.waiter)
+        elif self.timer is None and not admission.refused:
+            return
+        else:
+            admission.next_at = math.inf
+        if admission.refused:
+            refused, admission.refused = admission.refused, []
+            for reservation, error in refused:
+                if reservation.waiter is not None:
+                    _wake(reservation.waiter, error)
+        self._set_timer(admission.next_at, now)
+
+    def _set_timer(self, at: float, now: float) -> None:
+        if at == self._timer_at:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self._timer_at = at
+        loop = self._loop
+        if at < math.inf and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and no call waits in it any more
+                self.timer = loop.call_later(max(0.0, at - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.timer, self._timer_at = None, math.inf
+        self._pump(self._clock())
+
+
+def _wake(waiter: asyncio.Future[None], error: TogetherError | None = None) -> None:
+    if waiter.done():
+        return
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        if error is None:
+            waiter.set_result(None)
+        else:
+            waiter.set_exception(error)
+
+
+def _expire(waiter: asyncio.Future[None], deadline: Due) -> None:
+    if not waiter.done():
+        error = APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)
+        error.attempts = 0
+        waiter.set_exception(error)
