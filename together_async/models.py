@@ -8,7 +8,7 @@ Field names and meanings: https://docs.together.ai/reference/chat-completions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import attrs
 import msgspec
@@ -118,6 +118,11 @@ def make(cls: type[V], **given: Any) -> V:
     value = cls.__new__(cls)
     vars(value).update(given)
     return value
+
+
+def present(**given: Any) -> dict[str, Any]:
+    """Returns the given fields which are not None, for `make`."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def plain(value: Any) -> Any:
@@ -381,3 +386,11 @@ class ChatCompletionChunk(Document):
 def text_of(choice: ChunkChoice) -> str:
     """Returns the text that a chunk adds to a choice, in either shape; empty when it adds none."""
     return (choice.delta.content if "delta" in vars(choice) else choice.text) or ""
+
+
+TEXT_FIELDS: Final = ("content", "reasoning", "reasoning_content", "refusal")
+"""Fields of a `Delta` which are pieces of a text, and of a `ChatCompletionMessage`, which has the whole text."""
+GENERATED_FIELDS: Final = (*TEXT_FIELDS, "tool_calls", "function_call")
+"""Fields of a `Delta` with what the model generates; the others describe it."""
+DOCUMENT_FIELDS: Final = ("id", "created", "model", "prompt", "warnings", "system_fingerprint", "service_tier")
+"""Fields of a chunk and a completion which describe the whole completion; servers repeat most of them in each chunk."""

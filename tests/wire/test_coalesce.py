@@ -177,9 +177,9 @@ def test_take_begins_anew() -> None:
 
 
 def test_what_is_known_of_a_text_alone_is_merged_in_its_place() -> None:
-    """`add_text` stands for a chunk whose other facts are known from `say`."""
+    """`add_text` stands for a chunk whose other facts are known from `add_facts`."""
     coalescer = Coalescer()
-    coalescer.say(chunk("not this"))
+    coalescer.add_facts(chunk("not this"))
     for text in "abc":
         coalescer.add_text(text)
     coalescer.add(chunk("d"))

@@ -115,7 +115,7 @@ class ChunkLog:
             return [(kept + 1 + i, self._latest[i]) for i in range(position - kept, len(self._latest))]
         coalescer = Coalescer()
         if position and self._facts is not None:
-            coalescer.say(self._facts)
+            coalescer.add_facts(self._facts)
         for one in itertools.islice(self._older, position, None):
             if isinstance(one, str):
                 coalescer.add_text(one)

@@ -1,142 +1,50 @@
 """Makes one chunk of many, for a consumer who is slower than the model.
 
 What a merged chunk holds adds up to the same completion as the chunks it was made of, whatever came before and comes
-after it: `tests/test_coalesce.py` proves it against the accumulator. What can't be merged without a loss, a delta with
+after it: `tests/wire/test_coalesce.py` proves it against the accumulator. What can't be merged without a loss, a delta with
 keys that this package does not know, stays a chunk of its own, in its place.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from together_async.models import (
+    DOCUMENT_FIELDS,
     ChatCompletionChunk,
     ChunkChoice,
     Delta,
-    FunctionDelta,
-    Logprobs,
-    ToolCallDelta,
-    Value,
     make,
 )
-from together_async.wire.accumulator import add_logprobs
 from together_async.wire.codec import says_more
+from together_async.wire.parts import ChoiceParts, DocumentFacts
+from together_async.wire.tool_calls import MergedToolCalls
 
-V = TypeVar("V", bound=Value)
-
-_FIRST: Final = ("id", "object", "created", "model", "prompt", "warnings", "system_fingerprint", "service_tier")
-"""Facts of a chunk of which the first that is not empty counts."""
-_TEXTS: Final = ("content", "reasoning", "reasoning_content", "refusal")
+_FACTS: Final = ("object", *DOCUMENT_FIELDS)
 
 
-class _Call:
-    """Pieces of one tool call."""
-
-    __slots__ = ("arguments", "id", "index", "name", "type")
-
-    def __init__(self, piece: ToolCallDelta) -> None:
-        self.index = piece.index
-        self.id = piece.id
-        self.type = piece.type
-        self.name: str | None = None
-        self.arguments: list[str] | None = None
-        self.add(piece.function)
-
-    def add(self, function: FunctionDelta | None) -> None:
-        if function is not None:
-            self.name = self.name or function.name
-            if function.arguments is not None:
-                self.arguments = self.arguments or []
-                self.arguments.append(function.arguments)
-
-    def takes(self, piece: ToolCallDelta) -> bool:
-        """Whether a piece is certainly of this call, so that the two can be one.
-
-        Without an index a name or an id may begin a new call, which depends on what came before; such a piece is left
-        as it is.
-        """
-        if piece.index != self.index:
-            return False
-        if piece.index is not None:
-            return not piece.id or piece.id == self.id
-        return not piece.id and not (piece.function is not None and piece.function.name)
-
-    def merged(self) -> ToolCallDelta:
-        function = _made(FunctionDelta, name=self.name, arguments=_joined(self.arguments))
-        given: dict[str, Any] = {"index": self.index, "id": self.id, "type": self.type}
-        if vars(function):
-            given["function"] = function
-        return _made(ToolCallDelta, **given)
-
-
-class _Choice:
+class _MergedChoice(ChoiceParts[MergedToolCalls]):
     """Deltas of one choice."""
 
-    __slots__ = ("calls", "finish_reason", "function", "index", "logprobs", "role", "seed", "texts", "unnumbered")
+    __slots__ = ()
 
     def __init__(self, index: int) -> None:
-        self.index = index
-        self.texts: dict[str, list[str]] = {}
-        self.role: str | None = None
-        self.finish_reason: str | None = None
-        self.seed: int | float | None = None
-        self.calls: list[_Call] = []
-        self.function: _Call | None = None
-        self.logprobs: dict[str, list[Any]] = {}
-        self.unnumbered = False  # a piece of a call without an index has come, which goes to whichever call is the last
+        super().__init__(index, MergedToolCalls())
 
-    def add(self, choice: ChunkChoice) -> None:
-        delta = choice.delta
-        if "delta" not in vars(choice) and choice.text is not None:
-            delta = Delta(content=choice.text)  # the older shape
-        self.role = self.role or delta.role
-        if choice.seed is not None:
-            self.seed = choice.seed
-        if choice.finish_reason or (choice.finish_reason is not None and self.finish_reason is None):
-            self.finish_reason = choice.finish_reason
-        if choice.logprobs is not None:
-            add_logprobs(self.logprobs, choice.logprobs, delta)
-        for name in _TEXTS:
-            text = getattr(delta, name)
-            if text is not None:
-                self.texts.setdefault(name, []).append(text)
-        for piece in delta.tool_calls or ():
-            self._add_piece(piece)
-        if delta.function_call is not None:
-            if self.function is None:
-                self.function = _Call(ToolCallDelta())
-            self.function.add(delta.function_call)
-
-    def _add_piece(self, piece: ToolCallDelta) -> None:
-        calls = self.calls
-        last = calls[-1] if calls else None
-        if piece.index is not None and not self.unnumbered:
-            last = next((call for call in reversed(calls) if call.index == piece.index), None)
-        self.unnumbered = self.unnumbered or piece.index is None
-        if last is not None and last.takes(piece):
-            last.type = last.type or piece.type
-            last.add(piece.function)
-        else:
-            calls.append(_Call(piece))
-
-    def merged(self) -> ChunkChoice:
-        delta: dict[str, Any] = {"role": self.role}
-        delta.update((name, _joined(texts)) for name, texts in self.texts.items())
-        delta["tool_calls"] = tuple(call.merged() for call in self.calls) or None
-        if self.function is not None:
-            delta["function_call"] = _made(
-                FunctionDelta, name=self.function.name, arguments=_joined(self.function.arguments)
-            )
-        logprobs = make(Logprobs, **{name: tuple(items) for name, items in self.logprobs.items()})
-        return make(
-            ChunkChoice,
-            index=self.index,
-            delta=_made(Delta, **delta),
-            # On the wire a choice without one says null.
-            finish_reason=self.finish_reason,
-            **({} if self.seed is None else {"seed": self.seed}),
-            **({"logprobs": logprobs} if self.logprobs else {}),
-        )
+    def chunk_choice(self) -> ChunkChoice:
+        """Returns the deltas as one; a choice without a finish reason has null, as on the wire."""
+        delta: dict[str, Any] = {} if self.role is None else {"role": self.role}
+        delta.update(self.joined_texts())
+        if pieces := self.tool_calls.deltas():
+            delta["tool_calls"] = pieces
+        if self.function_call is not None:
+            delta["function_call"] = self.function_call.function_delta()
+        choice = make(ChunkChoice, index=self.index, delta=make(Delta, **delta), finish_reason=self.finish_reason)
+        if self.seed is not None:
+            vars(choice)["seed"] = self.seed
+        if self.logprobs:
+            vars(choice)["logprobs"] = self.joined_logprobs()
+        return choice
 
 
 class Coalescer:
@@ -159,10 +67,10 @@ class Coalescer:
         return f"<Coalescer of {self.count} chunks>"
 
     def _begin(self) -> None:
-        self._facts: dict[str, Any] = {}
-        self._choices: dict[int, _Choice] = {}
+        self._facts = DocumentFacts(_FACTS)
+        self._choices: dict[int, _MergedChoice] = {}
         self._merging = 0
-        self._only: ChatCompletionChunk | None = None  # the first of those that are merged
+        self._only: ChatCompletionChunk | None = None  # the only one so far, which is not merged yet
 
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Takes the next chunk."""
@@ -172,33 +80,41 @@ class Coalescer:
             self._end()
             self._done.append((1, chunk))
             return
-        self._only = chunk if self._merging == 0 else None
+        if self._merging == 0:
+            self._only = chunk  # a lone chunk is handed on as it came
+        else:
+            self._merge_only()
+            self._merge(chunk)
         self._merging += 1
-        self.say(chunk)
+
+    def add_text(self, text: str) -> None:
+        """Takes a chunk of which just the text is left, that of choice 0 (see `add_facts`)."""
+        self._merge_only()
+        self.count += 1
+        self._merging += 1
+        self._choice(0).text("content").add(text)
+
+    def _merge_only(self) -> None:
+        """Merges the first chunk, when another has come."""
+        only, self._only = self._only, None
+        if only is not None:
+            self._merge(only)
+
+    def _merge(self, chunk: ChatCompletionChunk) -> None:
+        self._facts.add(chunk)
         if chunk.usage is not None:
-            self._facts["usage"] = chunk.usage
+            self._facts.values["usage"] = chunk.usage  # the last one counts
         for choice in chunk.choices:
             self._choice(choice.index or 0).add(choice)
 
-    def add_text(self, text: str) -> None:
-        """Takes a chunk of which just the text is left, that of choice 0 (see `say`)."""
-        self.count += 1
-        self._only = None
-        self._merging += 1
-        self._choice(0).texts.setdefault("content", []).append(text)
-
-    def say(self, chunk: ChatCompletionChunk) -> None:
+    def add_facts(self, chunk: ChatCompletionChunk) -> None:
         """Takes what a chunk says about the whole and others repeat, and nothing else of it."""
-        given, facts = vars(chunk), self._facts
-        for name in _FIRST:
-            value = given.get(name)
-            if value is not None and not facts.get(name) and (value or name not in facts):
-                facts[name] = value
+        self._facts.add(chunk)
 
-    def _choice(self, index: int) -> _Choice:
+    def _choice(self, index: int) -> _MergedChoice:
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = _Choice(index)
+            choice = self._choices[index] = _MergedChoice(index)
         return choice
 
     def _end(self) -> None:
@@ -206,8 +122,8 @@ class Coalescer:
         if self._only is not None:
             self._done.append((1, self._only))
         elif self._merging:
-            choices = tuple(choice.merged() for choice in self._choices.values())
-            self._done.append((self._merging, make(ChatCompletionChunk, **{**self._facts, "choices": choices})))
+            choices = tuple(choice.chunk_choice() for choice in self._choices.values())
+            self._done.append((self._merging, make(ChatCompletionChunk, **self._facts.values, choices=choices)))
         self._begin()
 
     def take(self) -> list[tuple[int, ChatCompletionChunk]]:
@@ -216,12 +132,3 @@ class Coalescer:
         done, self._done = self._done, []
         self.count = 0
         return done
-
-
-def _joined(texts: list[str] | None) -> str | None:
-    return None if texts is None else "".join(texts)
-
-
-def _made(cls: type[V], **given: Any) -> V:
-    """Returns a value with the fields that are not None."""
-    return make(cls, **{name: value for name, value in given.items() if value is not None})
