@@ -177,9 +177,7 @@ MODULES = {
     """,
     "wire": """
         __init__:
-        accumulator:
         codec:
-        coalesce:      accumulator codec
         http_request:  codec
         redaction:
         error_bodies:  codec redaction
@@ -188,6 +186,10 @@ MODULES = {
         chunks:        codec completions error_bodies sse
         raw_events:    chunks sse
         structured:    codec
+        tool_calls:
+        parts:         tool_calls
+        accumulator:   parts tool_calls
+        coalesce:      codec parts tool_calls
     """,
 }
 

@@ -1,8 +1,8 @@
-"""Makes one chunk of many, for a consumer who is slower than the model.
+"""Makes one chunk of many, for a consumer who is slower than the model. Pure.
 
-What a merged chunk holds adds up to the same completion as the chunks it was made of, whatever came before and comes
-after it: `tests/wire/test_coalesce.py` proves it against the accumulator. What can't be merged without a loss, a delta with
-keys that this package does not know, stays a chunk of its own, in its place.
+The merged chunk adds up to the same completion as the chunks it was made of, whatever comes before and after it:
+`tests/wire/test_coalesce.py` proves it against the accumulator. A chunk whose delta has keys that this package does not
+know can't be merged without a loss; it stays a chunk of its own, in its place.
 """
 
 from __future__ import annotations
