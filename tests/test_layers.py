@@ -30,7 +30,7 @@ PACKAGES = """
     wire:           models errors request
     http:           _version errors timeouts wire
     ratelimit:      validation errors timeouts
-    calls:          models errors timeouts retry wire ratelimit | | request http ratelimit
+    calls:          models errors timeouts retry wire http ratelimit | | request http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | calls
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
@@ -130,7 +130,8 @@ MODULES = {
     "http": """
         __init__:
         deadlines:
-        response:
+        errors:
+        response:   errors
         transport:  deadlines response
     """,
     "local": """

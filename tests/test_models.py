@@ -44,7 +44,7 @@ each_document = pytest.mark.parametrize(
 VALUE_CLASSES = [
     cls
     for cls in vars(models).values()
-    if isinstance(cls, type) and issubclass(cls, Value) and cls not in (Value, models.Document, models.Answer)
+    if isinstance(cls, type) and issubclass(cls, Value) and cls not in (Value, models.Document, models.ResponseDocument)
 ]
 
 

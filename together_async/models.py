@@ -73,7 +73,7 @@ class Value:
 class Document(Value):
     """A value that keeps the bytes it was decoded from, so that `to_dict` is exact."""
 
-    __slots__ = ("_raw",)
+    __slots__ = ("raw_json",)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON object it came as, to the last key.
@@ -81,7 +81,7 @@ class Document(Value):
         Of a stream's chunks of plain text, keys that this package does not know are there if the stream's first chunk
         had such keys.
         """
-        raw: bytes | None = getattr(self, "_raw", None)
+        raw: bytes | None = getattr(self, "raw_json", None)
         if raw is None:
             return super().to_dict()
         try:
@@ -92,7 +92,7 @@ class Document(Value):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle would restore the slot through setattr, which a frozen class refuses.
-        return _restore, (type(self), vars(self), getattr(self, "_raw", None))
+        return _restore, (type(self), vars(self), getattr(self, "raw_json", None))
 
 
 def _restore(cls: type[Document], fields: dict[str, Any], raw: bytes | None) -> Document:
@@ -102,7 +102,7 @@ def _restore(cls: type[Document], fields: dict[str, Any], raw: bytes | None) -> 
     return document
 
 
-set_raw: Callable[[Document, bytes], None] = Document._raw.__set__  # type: ignore[attr-defined]  # a slot's descriptor
+set_raw: Callable[[Document, bytes], None] = vars(Document)["raw_json"].__set__
 """Gives a frozen chunk or completion the bytes it came from: the slot's own setter, the cheapest way there is."""
 
 
@@ -276,46 +276,47 @@ class Choice(Value):
     text: str | None = attrs.field(default=None, eq=False, repr=False)
 
 
-class Answer(Document):
-    """A value that knows how often it had to be asked for."""
+class ResponseDocument(Document):
+    """A document that knows the attempts of the call that returned it."""
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_history",)
 
     @property
     def attempts(self) -> int:
-        """How many HTTP requests were made for it, from 1."""
-        asked: tuple[int, tuple[Retried, ...]] = getattr(self, "_asked", (1, ()))
-        return asked[0]
+        """How many HTTP requests the call made, from 1."""
+        history: tuple[int, tuple[Retried, ...]] = getattr(self, "_history", (1, ()))
+        return history[0]
 
     @property
     def retries(self) -> tuple[Retried, ...]:
-        """Why there was more than one: for each attempt that failed its `reason`, and `waited_s` until the next."""
-        asked: tuple[int, tuple[Retried, ...]] = getattr(self, "_asked", (1, ()))
-        return asked[1]
+        """The attempts that failed before the last one, in order; empty when the first one succeeded."""
+        history: tuple[int, tuple[Retried, ...]] = getattr(self, "_history", (1, ()))
+        return history[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_answer, (super().__reduce__(), self.attempts, self.retries)
+        return _restore_response, (super().__reduce__(), self.attempts, self.retries)
 
 
-def _restore_answer(document: tuple[Any, ...], attempts: int, retries: tuple[Retried, ...]) -> Any:
+def _restore_response(document: tuple[Any, ...], attempts: int, retries: tuple[Retried, ...]) -> Any:
     restore, arguments = document
-    answer = restore(*arguments)
-    note_attempts(answer, attempts, retries)
-    return answer
+    response = restore(*arguments)
+    record_attempts(response, attempts, retries)
+    return response
 
 
-_set_asked: Callable[[Answer, tuple[int, tuple[Retried, ...]]], None] = Answer._asked.__set__  # type: ignore[attr-defined]  # a slot's descriptor
+_set_history: Callable[[ResponseDocument, tuple[int, tuple[Retried, ...]]], None]
+_set_history = vars(ResponseDocument)["_history"].__set__
 
 
-def note_attempts(answer: Answer, attempts: int, retries: tuple[Retried, ...]) -> None:
-    """Gives a frozen completion its history."""
+def record_attempts(response: ResponseDocument, attempts: int, retries: tuple[Retried, ...]) -> None:
+    """Gives a frozen completion the attempts of its call: how many there were, and those that failed."""
     if attempts != 1 or retries:
-        _set_asked(answer, (attempts, retries))
+        _set_history(response, (attempts, retries))
 
 
 @defaults_on_class
 @attrs.frozen(slots=False, repr=False)
-class ChatCompletion(Answer):
+class ChatCompletion(ResponseDocument):
     """A whole response, or what a stream's chunks add up to."""
 
     id: str | None = None

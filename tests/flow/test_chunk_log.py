@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from support.any_chunks import accumulated, bare, chunk, encoded, says_more_of, streams
+from support.any_chunks import accumulated, bare, chunk, encoded, streams, with_unknown_content
 from support.servers import delta
 from together_async.flow.chunk_log import ChunkLog
 from together_async.models import ChatCompletionChunk, text_of
@@ -81,8 +81,8 @@ def test_from_any_position_it_adds_up_to_the_same(chunks: list[ChatCompletionChu
         assert_adds_up([*chunks[:position], *(one for _, one in pieces)], chunks)
         check_positions(pieces, position, len(chunks))
         rest = [one for _, one in pieces]
-        unknown = says_more_of(chunks[position:])
-        assert [id(one) for one in says_more_of(rest)] == [id(one) for one in unknown]
+        unknown = with_unknown_content(chunks[position:])
+        assert [id(one) for one in with_unknown_content(rest)] == [id(one) for one in unknown]
         at = {id(one): place for place, one in pieces}
         assert all(chunks[at[id(one)] - 1] is one for one in unknown)
 
@@ -103,8 +103,8 @@ def test_merged_it_adds_up_to_the_same(chunks: list[ChatCompletionChunk], window
         assert_adds_up([*chunks[:position], *rest], chunks)
         check_positions(pieces, position, len(chunks))
         assert len(rest) <= len(log.since(position))
-        unknown = says_more_of(chunks[position:])
-        assert [id(one) for one in says_more_of(rest)] == [id(one) for one in unknown]
+        unknown = with_unknown_content(chunks[position:])
+        assert [id(one) for one in with_unknown_content(rest)] == [id(one) for one in unknown]
 
 
 @pytest.mark.parametrize("window", [0, 2, 20])

@@ -181,6 +181,6 @@ def bare(value: Any) -> Any:
     return [bare(item) for item in value] if isinstance(value, list) else value
 
 
-def says_more_of(chunks: Iterable[ChatCompletionChunk]) -> list[ChatCompletionChunk]:
+def with_unknown_content(chunks: Iterable[ChatCompletionChunk]) -> list[ChatCompletionChunk]:
     """Those with a key in a delta that is unknown here and not empty."""
     return [one for one in chunks if any(c.get("delta", {}).get("annotations") for c in one.to_dict()["choices"])]

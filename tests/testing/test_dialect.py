@@ -28,7 +28,7 @@ from together_async.testing.dialect import Answer, completion, error_body, error
 from together_async.testing.script import Said, prompt_tokens, speak
 from together_async.wire import codec
 from together_async.wire.accumulator import ChatCompletionAccumulator
-from together_async.wire.chunks import ChunkDecoder, ErrorEvent
+from together_async.wire.chunks import ChunkDecoder, ReportedError
 from together_async.wire.completions import completion_of
 from together_async.wire.error_bodies import error_facts
 
@@ -520,7 +520,7 @@ def test_an_error_in_a_stream_is_read_as_one(shape_name, code):
     """In each shape our own decoder finds the message, and the code where the shape has a place for it."""
     decoder = ChunkDecoder()
     (payload,) = decoder.feed(error_event(shape_name, "upstream gone", code=code))
-    with pytest.raises(ErrorEvent) as caught:
+    with pytest.raises(ReportedError) as caught:
         decoder.decode(payload)
     assert caught.value.facts.message == "upstream gone"
     assert caught.value.facts.code == (None if shape_name in ("detail", "named_text") else code)

@@ -15,8 +15,8 @@ from support.any_chunks import (
     assert_same,
     chunk,
     encoded,
-    says_more_of,
     streams,
+    with_unknown_content,
 )
 from support.servers import delta
 from together_async.models import ChatCompletionChunk, text_of
@@ -85,7 +85,7 @@ def test_unknown_keys_come_through_exactly_and_in_their_place(
     chunks: list[ChatCompletionChunk], cuts: set[int]
 ) -> None:
     """A delta that says something this package has no name for is the chunk it was, between what came around it."""
-    said = says_more_of(chunks)
+    said = with_unknown_content(chunks)
     for group in grouped(chunks, cuts):
         came = 0
         for count, one in merged(group):
@@ -94,7 +94,7 @@ def test_unknown_keys_come_through_exactly_and_in_their_place(
                 assert count == 1
                 assert group[came - 1] is one
     got = [one for group in grouped(chunks, cuts) for _, one in merged(group)]
-    assert [id(one) for one in says_more_of(got)] == [id(one) for one in said]
+    assert [id(one) for one in with_unknown_content(got)] == [id(one) for one in said]
 
 
 @given(streams())

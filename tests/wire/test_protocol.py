@@ -26,7 +26,7 @@ from together_async.errors import (
 )
 from together_async.request import ChatCompletionRequest
 from together_async.wire.accumulator import ChatCompletionAccumulator
-from together_async.wire.chunks import ChunkDecoder, ErrorEvent, NotTheProtocol
+from together_async.wire.chunks import ChunkDecoder, ProtocolError, ReportedError
 from together_async.wire.codec import decode_completion, encode
 from together_async.wire.completions import chunk_of, completion_of
 from together_async.wire.error_bodies import ErrorFacts, error_facts, request_id, retry_after, status_error
@@ -51,7 +51,7 @@ def walk(pieces, **options):
                     chunks.append(chunk)
                 if decoder.done:
                     return chunks, "done"
-    except (ErrorEvent, NotTheProtocol) as error:
+    except (ReportedError, ProtocolError) as error:
         return chunks, (type(error), str(error))
     return chunks, "end"
 
@@ -164,7 +164,7 @@ def test_error_objects_in_every_shape(body, message, code, status):
     """Each shape gives its message, code and status, alone and as a payload of the stream."""
     facts = error_facts(body)
     assert (facts.message, facts.code, facts.status) == (message, code, status)
-    with pytest.raises(ErrorEvent) as caught:
+    with pytest.raises(ReportedError) as caught:
         decode(encode(body))
     assert caught.value.facts == facts
     assert "my prompt" not in repr(facts)
@@ -207,7 +207,7 @@ def test_an_event_named_error_is_an_error(data, message, status):
     """Whatever the data of an event named `error` is, it is an error in the stream."""
     decoder = ChunkDecoder()
     (payload,) = decoder.feed(b"event: error\ndata: " + data + b"\n\n")
-    with pytest.raises(ErrorEvent) as caught:
+    with pytest.raises(ReportedError) as caught:
         decoder.decode(payload)
     assert (caught.value.facts.message, caught.value.facts.status) == (message, status)
 
@@ -228,7 +228,7 @@ def test_named_events_are_taken_by_what_they_hold():
     assert one_event(b"keep alive", b"ping") == ([], "end")
     assert one_event(b'{"type":"ping"}', b"ping") == ([], "end")
     assert one_event(b"[DONE]", b"done") == ([], "done")
-    assert one_event(b'{"error":{"message":"m"}}', b"failure")[1] == (ErrorEvent, "m")
+    assert one_event(b'{"error":{"message":"m"}}', b"failure")[1] == (ReportedError, "m")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_named_events_are_taken_by_what_they_hold():
 )
 def test_anything_else_is_not_the_protocol(payload, text):
     """Broken JSON and other shapes say what was got and expected, and repeat none of it."""
-    with pytest.raises(NotTheProtocol) as caught:
+    with pytest.raises(ProtocolError) as caught:
         decode(payload)
     assert text in str(caught.value)
     assert "my prompt" not in str(caught.value)
@@ -271,7 +271,7 @@ def test_any_payload_has_one_of_the_outcomes(payload):
     """No bytes at all make the decoder raise anything else."""
     try:
         decode(payload)
-    except (ErrorEvent, NotTheProtocol) as error:
+    except (ReportedError, ProtocolError) as error:
         assert str(error)  # noqa: PT017
 
 
@@ -336,13 +336,13 @@ ENDINGS = {
     "transformers_serve": "end",
     "cut_off": "end",
     "multi_line_data": "done",
-    "error_object": (ErrorEvent, "CUDA out of memory"),
-    "error_text": (ErrorEvent, "overloaded"),
-    "error_named": (ErrorEvent, "overloaded"),
-    "error_named_text": (ErrorEvent, "upstream gone"),
-    "error_detail": (ErrorEvent, "body.messages: field required"),
-    "error_flat": (ErrorEvent, "too long"),
-    "error_beside_choices": (ErrorEvent, "provider disconnected"),
+    "error_object": (ReportedError, "CUDA out of memory"),
+    "error_text": (ReportedError, "overloaded"),
+    "error_named": (ReportedError, "overloaded"),
+    "error_named_text": (ReportedError, "upstream gone"),
+    "error_detail": (ReportedError, "body.messages: field required"),
+    "error_flat": (ReportedError, "too long"),
+    "error_beside_choices": (ReportedError, "provider disconnected"),
 }
 
 
@@ -389,12 +389,12 @@ def test_a_message_beside_a_delta_repeats_it():
 @pytest.mark.parametrize(
     ("body", "ending"),
     [
-        (b'{"error":{"message":"m","code":500}}', (ErrorEvent, "m")),
-        (b' {"detail":"m"}', (ErrorEvent, "m")),
-        (b'{"id":"s","choices":[', NotTheProtocol),
-        (b"[1,2]", NotTheProtocol),
-        (b"<!DOCTYPE html><h1>Bad gateway</h1>", NotTheProtocol),
-        (BOM + b"\n  <html>", NotTheProtocol),
+        (b'{"error":{"message":"m","code":500}}', (ReportedError, "m")),
+        (b' {"detail":"m"}', (ReportedError, "m")),
+        (b'{"id":"s","choices":[', ProtocolError),
+        (b"[1,2]", ProtocolError),
+        (b"<!DOCTYPE html><h1>Bad gateway</h1>", ProtocolError),
+        (BOM + b"\n  <html>", ProtocolError),
     ],
 )
 @pytest.mark.parametrize("step", [1, 10_000])
@@ -407,7 +407,7 @@ def test_a_body_that_is_no_event_stream(body, ending, step):
 
 def test_an_html_content_type_is_refused_at_once():
     """A page needs no reading."""
-    with pytest.raises(NotTheProtocol, match="HTML"):
+    with pytest.raises(ProtocolError, match="HTML"):
         ChunkDecoder(media_type="text/html")
 
 
@@ -416,7 +416,7 @@ def test_an_oversize_event_comes_after_what_was_before_it(step):
     """The chunks before it are delivered, then it is refused with both sizes, however the bytes were split."""
     body = (b"data: " + CHUNK + b"\n\n") * 3 + b"data: " + b"x" * 500 + b"\n\ndata: " + CHUNK + b"\n\n"
     chunks, (kind, text) = walk((body[i : i + step] for i in range(0, len(body), step)), max_event_size=200)
-    assert (len(chunks), kind) == (3, NotTheProtocol)
+    assert (len(chunks), kind) == (3, ProtocolError)
     assert "expected at most 200" in text
     assert "max_event_size" in text
 
@@ -427,7 +427,7 @@ def test_a_whole_document_has_the_same_cap():
     assert decoder.feed(b'{"x":"') == []
     for _ in range(9):
         assert decoder.feed(b"y" * 100) == []
-    with pytest.raises(NotTheProtocol, match="more than 1000 bytes"):
+    with pytest.raises(ProtocolError, match="more than 1000 bytes"):
         decoder.feed(b"y" * 100)
     assert decoder.end() == []
 

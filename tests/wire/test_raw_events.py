@@ -50,7 +50,7 @@ from together_async import (
     Timeouts,
     TogetherError,
 )
-from together_async.wire.chunks import NotTheProtocol
+from together_async.wire.chunks import ProtocolError
 from together_async.wire.raw_events import RawEventDecoder
 from together_async.wire.sse import EventStreamParser
 
@@ -178,7 +178,7 @@ def test_an_event_above_the_cap_is_refused() -> None:
     decoder = RawEventDecoder(max_event_size=1000)
     decoder.feed(FIRST)
     decoder.feed(b"data: " + b"x" * 990)
-    with pytest.raises(NotTheProtocol, match="at least 1006 bytes, expected at most 1000"):
+    with pytest.raises(ProtocolError, match="at least 1006 bytes, expected at most 1000"):
         decoder.feed(b"x" * 10)
 
 

@@ -144,7 +144,7 @@ def encode_line(record: Record, completion: ChatCompletion | None = None) -> byt
         meta["tokens"] = (record.prompt_tokens, record.completion_tokens)
     line: dict[str, Any] = {"custom_id": record.custom_id}
     if record.code is None:
-        raw: bytes | None = getattr(completion, "_raw", None)
+        raw: bytes | None = getattr(completion, "raw_json", None)
         # As it came, unless it came in several lines: then its blanks are not worth a broken line.
         body: Any = msgspec.Raw(raw) if raw is not None and b"\n" not in raw and b"\r" not in raw else _dict(completion)
         line["response"] = {"status_code": 200, "body": body}

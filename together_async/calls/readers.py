@@ -225,7 +225,7 @@ class RawReader(Reader):
                 return data
             if not await stream._more(owner=self._owner, once=True):
                 decoder = stream._decoder
-                if isinstance(decoder, RawEventDecoder) and (data := decoder.last_words()):
+                if isinstance(decoder, RawEventDecoder) and (data := decoder.unterminated_done()):
                     return data
                 raise StopAsyncIteration
 

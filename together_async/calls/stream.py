@@ -29,10 +29,11 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, note_attempts
+from together_async.http.errors import InflationError
+from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, record_attempts
 from together_async.wire.accumulator import ChatCompletionAccumulator
-from together_async.wire.chunks import ChunkDecoder, ErrorEvent, InflationError, NotTheProtocol
-from together_async.wire.codec import says_more
+from together_async.wire.chunks import ChunkDecoder, ProtocolError, ReportedError
+from together_async.wire.codec import has_unknown_content
 from together_async.wire.error_bodies import request_id
 from together_async.wire.raw_events import RawEventDecoder
 from together_async.wire.redaction import redact, scrub
@@ -202,7 +203,7 @@ class ChatCompletionStream:
         async for _ in chunks:
             pass
         completion = self._accumulator.completion()
-        note_attempts(completion, self._call.attempts, self._call.retries)
+        record_attempts(completion, self._call.attempts, self._call.retries)
         return completion
 
     def so_far(self) -> ChatCompletion:
@@ -336,7 +337,7 @@ class ChatCompletionStream:
         self._exchange = exchange
         try:
             self._decoder = self._decoder_for(exchange)
-        except NotTheProtocol as error:
+        except ProtocolError as error:
             scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
 
@@ -358,7 +359,7 @@ class ChatCompletionStream:
 
     def _decoder_for(self, exchange: HTTPResponse) -> ChunkDecoder:
         if exchange.status in (204, 205):
-            raise NotTheProtocol(f"got status {exchange.status} without a body, expected an event stream")
+            raise ProtocolError(f"got status {exchange.status} without a body, expected an event stream")
         if self._passes:
             every = self._choices > 1
             return RawEventDecoder(media_type=exchange.media_type, max_event_size=self._max_event_size, every=every)
@@ -401,7 +402,7 @@ class ChatCompletionStream:
                         return True
                 except APIConnectionError as error:
                     self._connection_failed(error)
-                except NotTheProtocol as error:
+                except ProtocolError as error:
                     scrub(error, self._secrets())
                     raise self._broken(StreamProtocolError, str(error)) from error
                 except BaseException:
@@ -436,7 +437,7 @@ class ChatCompletionStream:
         assert decoder is not None  # noqa: S101 - it made the payload
         try:
             chunk = decoder.decode(payload) if chunk is None else decoder.accept(chunk, payload)
-        except ErrorEvent as error:
+        except ReportedError as error:
             facts = error.facts
             self._call.heard(facts.status, facts.body, self.response_headers)
             raise self._broken(
@@ -445,11 +446,11 @@ class ChatCompletionStream:
                 status_code=facts.status,
                 body=facts.body,
             ) from None
-        except NotTheProtocol as error:
+        except ProtocolError as error:
             scrub(error, self._secrets())
             raise self._broken(StreamProtocolError, str(error)) from error
         if chunk is not None:
-            if not self._accumulator.add(chunk) and says_more(payload):
+            if not self._accumulator.add(chunk) and has_unknown_content(payload):
                 self._accumulator.count()  # something was generated that this package has no name for
         elif decoder.done:
             self._finish()
@@ -524,7 +525,7 @@ class ChatCompletionStream:
 
     def _connection_failed(self, error: APIConnectionError) -> None:
         """The connection is lost or late: the end, if all had come; else the error that says what is missing."""
-        if self._decoder is not None and (payloads := self._decoder.rest()):
+        if self._decoder is not None and (payloads := self._decoder.kept_payloads()):
             payloads.reverse()
             self._payloads = payloads  # they may say that it is complete; the next read fails in the same way
             return

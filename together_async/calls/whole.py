@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from together_async.errors import APIConnectionError, APIStatusError, TogetherError
-from together_async.models import ChatCompletion, Usage, note_attempts
+from together_async.models import ChatCompletion, Usage, record_attempts
 from together_async.wire.completions import completion_of, plain_completion
 from together_async.wire.error_bodies import request_id
 from together_async.wire.redaction import scrub
@@ -40,7 +40,7 @@ async def _read(call: Call, response: HTTPResponse) -> ChatCompletion:
             body, status=response.status, headers=response.headers, secrets=call.secrets()
         )
         usage = completion.usage
-        note_attempts(completion, call.attempts, call.retries)
+        record_attempts(completion, call.attempts, call.retries)
     except TogetherError as error:
         if isinstance(error, APIStatusError):
             call.heard(error.status_code, error.body, response.headers)

@@ -13,7 +13,7 @@ from typing import Final
 
 from together_async.models import ChatCompletionChunk
 from together_async.wire.coalesce import Coalescer
-from together_async.wire.codec import says_more
+from together_async.wire.codec import has_unknown_content
 
 _CHOICE_KEYS: Final = frozenset({"delta", "seed", "text"})
 _DELTA_KEYS: Final = frozenset({"content", "role", "token_id"})
@@ -77,8 +77,8 @@ class ChunkLog:
 
     def _text_of(self, chunk: ChatCompletionChunk) -> str | None:
         """Returns the text of a chunk that says nothing else, or nothing that has not been said before."""
-        raw: bytes | None = getattr(chunk, "_raw", None)
-        if len(chunk.choices) != 1 or chunk.usage is not None or (raw is not None and says_more(raw)):
+        raw: bytes | None = getattr(chunk, "raw_json", None)
+        if len(chunk.choices) != 1 or chunk.usage is not None or (raw is not None and has_unknown_content(raw)):
             return None
         choice, first = chunk.choices[0], vars(self._facts)
         given = {name for name, value in vars(choice).items() if value}
@@ -132,7 +132,7 @@ class ChunkLog:
 
 def _size_of(chunk: ChatCompletionChunk) -> int:
     """Bytes of a chunk, by estimate: its objects, its texts, and what it came from."""
-    raw: bytes | None = getattr(chunk, "_raw", None)
+    raw: bytes | None = getattr(chunk, "raw_json", None)
     if raw is not None:
         return _OBJECT + 2 * len(raw)
     return _OBJECT + sum(len(repr(choice.delta)) for choice in chunk.choices)

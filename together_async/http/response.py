@@ -16,8 +16,8 @@ from typing import Any, Final
 import aiohttp
 
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
+from together_async.http.errors import InflationError
 from together_async.timeouts import Due, Timeouts, due, earliest
-from together_async.wire.chunks import InflationError
 
 READ_SIZE: Final = 65_536
 """Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and

@@ -60,7 +60,7 @@ def renderer(format: Format) -> Render:
 
 def chunk_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
     """Returns the event of a chunk as the API sends it, to the last key where its bytes are known."""
-    data: bytes = getattr(chunk, "_raw", None) or encode(chunk.to_dict())
+    data: bytes = getattr(chunk, "raw_json", None) or encode(chunk.to_dict())
     if b"\n" in data or b"\r" in data:
         # Between JSON's tokens, where a blank means the same; within a string no line break can stand.
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")

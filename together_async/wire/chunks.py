@@ -6,9 +6,9 @@ What a payload may be, and what becomes of it:
 |---|---|
 | a chunk | the chunk |
 | `[DONE]` | the end; whatever follows is ignored |
-| an error object, in any of the shapes servers use, or an event named `error` | `ErrorEvent` |
+| an error object, in any of the shapes servers use, or an event named `error` | `ReportedError` |
 | JSON of another shape without choices (a ping in JSON) | skipped |
-| anything else | `NotTheProtocol` |
+| anything else | `ProtocolError` |
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any, Final
 
 from together_async.errors import (
-    APIConnectionError,
     APIResponseValidationError,
 )
 from together_async.models import (
@@ -43,16 +42,21 @@ _NO_DELTA: Final = ChunkChoice().delta
 """The class's own default, which is what a choice without a delta has."""
 
 
-class InflationError(APIConnectionError):
-    """A compressed body inflates beyond reason. Not for users: it becomes a protocol or a validation error."""
+class ProtocolError(Exception):
+    """The body is not a stream of this protocol; the text has what was got and expected.
+
+    Users do not see it: the stream raises StreamProtocolError.
+    """
 
 
-class NotTheProtocol(Exception):  # noqa: N818 - not for users: the stream turns it into StreamProtocolError
-    """What came is no stream of this protocol; the text says what was got and expected."""
+class ReportedError(Exception):
+    """The server reported an error inside the stream.
 
+    Users do not see it: the stream raises StreamAPIError.
 
-class ErrorEvent(Exception):  # noqa: N818 - not for users: the stream turns it into StreamAPIError
-    """The server sent an error object inside the stream."""
+    Attributes:
+        facts: What the error object says.
+    """
 
     def __init__(self, facts: ErrorFacts) -> None:
         self.facts = facts
@@ -80,7 +84,7 @@ class ChunkDecoder:
         self._sniffed = False
         self.done = False
         if media_type == "text/html":
-            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+            raise ProtocolError("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
 
     def __repr__(self) -> str:
         return f"<ChunkDecoder {'done' if self.done else 'open'} {self._parser!r}>"
@@ -92,7 +96,7 @@ class ChunkDecoder:
         after `[DONE]` it does not matter.
 
         Raises:
-            NotTheProtocol: Not an event stream.
+            ProtocolError: Not an event stream.
         """
         if not self._sniffed:
             self._sniff(data)
@@ -116,7 +120,7 @@ class ChunkDecoder:
         self._whole += data
         if len(self._whole) > self._max_size:
             self._whole = None
-            raise NotTheProtocol(
+            raise ProtocolError(
                 f"got a JSON document of more than {self._max_size} bytes, expected an event stream; "
                 "raise max_event_size if this is no attack"
             )
@@ -129,7 +133,7 @@ class ChunkDecoder:
             return
         self._sniffed = True
         if start == b"<":
-            raise NotTheProtocol("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
+            raise ProtocolError("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
         if start in b"{[":
             self._whole = bytearray()
 
@@ -137,7 +141,7 @@ class ChunkDecoder:
         """Says that the body has ended; returns the payload of a body that was one JSON document.
 
         Raises:
-            NotTheProtocol: No event came, and the body does not even call itself an event stream.
+            ProtocolError: No event came, and the body does not even call itself an event stream.
         """
         if (
             self._sniffed
@@ -145,12 +149,12 @@ class ChunkDecoder:
             and self._whole is None
             and self._media_type not in ("", "text/event-stream")
         ):
-            raise NotTheProtocol(f"got a body of type {self._media_type!r} without an event, expected an event stream")
+            raise ProtocolError(f"got a body of type {self._media_type!r} without an event, expected an event stream")
         whole, self._whole = self._whole, None
         self._any = self._any or bool(whole)
         return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
 
-    def rest(self) -> list[bytes]:
+    def kept_payloads(self) -> list[bytes]:
         """Returns the payloads that are kept back, when nothing more will come: here there are none."""
         return []
 
@@ -158,13 +162,13 @@ class ChunkDecoder:
         """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
 
         Raises:
-            ErrorEvent: An error object.
-            NotTheProtocol: Anything else.
+            ReportedError: An error object.
+            ProtocolError: Anything else.
         """
         try:
             chunk = codec.decode_chunk_strictly(payload)
         except (ValueError, RecursionError):
-            return self.decode_odd(payload)
+            return self.decode_other(payload)
         return self.accept(chunk, payload)
 
     def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
@@ -173,9 +177,9 @@ class ChunkDecoder:
         if chunk.choices and chunk.error is None and chunk.choices[0].delta is not _NO_DELTA:
             set_raw(chunk, payload)
             return chunk
-        return self.decode_odd(payload)
+        return self.decode_other(payload)
 
-    def decode_odd(self, payload: bytes) -> ChatCompletionChunk | None:
+    def decode_other(self, payload: bytes) -> ChatCompletionChunk | None:
         """Does what `decode` does for what is no chunk with choices: the end, errors, usage alone, other shapes."""
         text = payload.strip()
         if text == _DONE:
@@ -183,16 +187,16 @@ class ChunkDecoder:
         if text in (_DONE, b""):
             return None
         if self._too_large is not None and payload == _TOO_LARGE:
-            raise NotTheProtocol(f"got {self._too_large}; raise max_event_size if this is no attack")
+            raise ProtocolError(f"got {self._too_large}; raise max_event_size if this is no attack")
         try:
             body = codec.decode_json(payload)
         except codec.JSONError as error:
-            raise NotTheProtocol(f"got an event whose data is not JSON ({len(payload)} bytes: {error})") from error
+            raise ProtocolError(f"got an event whose data is not JSON ({len(payload)} bytes: {error})") from error
         facts = error_facts(body)
         if facts is not None:
-            raise ErrorEvent(facts)
+            raise ReportedError(facts)
         if not isinstance(body, dict):
-            raise NotTheProtocol(f"got an event whose data is a JSON {type(body).__name__}, expected an object")
+            raise ProtocolError(f"got an event whose data is a JSON {type(body).__name__}, expected an object")
         return self._decode_object(payload, body)
 
     @staticmethod
@@ -205,7 +209,7 @@ class ChunkDecoder:
                 return chunk_of(codec.decode_completion(payload))
             chunk = codec.decode_chunk(payload)
         except APIResponseValidationError as error:
-            raise NotTheProtocol(f"got an event of another shape: {error}") from error
+            raise ProtocolError(f"got an event of another shape: {error}") from error
         # Neither content nor count nor identity: a ping in JSON's clothes.
         return chunk if chunk.choices or chunk.usage is not None or "choices" in body else None
 

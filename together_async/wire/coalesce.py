@@ -16,7 +16,7 @@ from together_async.models import (
     Delta,
     make,
 )
-from together_async.wire.codec import says_more
+from together_async.wire.codec import has_unknown_content
 from together_async.wire.parts import ChoiceParts, DocumentFacts
 from together_async.wire.tool_calls import MergedToolCalls
 
@@ -75,8 +75,8 @@ class Coalescer:
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Takes the next chunk."""
         self.count += 1
-        raw: bytes | None = getattr(chunk, "_raw", None)
-        if raw is not None and says_more(raw):
+        raw: bytes | None = getattr(chunk, "raw_json", None)
+        if raw is not None and has_unknown_content(raw):
             self._end()
             self._done.append((1, chunk))
             return

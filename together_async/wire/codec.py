@@ -153,7 +153,7 @@ def knows_all_keys(data: bytes) -> bool:
     )
 
 
-def says_more(data: bytes) -> bool:
+def has_unknown_content(data: bytes) -> bool:
     """Returns whether some delta of a chunk has a key unknown here that is neither null nor empty."""
     try:
         choices = decode_json(data).get("choices") or ()

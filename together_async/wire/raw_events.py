@@ -11,7 +11,7 @@ import re
 from collections import deque
 from typing import Final
 
-from together_async.wire.chunks import ChunkDecoder, NotTheProtocol
+from together_async.wire.chunks import ChunkDecoder, ProtocolError
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
 
 _KEPT: Final = 8192
@@ -55,7 +55,7 @@ class RawEventDecoder(ChunkDecoder):
         """Takes the next bytes of the body; returns the payloads of events that have to be looked at.
 
         Raises:
-            NotTheProtocol: Not an event stream, or an event above the size cap.
+            ProtocolError: Not an event stream, or an event above the size cap.
         """
         if not self._sniffed:
             self._sniff(data)
@@ -96,7 +96,7 @@ class RawEventDecoder(ChunkDecoder):
             self._tail.append(data)
             self._tail_size += len(data)
         if self._tail_size > self._max_size:
-            raise NotTheProtocol(
+            raise ProtocolError(
                 f"got a server-sent event of at least {self._tail_size} bytes, expected at most {self._max_size}; "
                 "raise max_event_size if this is no attack"
             )
@@ -123,7 +123,7 @@ class RawEventDecoder(ChunkDecoder):
             return max(1, len(data) // self._event_size)
         return data.count(b'"choices"')
 
-    def last_words(self) -> bytes:
+    def unterminated_done(self) -> bytes:
         """Returns a `[DONE]` after which the body ended without an empty line.
 
         By the standard it is no event, but clients wait for it. What else is not whole is no part of an answer.
@@ -132,13 +132,13 @@ class RawEventDecoder(ChunkDecoder):
         self._tail, self._tail_size = [], 0
         return data if _DONE.fullmatch(data) else b""
 
-    def rest(self) -> list[bytes]:
+    def kept_payloads(self) -> list[bytes]:
         """Returns the payloads of the last events, when nothing more will come."""
         return self._look() if self._kept else []
 
     def end(self) -> list[bytes]:
         """Says that the body has ended; returns the payloads of the last events."""
-        return self.rest() or super().end()
+        return self.kept_payloads() or super().end()
 
 
 def _end_of_events(data: bytes) -> int:
