@@ -18,7 +18,7 @@ from benchmarks.fanout_load import Job, texts
 
 
 async def measure(way: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Requester everything and returns what it cost, user and system, from the making of the client to its end."""
+    """Asks everything and returns what it cost, user and system, from the making of the client to its end."""
     run = getattr(fanout_ways, way)
     job = Job(given["base_url"], texts(given["requests"]), given["concurrency"], given["stream"])
     gc.collect()

@@ -29,8 +29,8 @@ from together_async.errors import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.fanout.map import MapResult, MapResults, Timing
 from together_async.fanout.merge import merge
+from together_async.fanout.results import MapResult, MapResults, Timing
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -54,7 +54,7 @@ from together_async.wire.structured import ParsedCompletion
 if TYPE_CHECKING:
     from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
     from together_async.flow.buffer import Buffer
-    from together_async.flow.source import Buffered, buffered
+    from together_async.flow.buffered import Buffered, buffered
 
 __all__ = [
     "APIConnectionError",
@@ -122,8 +122,8 @@ _ON_FIRST_USE = {
     "Subscription": "flow.broadcast",
     "tee": "flow.broadcast",
     "Buffer": "flow.buffer",
-    "Buffered": "flow.source",
-    "buffered": "flow.source",
+    "Buffered": "flow.buffered",
+    "buffered": "flow.buffered",
 }
 """Names and their modules: what only some need costs the others a twentieth of the import."""
 _PARTS = ("relay", "testing")

@@ -20,7 +20,9 @@ from together_async.calls.stream import ChatCompletionStream
 from together_async.calls.whole import read_completion
 from together_async.compat import Chat
 from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
-from together_async.fanout.map import Defaults, Fanout, MapResults, OnChunk, OnError, Requester, checked_concurrency
+from together_async.fanout.defaults import Defaults, checked_concurrency
+from together_async.fanout.map import MapGroup, Requester
+from together_async.fanout.results import MapResults, OnChunk, OnError
 from together_async.models import ChatCompletion
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
@@ -306,7 +308,7 @@ class AsyncTogether:
         )
 
         return MapResults(
-            Fanout(
+            MapGroup(
                 requests,
                 Requester(call, None if stream else read_completion, self._stream),
                 Defaults(defaults),

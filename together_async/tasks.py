@@ -1,13 +1,14 @@
-"""Tasks and those who wait for them: what several packages need of asyncio."""
+"""What several packages need of asyncio: waiting for a wake-up, errors of tasks, iterators that close what they own."""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 from typing import Final
 
 MISLEADING: Final = (asyncio.CancelledError, StopAsyncIteration, StopIteration)
-"""Errors that must not reach the reader of a task's results as they are: its loop would take them for its own
-cancellation, or for its end."""
+"""Errors of a task that must not reach the reader of its results unchanged: the reader's loop would take them for its
+own cancellation, or for its end."""
 
 
 class Waiter:
@@ -19,12 +20,17 @@ class Waiter:
 
     __slots__ = ("_busy", "_future")
 
-    def __init__(self, busy: str) -> None:
+    def __init__(self, busy: str = "two tasks wait for the same thing; let one of them wait") -> None:
         self._busy = busy
         self._future: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'waiting' if self.waiting else 'idle'}>"
+
+    @property
+    def taken(self) -> bool:
+        """Whether a coroutine is inside `wait`: it waits, or was woken and has not run since."""
+        return self._future is not None
 
     @property
     def waiting(self) -> bool:
@@ -35,7 +41,7 @@ class Waiter:
         """Returns once `wake` is called.
 
         Raises:
-            RuntimeError: Another coroutine waits already; nothing happens to it.
+            RuntimeError: Another coroutine waits already; that one is not affected.
         """
         if self._future is not None:
             raise RuntimeError(self._busy)
@@ -46,16 +52,42 @@ class Waiter:
             self._future = None
 
     def wake(self) -> None:
-        """Lets the coroutine that waits go on; without one nothing happens."""
+        """Lets the waiting coroutine continue; does nothing if there is none."""
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
 
-def error_of(task: asyncio.Task[None]) -> BaseException | None:
-    """Returns what a finished task raised; None if it raised nothing, and None if it was cancelled.
+class OwningIterator(abc.ABC):
+    """An iterator that closes what it reads when it is dropped, if it is the owner.
 
-    `Task.cancelled` tells the last two apart. A cancelled task is asked all the same: a cancellation that nobody
-    retrieves keeps its traceback, and every frame in it, until the next garbage collection.
+    In a plain `async for` the loop's own iterator is the owner. Python drops that iterator as soon as the loop is left,
+    by `break`, an error or a cancellation, even if the object that was looped over lives on.
+    """
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, *, owner: bool) -> None:
+        self._owner = owner
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", False):  # not set where __init__ raised
+            self._drop()
+
+    def _hand_over(self) -> bool:
+        """Gives up the ownership for the iterator of a loop; returns whether there was any to give."""
+        owner, self._owner = self._owner, False
+        return owner
+
+    @abc.abstractmethod
+    def _drop(self) -> None:
+        """Closes what is read, without waiting."""
+
+
+def error_of(task: asyncio.Task[None]) -> BaseException | None:
+    """Returns what a finished task raised; None if it raised nothing or was cancelled.
+
+    `Task.cancelled` tells the last two apart. `Task.exception` is called for a cancelled task too: a cancellation that
+    nobody retrieves keeps its traceback, and every frame in it, until the next garbage collection.
     """
     try:
         return task.exception()
@@ -64,7 +96,11 @@ def error_of(task: asyncio.Task[None]) -> BaseException | None:
 
 
 def not_misleading(error: BaseException | None = None) -> RuntimeError:
-    """Returns the error that a reader gets in place of a `MISLEADING` one, or of None for a task that was cancelled."""
+    """Returns the error that a reader gets in place of a `MISLEADING` one.
+
+    Args:
+        error: What the task raised; it becomes the `__cause__`. None for a task that was cancelled.
+    """
     if error is None or isinstance(error, asyncio.CancelledError):
         failure = RuntimeError("a task of these results was cancelled, and not by their reader")
     else:

@@ -47,7 +47,7 @@ from together_async import (
     merge,
 )
 from together_async.calls import whole as whole_responses
-from together_async.fanout import map as fanout_module
+from together_async.fanout.defaults import checked_concurrency
 from together_async.testing import (
     Account,
     Chance,
@@ -146,7 +146,7 @@ async def emulated(
 def children() -> list[str]:
     """The tasks that a map or a merge has started and that have not ended."""
     names = (getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks())
-    return [name for name in names if name.startswith(("Fanout.", "_Merging."))]
+    return [name for name in names if name.startswith(("MapGroup.", "MergeGroup."))]
 
 
 def check_idle(client: AsyncTogether) -> None:
@@ -627,7 +627,7 @@ async def test_a_slow_reader_slows_an_endless_input(kind: str, ordered: bool, st
                 ahead = len(read) - taken
                 most = max(most, ahead)
                 await asyncio.sleep(1)
-                assert len(results._group._ready) + len(results._group._early) <= (10 if ordered else 5)
+                assert len(results._group._ready) + len(results._group._in_order or ()) <= (10 if ordered else 5)
                 if taken == 40:
                     break
         assert most <= (10 if ordered else 5)
@@ -683,10 +683,10 @@ def test_no_more_at_once_than_the_process_may_have_files(monkeypatch: pytest.Mon
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
-    assert fanout_module.checked_concurrency(None, None) == most
-    assert fanout_module.checked_concurrency(None, "auto") == most
-    assert fanout_module.checked_concurrency(None, 1_000) == 1_000
-    assert fanout_module.checked_concurrency(1_000, 3) == 1_000
+    assert checked_concurrency(None, None) == most
+    assert checked_concurrency(None, "auto") == most
+    assert checked_concurrency(None, 1_000) == 1_000
+    assert checked_concurrency(1_000, 3) == 1_000
 
 
 @virtual
@@ -1267,7 +1267,7 @@ async def test_a_child_that_somebody_cancels(turns: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         for task in asyncio.all_tasks():
-            if task.get_coro().__qualname__ == "Fanout._ask":  # type: ignore[union-attr]
+            if task.get_coro().__qualname__ == "MapGroup._run":  # type: ignore[union-attr]
                 task.cancel()
         with pytest.raises(RuntimeError, match="a task of these results was cancelled, and not by their reader"):
             await waiting

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from support.any_chunks import assert_same, chunk, streams, with_unknown_content
 from together_async import Buffer, StreamConnectionError
-from together_async.flow.buffer import MOST_AT_ONCE
+from together_async.flow.buffer import MAX_BATCH
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -84,13 +84,13 @@ async def test_the_producer_waits_at_the_size_and_goes_on_at_the_low_mark(size: 
             assert size - had > mark or not had
             had += len(await buffer.read())
             await settle()
-        assert had == min(-(-(size - mark) // MOST_AT_ONCE) * MOST_AT_ONCE, size)
+        assert had == min(-(-(size - mark) // MAX_BATCH) * MAX_BATCH, size)
         assert buffer.waiting == size - had + 1
 
 
 async def test_the_producer_sleeps_between_the_marks() -> None:
     """Above the low mark nobody wakes it, so a full buffer is not filled one by one."""
-    size = 3 * MOST_AT_ONCE
+    size = 3 * MAX_BATCH
     buffer = Buffer(size, low=10)
     await put(buffer, "x" * size)
     async with doing(buffer.put(chunk("y"))) as producer:

@@ -38,7 +38,9 @@ from together_async import (
     buffered,
     relay,
 )
-from together_async.flow.source import Buffered, Loopable, Source, StreamSource, source_of
+from together_async.flow.buffered import Buffered, source_of
+from together_async.flow.loops import Loopable
+from together_async.flow.source import Source, StreamSource
 from together_async.models import ChatCompletionChunk, text_of
 from together_async.relay.hub import Hub
 
@@ -726,7 +728,7 @@ async def test_an_iterator_is_not_kept_when_it_was_left() -> None:
         wrapping = Wrapping(client.stream("Hi", model=MODEL))
         source = buffered(wrapping, Buffer(1))
         await source.read()
-        await settle_until(lambda: source._buffer._writer is not None)  # between two reads of the iterator
+        await settle_until(lambda: source._buffer._producer.waiting)  # between two reads of the iterator
         await source.aclose()
         await gone(server.calls[0], within=1)
         with pytest.raises(IncompleteStreamError):

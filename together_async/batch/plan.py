@@ -11,7 +11,7 @@ import attrs
 
 from together_async.batch.input import Format, InputLine, LineError, format_of, read_lines
 from together_async.batch.record import body_hash
-from together_async.fanout.map import Defaults
+from together_async.fanout.defaults import Defaults
 from together_async.ratelimit.estimator import Size, size_of
 from together_async.request import ChatCompletionRequest
 

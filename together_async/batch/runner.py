@@ -36,7 +36,7 @@ from together_async.errors import (
     StreamTimeoutError,
     TogetherError,
 )
-from together_async.fanout.map import MapResult, MapResults
+from together_async.fanout.results import MapResult, MapResults
 from together_async.ratelimit.estimator import size_of
 from together_async.retry import is_retryable, reason
 from together_async.timeouts import Timeouts

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, Mapping
 from typing import Any, Final, Literal, TypeVar, cast, overload
 
 from together_async.errors import TogetherError
 from together_async.fanout.group import Group, Results
+from together_async.tasks import Waiter
 
 K = TypeVar("K")
 C = TypeVar("C")
 
-_FULL: Final = 64
-"""Chunks that `merge` keeps for a slow reader, each stream its share of them, at least one."""
+_MAX_WAITING: Final = 64
+"""Chunks that `merge` keeps for a slow reader; each stream has an equal share, at least one."""
 
 
 class Merged(Results[tuple[K, C]]):
@@ -23,68 +23,75 @@ class Merged(Results[tuple[K, C]]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {len(self._group._tasks)} streams>"
+        return f"<{type(self).__name__} {self._group.task_count} streams>"
 
 
-class _Lane:
-    """One of the streams: how many of its chunks wait, and what it waits for when they are too many."""
+class _MergedStream:
+    """One of the streams.
+
+    Attributes:
+        waiting: How many of its chunks wait for the reader.
+        room: Where its task waits while they fill its share.
+    """
 
     __slots__ = ("room", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
-        self.room: asyncio.Future[None] | None = None
+        self.room = Waiter()
 
 
-class _Merging(Group[tuple[K, C]]):
-    """Each stream has a share of the room, so that none can take another's."""
+class MergeGroup(Group[tuple[K, C]]):
+    """The tasks of one `merge`, one per stream.
 
-    def __init__(self, streams: Mapping[K, AsyncIterable[C]], *, returns: bool) -> None:
+    Each stream may have only its share of the waiting chunks, so a fast one cannot starve the others.
+    """
+
+    def __init__(self, streams: Mapping[K, AsyncIterable[C]], *, returns_errors: bool) -> None:
         super().__init__()
         self._streams: Mapping[K, AsyncIterable[C]] | None = streams
-        self._returns = returns
-        self._share = max(1, _FULL // max(1, len(streams)))
-        self._lanes: deque[_Lane] = deque()  # of what is ready, in its order
+        self._returns_errors = returns_errors
+        self._share = max(1, _MAX_WAITING // max(1, len(streams)))
+        self._origins: deque[_MergedStream] = deque()  # of each ready item, in the same order
 
     def _start(self) -> None:
         streams, self._streams = self._streams or {}, None
-        for place, (key, stream) in enumerate(streams.items()):
-            self._spawn(self._pump(place, key, stream))
+        for number, (key, stream) in enumerate(streams.items()):
+            self._spawn(self._pump(number, key, stream))
 
-    async def _pump(self, place: int, key: K, stream: AsyncIterable[C]) -> None:
-        self._begun()
-        lane = _Lane()
+    async def _pump(self, number: int, key: K, stream: AsyncIterable[C]) -> None:
+        self._note_begun()
+        origin = _MergedStream()
         failure: BaseException | None = None
         try:
             async for chunk in stream:
-                if self.over:  # a stream that did not care for its cancellation
+                if self.stopped:  # the stream swallowed its cancellation
                     break
-                self._put(lane, key, chunk)
-                while lane.waiting >= self._share:
-                    lane.room = asyncio.get_running_loop().create_future()
-                    await lane.room
+                self._put(origin, key, chunk)
+                while origin.waiting >= self._share:
+                    await origin.room.wait()
         except Exception as error:  # noqa: BLE001 - the reader gets it
-            if isinstance(error, TogetherError) and self._returns:
-                self._put(lane, key, cast("C", error))
+            if isinstance(error, TogetherError) and self._returns_errors:
+                self._put(origin, key, cast("C", error))
             else:
-                error.add_note(f"stream {place} of those that are merged, from 0")  # keys may be prompts
+                error.add_note(f"stream {number} of those that are merged, from 0")  # its key may be a prompt
                 failure = error
         except BaseException as error:
-            self._ended(error)
+            self._note_ended(error)
             raise
-        self._ended(failure)
+        self._note_ended(failure)
 
-    def _put(self, lane: _Lane, key: K, chunk: C) -> None:
+    def _put(self, origin: _MergedStream, key: K, chunk: C) -> None:
         self._ready.append((key, chunk))
-        self._lanes.append(lane)
-        lane.waiting += 1
-        self._wake()
+        self._origins.append(origin)
+        origin.waiting += 1
+        self._reader.wake()
 
-    def _taken(self) -> None:
-        lane = self._lanes.popleft()
-        lane.waiting -= 1
-        if lane.room is not None and not lane.room.done() and lane.waiting <= self._share // 2:
-            lane.room.set_result(None)
+    def _note_taken(self) -> None:
+        origin = self._origins.popleft()
+        origin.waiting -= 1
+        if origin.waiting <= self._share // 2:
+            origin.room.wake()
 
 
 @overload
@@ -102,16 +109,17 @@ def merge(streams: Mapping[K, AsyncIterable[Any]], *, on_error: Literal["raise",
     ```
 
     Args:
-        streams: Streams by a key of yours; those that are not open are opened. Their `text()`s will do as well.
-        on_error: "raise" ends all streams with the first error; "return" yields the error in a chunk's place, and the
-            others go on.
+        streams: Streams by a key of yours; a stream that is not open yet is opened by the first read. Any async
+            iterable will do, such as a stream's `text()`.
+        on_error: "raise" ends all streams with the first error. "return" yields the error in place of a chunk, and the
+            other streams go on.
 
     Returns:
-        An async iterator of `(key, chunk)`; of one stream in its order. It reads 64 chunks ahead, each stream
-        its share, at least one.
+        An async iterator of `(key, chunk)`; the chunks of one stream come in their order. It reads at most 64 chunks
+        ahead, an equal share of each stream, at least one.
 
     Raises:
-        ValueError: `on_error` is something else, `streams` is no mapping of streams, or has one of them twice.
+        ValueError: `on_error` is something else, `streams` is not a mapping of streams, or one stream is in it twice.
         TogetherError (while reading): As the streams raise it.
     """
     if on_error not in ("raise", "return"):
@@ -125,4 +133,4 @@ def merge(streams: Mapping[K, AsyncIterable[Any]], *, on_error: Literal["raise",
             raise ValueError(f"streams: got a {type(stream).__name__} among them, expected streams")
     if len({id(stream) for stream in streams.values()}) < len(streams):
         raise ValueError("streams: one of them stands under two keys; a stream is read once")
-    return Merged(_Merging(streams, returns=on_error == "return"))
+    return Merged(MergeGroup(streams, returns_errors=on_error == "return"))

@@ -1,7 +1,7 @@
 """One upstream, many consumers: `Broadcast`, and `tee` for a known number of them.
 
-There is one log of what came, and a position in it for each consumer; nobody has a queue of his own. So a consumer who
-is slow, late or stopped costs nothing, and one who lags behind gets all he missed as one chunk.
+There is one log of the chunks that came, and each consumer has a position in it instead of a queue. So a consumer that
+is slow, late or stopped costs nothing, and one that falls behind gets all it missed as one chunk.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from together_async.errors import IncompleteStreamError, TogetherError
-from together_async.flow.buffer import DEFAULT_SIZE, MOST_AT_ONCE, wake
+from together_async.flow.buffer import DEFAULT_SIZE, MAX_BATCH
+from together_async.flow.buffered import source_of
 from together_async.flow.chunk_log import ChunkLog
-from together_async.flow.source import Chunks, Loopable, Source, close, source_of
+from together_async.flow.loops import Loopable
+from together_async.flow.source import Chunks, Source, close
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import error_of
+from together_async.tasks import Waiter, error_of
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
 
 
 class SlowConsumerError(TogetherError):
-    """A consumer of a broadcast was dropped: more chunks waited for it than allowed. The others go on.
+    """A consumer of a broadcast was dropped: more chunks waited for it than allowed. The other consumers go on.
 
     Attributes:
         waiting: How many chunks waited.
-        size: How many may.
+        size: How many may wait.
     """
 
     def __init__(self, waiting: int, size: int) -> None:
@@ -44,6 +46,53 @@ class SlowConsumerError(TogetherError):
         return type(self), (self.waiting, self.size)
 
 
+class Cursor:
+    """The position of one consumer in the log of a broadcast.
+
+    Attributes:
+        position: That of the last chunk it has read.
+        joined_at: The log's last position when it subscribed: the chunks before it do not make it slow.
+        waiter: Where its `read` waits.
+        error: Why it was dropped; None while it was not.
+        left: Whether its subscription was left.
+    """
+
+    __slots__ = ("_pieces", "error", "joined_at", "left", "position", "waiter")
+
+    def __init__(self, position: int, joined_at: int) -> None:
+        self.position = position
+        self.joined_at = joined_at
+        self.waiter = Waiter("two tasks read one subscription at the same time; subscribe once for each")
+        self.error: SlowConsumerError | None = None
+        self.left = False
+        self._pieces: deque[tuple[int, ChatCompletionChunk]] = deque()  # taken from the log, not read yet
+
+    def lag(self, last: int) -> int:
+        """Returns how many chunks up to position `last` have come since it subscribed, or last read."""
+        return last - max(self.position, self.joined_at)
+
+    def has_read_all(self, last: int) -> bool:
+        """Returns whether it has read every chunk up to position `last`."""
+        return not self._pieces and self.position == last
+
+    def advance(self, log: ChunkLog, most: int) -> list[ChatCompletionChunk]:
+        """Returns the chunks that can be read now, and moves past them.
+
+        A chunk that stands for many comes alone or first, so that every position is known.
+        """
+        if not self._pieces and self.position < log.last and self.error is None:
+            self._pieces.extend(log.since(self.position, merged=self.position < self.joined_at))
+        chunks: list[ChatCompletionChunk] = []
+        while self._pieces and len(chunks) < most:
+            position, chunk = self._pieces[0]
+            if chunks and position != self.position + 1:
+                break
+            self._pieces.popleft()
+            self.position = position
+            chunks.append(chunk)
+        return chunks
+
+
 class Broadcast:
     """One stream for many consumers, who come and go as they like.
 
@@ -52,22 +101,26 @@ class Broadcast:
     async for chunk in broadcast.subscribe(): ...  # in as many tasks as you like
     ```
 
-    The stream is opened with the first read. Who comes late gets what was said so far as one chunk, then the rest as it
-    comes.
+    The first read opens the stream. A consumer that subscribes late gets everything so far as one chunk, then the other
+    chunks as they come.
+
+    It has many methods and is one thing: the reading task, the log and the consumers change together, and whether the
+    task may read on depends on the slowest consumer.
 
     Args:
         stream: A stream that is not yet open, or any other async iterable of chunks.
         size: How many chunks may wait for a consumer before it counts as slow, from 1.
-        on_slow: What happens then. "coalesce": it gets what waits as one chunk. "block": everybody waits for it.
-            "drop": it gets `SlowConsumerError`.
+        on_slow: What happens to a slow consumer. "coalesce": it gets the waiting chunks as one. "block": the stream is
+            not read further until it has caught up. "drop": it gets `SlowConsumerError`.
         on_empty: What happens when the last consumer leaves: "stop" closes the stream, "continue" reads it to its end.
 
     Attributes:
-        error: What the stream ended with; None while it runs, and when it ended well.
+        error: The error that ended the stream; None while it runs, and after a complete end.
+        on_change: Called when a consumer comes or leaves, when chunks come, and at the end; None for no call.
 
     Raises:
-        ValueError: A value out of range.
-        TypeError: `stream` is none.
+        ValueError: A value is out of range.
+        TypeError: `stream` is not a stream.
     """
 
     def __init__(
@@ -83,18 +136,17 @@ class Broadcast:
         self.on_slow: OnSlow = on_slow
         self.on_empty: OnEmpty = on_empty
         self.error: BaseException | None = None
+        self.on_change: Callable[[], None] | None = None
         self._source: Source = source_of(stream)
-        # Those that come together are more than one: nobody who must not lag may find a merged chunk because of that.
-        self._log = ChunkLog(size if on_slow == "coalesce" else size + MOST_AT_ONCE)
-        self._consumers: set[_Place] = set()
+        # Without "coalesce" nobody may get a merged chunk, also when a whole batch comes at once.
+        self._log = ChunkLog(size if on_slow == "coalesce" else size + MAX_BATCH)
+        self._consumers: set[Cursor] = set()
         self._task: asyncio.Task[None] | None = None
         self._opened = asyncio.Event()
-        self._wanted: BaseException | None = None  # what everybody is to get, when it is closed
-        self._room: asyncio.Future[None] | None = None  # what the reader waits for while somebody is slow
+        self._closing_error: BaseException | None = None  # given to `leave`, for all consumers
+        self._room = Waiter()  # of the task, while a consumer is slow
         self._traceback: TracebackType | None = None
         self._over = False
-        self.on_change: Callable[[], None] | None = None
-        """Called when a consumer comes or leaves, when something comes, and at the end."""
 
     def __repr__(self) -> str:
         state = "ended" if self._over else "not opened" if self._task is None else "running"
@@ -112,59 +164,60 @@ class Broadcast:
 
     @property
     def consumers(self) -> int:
-        """How many there are now."""
+        """How many consumers there are now."""
         return len(self._consumers)
 
     @property
     def kept(self) -> int:
-        """Bytes of what is kept, by estimate."""
+        """How many bytes are kept, by estimate."""
         return self._log.size
 
     def subscribe(self, after: int = 0) -> Subscription:
         """Returns a new consumer: an async iterator of chunks, and an async context manager.
 
         Args:
-            after: The position it continues from: 0 is the beginning, `position` is now.
+            after: The position after which it begins: 0 is the beginning, `position` is now.
 
         Raises:
-            ValueError: A position that is below 0 or has not come yet.
+            ValueError: The position is below 0, or has not come yet.
         """
         if not 0 <= after <= self._log.last:
             raise ValueError(f"after: got {after}, expected a position from 0 to {self._log.last}")
-        place = _Place(after, self._log.last)
-        self._consumers.add(place)
-        self._changed()
-        return Subscription(self, place)
+        cursor = Cursor(after, self._log.last)
+        self._consumers.add(cursor)
+        self._notify()
+        return Subscription(self, cursor)
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
+        """Returns the completion of the chunks that have come."""
         return self._source.so_far()
 
     async def wait(self) -> None:
-        """Waits for the end of the stream, without being a consumer; it raises nothing (see `error`)."""
+        """Waits for the end of the stream without being a consumer. It never raises what ended it (see `error`)."""
         self.start()
         if self._task is not None:
             await asyncio.wait((self._task,))
 
     async def aclose(self) -> None:
-        """Ends the stream for everybody. Its task has ended when this returns; twice is fine."""
+        """Ends the stream for all consumers. Its task has ended when this returns; calling it twice is fine."""
         self.leave()
         if self._task is not None:
             await asyncio.wait((self._task,))
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Ends the stream for everybody, at once; `error` is what they get.
+        """Ends the stream for all consumers, without waiting.
 
-        Without one they get what the stream makes of it, as `IncompleteStreamError`.
+        Args:
+            error: What they get; None is an `IncompleteStreamError`.
         """
-        self._wanted = self._wanted or error
+        self._closing_error = self._closing_error or error
         self._source.leave()
         if self._task is None:
             self._end(error)
         elif not self._over and not self._task.get_loop().is_closed():
             self._task.cancel()
 
-    # ----------------------------------------------------------------------------------------------------- its reader
+    # ------------------------------------------------------------------------------------------------------- its task
 
     def start(self) -> None:
         """Opens the stream and begins to read it, without a consumer.
@@ -173,12 +226,12 @@ class Broadcast:
             RuntimeError: There is no running event loop, as in a function that a framework runs in a thread.
         """
         if self._task is None and not self._over:
-            loop = asyncio.get_running_loop()  # or it raises, before there is anything to run
+            loop = asyncio.get_running_loop()  # raises before the coroutine is made
             self._task = loop.create_task(self._run())
-            self._task.add_done_callback(self._ran)  # also when it was cancelled before it began
+            self._task.add_done_callback(self._note_task_done)
 
     async def _run(self) -> None:
-        """Reads the stream to its end. It is the broadcast's own task: consumers come and go."""
+        """Reads the stream to its end."""
         error: BaseException | None = None
         try:
             await self._source.open()
@@ -186,30 +239,30 @@ class Broadcast:
             while chunks := await self._source.read():
                 for chunk in chunks:
                     self._log.add(chunk)
-                self._look_at_the_slow()
-                self._changed()
+                self._drop_slow()
+                self._notify()
                 if self.on_slow == "block":
-                    await self._until_room()
+                    await self._wait_for_room()
         except asyncio.CancelledError:
             self._source.leave()
-            self._end(self._given_up())  # nobody waits for what may have to be closed
+            self._end(self._left_early())  # before the source is closed: consumers do not wait for that
             await close(self._source)
             raise
         except Exception as failure:  # noqa: BLE001 - every consumer gets it
-            error = self._wanted or failure
+            error = self._closing_error or failure
         self._source.leave()
         self._end(error)
         await close(self._source)
 
-    def _ran(self, task: asyncio.Task[None]) -> None:
+    def _note_task_done(self, task: asyncio.Task[None]) -> None:
         error = error_of(task)
-        if not self._over:  # cancelled before it began; or ended by what is no Exception, which asyncio passes on
+        if not self._over:  # cancelled before it began; or ended by a BaseException, which asyncio passes on
             self._source.leave()
-            self._end(error or self._given_up())
+            self._end(error or self._left_early())
 
-    def _given_up(self) -> BaseException:
+    def _left_early(self) -> BaseException:
         text = "the stream was closed while others were reading it"
-        return self._wanted or IncompleteStreamError(text, partial=self.so_far())
+        return self._closing_error or IncompleteStreamError(text, partial=self.so_far())
 
     def _end(self, error: BaseException | None) -> None:
         if not self._over:
@@ -218,104 +271,87 @@ class Broadcast:
             self._traceback = None if error is None else error.__traceback__
             self._opened.set()
             self._shrink()
-            self._changed()
+            self._notify()
 
     def _shrink(self) -> None:
-        """Keeps texts alone, once all has come and those who kept up have had it as it came."""
+        """Keeps only the texts, after the end: those who kept up have read the chunks as they came."""
         if self._over and not self._consumers:
             self._log.close()
 
-    def _changed(self) -> None:
-        for place in self._consumers:
-            wake(place.waiter)
+    def _notify(self) -> None:
+        for cursor in self._consumers:
+            cursor.waiter.wake()
         if self.on_change is not None:
             self.on_change()
 
-    def _look_at_the_slow(self) -> None:
-        if self.on_slow == "drop":
-            for place in tuple(self._consumers):
-                waiting = self._waiting(place)
-                # Who waits has had all there was: many that come at once make nobody slow.
-                if waiting > self.size and place.waiter is None:
-                    place.error = SlowConsumerError(waiting, self.size)
-                    self._forget(place)
-
-    def _waiting(self, place: _Place) -> int:
-        """How many chunks have come since a consumer came, or last read."""
-        return self._log.last - max(place.position, place.began)
-
-    async def _until_room(self) -> None:
-        """Waits until nobody is slow: at `size` chunks it stops, at half of them it goes on."""
-        if all(self._waiting(place) < self.size for place in self._consumers):
+    def _drop_slow(self) -> None:
+        if self.on_slow != "drop":
             return
-        while any(self._waiting(place) > self.size // 2 for place in self._consumers):
-            self._room = asyncio.get_running_loop().create_future()
-            try:
-                await self._room
-            finally:
-                self._room = None
+        for cursor in tuple(self._consumers):
+            lag = cursor.lag(self._log.last)
+            # A consumer whose read waits has read everything before: many chunks that come at once do not make it slow.
+            if lag > self.size and not cursor.waiter.taken:
+                cursor.error = SlowConsumerError(lag, self.size)
+                self.release(cursor)
 
-    # -------------------------------------------------------------------------------------------------- the consumers
+    async def _wait_for_room(self) -> None:
+        """Waits while a consumer is slow: it stops at `size` chunks, and goes on at half of them."""
+        if all(cursor.lag(self._log.last) < self.size for cursor in self._consumers):
+            return
+        while any(cursor.lag(self._log.last) > self.size // 2 for cursor in self._consumers):
+            await self._room.wait()
 
-    async def _open(self) -> None:
+    # ---------------------------------------------------------------------------------------------- for `Subscription`
+
+    async def wait_until_open(self) -> None:
+        """Opens the stream if nobody has, and waits until it is open.
+
+        Raises:
+            BaseException: The error that ended it before the first chunk.
+        """
         self.start()
         await self._opened.wait()
         if self._log.last == 0:
-            self._raise()
+            self._raise_error()
 
-    async def _read(self, place: _Place, most: int) -> list[ChatCompletionChunk]:
+    async def read_for(self, cursor: Cursor, most: int) -> list[ChatCompletionChunk]:
+        """Returns the chunks that wait for a consumer, from 1 to `most`; waits for the first.
+
+        An empty list is the end.
+        """
         self.start()
         while True:
-            chunks = [] if place.left else self._next(place, most)
+            chunks = [] if cursor.left else cursor.advance(self._log, most)
             if chunks:
-                wake(self._room)
+                self._room.wake()
                 return chunks
-            if place.error is not None:
-                raise place.error
-            if self.at_end(place):
-                self._forget(place)
-                self._raise()
+            if cursor.error is not None:
+                raise cursor.error
+            if self.at_end(cursor):
+                self.release(cursor)
+                self._raise_error()
                 return []
-            if place.left:
+            if cursor.left:
                 text = "the stream was left by this reader before its end"
                 raise IncompleteStreamError(text, partial=self.so_far())
-            if place.waiter is not None:
-                raise RuntimeError("two tasks read one subscription at the same time; subscribe once for each")
-            place.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await place.waiter
-            finally:
-                place.waiter = None
+            await cursor.waiter.wait()
 
-    def _raise(self) -> None:
+    def _raise_error(self) -> None:
         if self.error is not None:
-            # As it came: each raising would lengthen its traceback, which holds every reader that was told.
+            # Each raise would lengthen the traceback, which holds the frames of every reader that got the error.
             raise self.error.with_traceback(self._traceback)
 
-    def at_end(self, place: _Place) -> bool:
-        """Whether a consumer has had all there ever will be."""
-        return self._over and not place.pieces and place.position == self._log.last
+    def at_end(self, cursor: Cursor) -> bool:
+        """Returns whether a consumer has read all chunks, and none will come."""
+        return self._over and cursor.has_read_all(self._log.last)
 
-    def _next(self, place: _Place, most: int) -> list[ChatCompletionChunk]:
-        """What can be given now. A chunk that stands for many comes alone, so that every position is known."""
-        if not place.pieces and place.position < self._log.last and place.error is None:
-            place.pieces.extend(self._log.since(place.position, merged=place.position < place.began))
-        chunks: list[ChatCompletionChunk] = []
-        while place.pieces and len(chunks) < most:
-            position, chunk = place.pieces[0]
-            if chunks and position != place.position + 1:
-                break
-            place.pieces.popleft()
-            place.position = position
-            chunks.append(chunk)
-        return chunks
-
-    def _forget(self, place: _Place) -> None:
-        if place not in self._consumers:
+    def release(self, cursor: Cursor) -> None:
+        """Removes a consumer; the last one may end the stream (see `on_empty`)."""
+        if cursor not in self._consumers:
             return
-        self._consumers.discard(place)
-        wake(place.waiter)
-        wake(self._room)
+        self._consumers.discard(cursor)
+        cursor.waiter.wake()
+        self._room.wake()
         self._shrink()
         if self.on_change is not None:
             self.on_change()
@@ -323,36 +359,23 @@ class Broadcast:
             self.leave()
 
 
-class _Place:
-    """Where a consumer is."""
-
-    __slots__ = ("began", "error", "left", "pieces", "position", "waiter")
-
-    def __init__(self, position: int, began: int) -> None:
-        self.position = position
-        self.began = began  # what was there before does not make it slow
-        self.pieces: deque[tuple[int, ChatCompletionChunk]] = deque()
-        self.waiter: asyncio.Future[None] | None = None
-        self.error: SlowConsumerError | None = None
-        self.left = False
-
-
 class Subscription(Loopable):
     """One consumer of a `Broadcast`: an async iterator of chunks, and an async context manager.
 
-    It leaves when its loop or block is left, or when it is dropped. Until then a broadcast that blocks waits for it.
+    It leaves when its loop or block is left, or when it is dropped. Until then, a broadcast with on_slow="block" waits
+    for it.
 
     Raises (while reading):
         SlowConsumerError: It was too slow for a broadcast with on_slow="drop".
-        TogetherError: As the stream raised it, after all that had come before.
+        TogetherError: As the stream raised it, after all chunks that had come before.
     """
 
-    __slots__ = ("__weakref__", "_broadcast", "_place")
+    __slots__ = ("__weakref__", "_broadcast", "_cursor")
 
-    def __init__(self, broadcast: Broadcast, place: _Place) -> None:
+    def __init__(self, broadcast: Broadcast, cursor: Cursor) -> None:
         super().__init__()
         self._broadcast = broadcast
-        self._place = place
+        self._cursor = cursor
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.position} of {self._broadcast!r}>"
@@ -360,28 +383,28 @@ class Subscription(Loopable):
     @property
     def position(self) -> int:
         """The position of the last chunk that was read."""
-        return self._place.position
+        return self._cursor.position
 
     async def open(self) -> None:
         """Opens the stream, if nobody has; raises what that raises."""
-        await self._broadcast._open()
+        await self._broadcast.wait_until_open()
 
     @property
     def at_end(self) -> bool:
-        """Whether it has had all there ever will be."""
-        return self._broadcast.at_end(self._place)
+        """Whether all chunks have been read, and none will come."""
+        return self._broadcast.at_end(self._cursor)
 
-    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
-        """Returns the chunks that wait, at most so many and at least one; waits for it. An empty list is the end."""
-        return await self._broadcast._read(self._place, most)
+    async def read(self, most: int = MAX_BATCH) -> list[ChatCompletionChunk]:
+        """Returns the chunks that wait, from 1 to `most`; waits for the first. An empty list is the end."""
+        return await self._broadcast.read_for(self._cursor, most)
 
     def leave(self) -> None:
         """Leaves; the stream is closed if this was the last consumer and `on_empty` is "stop"."""
-        self._place.left = True
-        self._broadcast._forget(self._place)
+        self._cursor.left = True
+        self._broadcast.release(self._cursor)
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far, to whomever."""
+        """Returns the completion of the chunks that have come, whether or not this consumer has read them."""
         return self._broadcast.so_far()
 
     async def __aenter__(self) -> Self:
@@ -399,23 +422,23 @@ class Subscription(Loopable):
         self.leave()
 
     def __del__(self) -> None:
-        place = getattr(self, "_place", None)
-        if place is not None and not place.left:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, or this is not its thread
+        cursor = getattr(self, "_cursor", None)
+        if cursor is not None and not cursor.left:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, or runs in another thread
                 self.leave()
 
 
 def tee(
     stream: Chunks, n: int = 2, *, size: int = DEFAULT_SIZE, on_slow: OnSlow = "coalesce", on_empty: OnEmpty = "stop"
 ) -> tuple[Subscription, ...]:
-    """Returns `n` consumers of one stream. Other arguments as for `Broadcast`.
+    """Returns `n` consumers of one stream. The other arguments are those of `Broadcast`.
 
     ```python
     for_the_browser, for_the_log = tee(client.stream(prompt, model=MODEL))
     ```
 
     Raises:
-        ValueError: `n` is below 1, or as `Broadcast` does.
+        ValueError: `n` is below 1, or as `Broadcast` raises it.
     """
     if n < 1:
         raise ValueError(f"n: got {n}, expected a number of consumers from 1")

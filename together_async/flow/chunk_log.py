@@ -1,7 +1,7 @@
-"""The chunks of one stream so far, for readers who come late, fall behind or come back.
+"""The chunks of one stream so far, for readers that come late, fall behind or come back.
 
-Positions count chunks from 1; position 0 is before the first. The last chunks are kept as they came, so that those who
-keep up get exactly those; of an older chunk of plain text just the text is kept, which costs 60 bytes instead of 1,500.
+Positions count chunks from 1; position 0 is before the first. The last chunks are kept as they came, so that readers
+that keep up get exactly those. Of an older chunk with nothing but text, only the text is kept: 60 bytes, not 1,500.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from together_async.wire.codec import has_unknown_content
 
 _CHOICE_KEYS: Final = frozenset({"delta", "seed", "text"})
 _DELTA_KEYS: Final = frozenset({"content", "role", "token_id"})
-_PLACE: Final = 8
-"""Bytes of a place in a list."""
-_OBJECT: Final = 1_500
+_LIST_ITEM_SIZE: Final = 8
+"""Bytes of a reference in a list."""
+_CHUNK_SIZE: Final = 1_500
 """Bytes of a chunk's objects, without its texts."""
 
 
@@ -27,11 +27,11 @@ class ChunkLog:
     """Chunks by position.
 
     Args:
-        window: How many of the last chunks are kept as they came.
+        window: How many of the last chunks are kept as they came, from 0.
 
     Attributes:
-        last: The position of the newest chunk; 0 when there is none.
-        size: Bytes that are kept, by estimate.
+        last: The position of the newest chunk; 0 if there is none.
+        size: How many bytes are kept, by estimate.
     """
 
     __slots__ = ("_facts", "_latest", "_older", "_role", "_seed", "_window", "last", "size")
@@ -42,15 +42,15 @@ class ChunkLog:
         self._window = window
         self._latest: deque[ChatCompletionChunk] = deque()
         self._older: list[str | ChatCompletionChunk] = []
-        self._facts: ChatCompletionChunk | None = None  # the first chunk: what it says about the whole holds for texts
-        self._seed: int | float | None = None  # of choice 0, as last told by a chunk that is kept as it came
+        self._facts: ChatCompletionChunk | None = None  # the first chunk: its id, model, ... are those of all texts
+        self._seed: int | float | None = None  # of choice 0, from the last older chunk that is kept as it came
         self._role: str | None = None
 
     def __repr__(self) -> str:
         return f"<ChunkLog of {self.last} chunks, {self.size} bytes>"
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        """Takes the next chunk."""
+        """Appends the next chunk."""
         self.last += 1
         self._latest.append(chunk)
         self.size += _size_of(chunk)
@@ -58,7 +58,7 @@ class ChunkLog:
             self._shrink(self._latest.popleft())
 
     def close(self) -> None:
-        """Says that no chunk will come: what can be kept as text is."""
+        """Ends the log: no chunk will come, and all that can be kept as text alone is."""
         while self._latest:
             self._shrink(self._latest.popleft())
 
@@ -67,7 +67,7 @@ class ChunkLog:
             self._facts = chunk
         elif (text := self._text_of(chunk)) is not None:
             self._older.append(text)
-            self.size += sys.getsizeof(text) + _PLACE - _size_of(chunk)
+            self.size += sys.getsizeof(text) + _LIST_ITEM_SIZE - _size_of(chunk)
             return
         self._older.append(chunk)
         for choice in chunk.choices:
@@ -76,17 +76,17 @@ class ChunkLog:
                 self._seed = choice.seed if choice.seed is not None else self._seed
 
     def _text_of(self, chunk: ChatCompletionChunk) -> str | None:
-        """Returns the text of a chunk that says nothing else, or nothing that has not been said before."""
+        """Returns the text of a chunk that holds nothing else that is new; None for any other chunk."""
         raw: bytes | None = getattr(chunk, "raw_json", None)
         if len(chunk.choices) != 1 or chunk.usage is not None or (raw is not None and has_unknown_content(raw)):
             return None
         choice, first = chunk.choices[0], vars(self._facts)
-        given = {name for name, value in vars(choice).items() if value}
-        said = {name for name, value in vars(choice.delta).items() if value}
+        choice_keys = {name for name, value in vars(choice).items() if value}
+        delta_keys = {name for name, value in vars(choice.delta).items() if value}
         if (
-            not given <= _CHOICE_KEYS
-            or "delta" not in given
-            or not said <= _DELTA_KEYS
+            not choice_keys <= _CHOICE_KEYS
+            or "delta" not in choice_keys
+            or not delta_keys <= _DELTA_KEYS
             or (choice.seed is not None and choice.seed != self._seed)
             or (choice.delta.role and choice.delta.role != self._role)
             or choice.logprobs is not None
@@ -100,13 +100,17 @@ class ChunkLog:
         return choice.delta.content
 
     def since(self, position: int, *, merged: bool = False) -> list[tuple[int, ChatCompletionChunk]]:
-        """Returns what came after a position, each chunk with its own.
+        """Returns the chunks after a position, each with its own position.
 
-        As it came where that is kept in full; otherwise, or where `merged` is wanted, as few chunks as can say it,
-        mostly one.
+        They are the chunks that came where all of them are kept; otherwise they are merged into as few as possible,
+        mostly one, each with the position of the last chunk in it.
+
+        Args:
+            position: The last chunk that the reader has, from 0 to `last`.
+            merged: Whether they are merged in any case.
 
         Raises:
-            ValueError: The position is none of this log.
+            ValueError: The position is not one of this log.
         """
         if not 0 <= position <= self.last:
             raise ValueError(f"position: got {position}, expected one from 0 to {self.last}")
@@ -116,11 +120,11 @@ class ChunkLog:
         coalescer = Coalescer()
         if position and self._facts is not None:
             coalescer.add_facts(self._facts)
-        for one in itertools.islice(self._older, position, None):
-            if isinstance(one, str):
-                coalescer.add_text(one)
+        for older in itertools.islice(self._older, position, None):
+            if isinstance(older, str):
+                coalescer.add_text(older)
             else:
-                coalescer.add(one)
+                coalescer.add(older)
         for chunk in itertools.islice(self._latest, max(0, position - kept), None):
             coalescer.add(chunk)
         pieces = []
@@ -131,8 +135,8 @@ class ChunkLog:
 
 
 def _size_of(chunk: ChatCompletionChunk) -> int:
-    """Bytes of a chunk, by estimate: its objects, its texts, and what it came from."""
+    """Returns the bytes of a chunk, by estimate: its objects, its texts, and the payload it was decoded from."""
     raw: bytes | None = getattr(chunk, "raw_json", None)
     if raw is not None:
-        return _OBJECT + 2 * len(raw)
-    return _OBJECT + sum(len(repr(choice.delta)) for choice in chunk.choices)
+        return _CHUNK_SIZE + 2 * len(raw)
+    return _CHUNK_SIZE + sum(len(repr(choice.delta)) for choice in chunk.choices)

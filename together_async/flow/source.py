@@ -1,23 +1,19 @@
-"""Where chunks come from, one way to read it: a stream, what stands between one and its reader, or anybody's iterator.
+"""Sources: one way to read chunks, whatever they come from.
 
-A source gives all chunks that are there at once, so that who passes them on does so in one piece.
+`Source` is the protocol. A stream of this package is read through `StreamSource`, anybody's async iterable through
+`IterableSource`; `Buffered`, `Subscription` and a hub's readers are sources themselves. `source_of` (in `buffered`)
+returns the right one.
 """
 
 from __future__ import annotations
 
-import abc
-import asyncio
-import functools
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from together_async.calls.readers import BatchesReader, RawReader, TextReader
 from together_async.calls.stream import ChatCompletionStream
-from together_async.errors import IncompleteStreamError
-from together_async.flow.buffer import MOST_AT_ONCE, Buffer
-from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
-from together_async.tasks import MISLEADING, error_of, not_misleading
+from together_async.flow.loops import TextLoop
+from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.wire.accumulator import ChatCompletionAccumulator
 
 READ_ALREADY: Final = "this stream has been read to its end already; make one for each who is to read it"
@@ -26,38 +22,66 @@ Chunks = AsyncIterable[ChatCompletionChunk]
 
 @runtime_checkable
 class Source(Protocol):
-    """Chunks, batch by batch."""
+    """Chunks, batch by batch: all that have come at each read, so that they can be passed on together."""
 
     @property
     def position(self) -> int:
-        """How many of the upstream's chunks have been read, the last of the last batch included.
+        """How many of the upstream's chunks have been read, including the last of the last batch.
 
-        Those of a batch have consecutive positions; only the first may stand for more than one.
+        The chunks of a batch have consecutive positions; only the first may stand for more than one.
         """
         ...
 
     async def open(self) -> None:
-        """Asks for the first response; what it raises is known before anything is passed on."""
+        """Sends the request, so that its error is known before anything is passed on."""
         ...
 
     async def read(self) -> list[ChatCompletionChunk]:
-        """Returns what is there, at least one chunk; an empty list is the end, and all has come.
+        """Returns the chunks that have come, at least one; waits for it. An empty list is the complete end.
 
-        A read of what is open may be cancelled and repeated.
+        Once the source is open, a read may be cancelled and repeated.
         """
         ...
 
     def leave(self) -> None:
-        """Ends it at once: what it was made of is closed, unless others need it."""
+        """Ends it without waiting: what it reads is closed, unless others read it too."""
         ...
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
+        """Returns the completion of the chunks that have come."""
+        ...
+
+
+@runtime_checkable
+class ClosableSource(Source, Protocol):
+    """A source with tasks or iterators whose end can be awaited."""
+
+    async def aclose(self) -> None:
+        """Ends it. Nothing of it is running when this returns."""
+        ...
+
+
+@runtime_checkable
+class ResumableSource(Source, Protocol):
+    """A source that can continue after a chunk that a client had over an earlier connection."""
+
+    @property
+    def id_prefix(self) -> str:
+        """What stands before the position in an event's id, to name the completion too."""
+        ...
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all chunks have been read, and none will come."""
+        ...
+
+    def resume(self, last_event_id: str) -> None:
+        """Says, before the source is opened, which event the client had last."""
         ...
 
 
 class StreamSource:
-    """A stream of this package."""
+    """A stream of this package as a source."""
 
     __slots__ = ("_batches", "_stream", "position")
 
@@ -70,10 +94,10 @@ class StreamSource:
         return f"<{type(self).__name__} of {self._stream!r}>"
 
     async def open(self) -> None:
-        """Asks for the first response.
+        """Sends the request.
 
         Raises:
-            RuntimeError: The stream is at its end: somebody has read it.
+            RuntimeError: The stream has been read to its end already.
         """
         if self._stream.complete:
             raise RuntimeError(READ_ALREADY)
@@ -81,30 +105,30 @@ class StreamSource:
         self._batches = self._stream.batches()
 
     async def read(self) -> list[ChatCompletionChunk]:
-        """Returns the chunks that are there, at least one; an empty list is the end."""
+        """Returns the chunks that have come, at least one; an empty list is the end."""
         if self._batches is None:
             await self.open()
         assert self._batches is not None  # noqa: S101 - just opened
         try:
-            batch = await anext(self._batches)  # no loop, which would make an iterator of its own each time
+            batch = await anext(self._batches)  # a loop would make another iterator for each read
         except StopAsyncIteration:
             return []
         self.position += len(batch)
         return batch
 
     def leave(self) -> None:
-        """Closes the stream, at once."""
+        """Closes the stream, without waiting."""
         self._stream.leave()
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
+        """Returns the completion of the chunks that have come."""
         return self._stream.so_far()
 
 
 class IterableSource:
-    """Anybody's async iterable of chunks.
+    """Anybody's async iterable of chunks as a source.
 
-    It is read by one task alone, and not cancelled but to end it: nobody knows what else it bears.
+    Only one task reads it, and cancels it only to end it: a foreign iterator may not survive a cancelled read.
     """
 
     __slots__ = ("_accumulator", "_chunks", "_iterator", "position")
@@ -119,21 +143,21 @@ class IterableSource:
         return f"<{type(self).__name__} of a {type(self._chunks).__name__}>"
 
     async def open(self) -> None:
-        """Looks at it; nothing is asked before the first read.
+        """Makes the iterator; it is not asked for anything before the first read.
 
         Raises:
-            TypeError: It is one of this package's that have no chunks.
+            TypeError: It is an iterator of this package that yields something other than chunks.
         """
         iterator: Any = aiter(self._chunks)
-        if isinstance(iterator, (BatchesReader, RawReader, TextReader, _TextLoop)):
-            raise self._no_chunks()
+        if isinstance(iterator, (BatchesReader, RawReader, TextReader, TextLoop)):
+            raise self._wrong_items()
         self._iterator = iterator
 
     async def read(self) -> list[ChatCompletionChunk]:
         """Returns the next chunk; an empty list is the end.
 
         Raises:
-            TypeError: What came is no chunk.
+            TypeError: The iterable yields something else.
         """
         assert self._iterator is not None  # noqa: S101 - opened, and not closed
         try:
@@ -141,267 +165,52 @@ class IterableSource:
         except StopAsyncIteration:
             return []
         if not isinstance(chunk, ChatCompletionChunk):
-            raise self._no_chunks(f"with a {type(chunk).__name__} ")
+            raise self._wrong_items(f"with a {type(chunk).__name__} ")
         self.position += 1
         self._accumulator.add(chunk)
         return [chunk]
 
-    def _no_chunks(self, found: str = "") -> TypeError:
+    def _wrong_items(self, found: str = "") -> TypeError:
         return TypeError(
             f"stream: got a {type(self._chunks).__name__} {found}where chunks are needed; hand over what "
             "`client.stream(...)` returns, itself (a relay makes texts of it with format='text')"
         )
 
     def leave(self) -> None:
-        """Nothing can be ended without waiting (see `aclose`)."""
+        """Does nothing: a foreign iterator cannot be closed without waiting (see `aclose`)."""
 
     async def aclose(self) -> None:
-        """Closes it, where it can be closed."""
-        # Some are closed by being dropped, and who still has this source, a hub for minutes, may not keep them.
+        """Closes the iterator, if it can be closed."""
+        # Some iterators are closed by being dropped, so a source that is kept, by a hub for minutes, must not hold one.
         iterator, self._iterator = self._iterator, None
-        aclose = getattr(iterator, "aclose", None)
+        aclose = getattr(iterator, "aclose", None)  # a foreign object, perhaps a proxy: no protocol describes it
         if aclose is not None:
             await aclose()
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
+        """Returns the completion of the chunks that have come."""
         return self._accumulator.completion()
 
 
 async def close(source: Source) -> None:
-    """Ends it at once, and waits until nothing of it is under way."""
+    """Ends a source, and waits until nothing of it is running."""
     source.leave()
-    aclose = getattr(source, "aclose", None)  # of what has a task
-    if aclose is not None:
-        await aclose()
+    if isinstance(source, ClosableSource):
+        await source.aclose()
 
 
-class Loopable(abc.ABC):
-    """What is read by batches, for those who loop over its chunks, or its texts, as over a stream's."""
-
-    __slots__ = ("_entered",)
-
-    def __init__(self) -> None:
-        self._entered = False
-
-    @abc.abstractmethod
-    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
-        """Returns the chunks that are there, at most so many and at least one; an empty list is the end."""
-
-    @abc.abstractmethod
-    def leave(self) -> None:
-        """Ends it at once."""
-
-    @abc.abstractmethod
-    def so_far(self) -> ChatCompletion:
-        """Returns what has come so far; it reads nothing itself."""
-
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return _ChunkLoop(self, owner=not self._entered)
-
-    async def __anext__(self) -> ChatCompletionChunk:
-        return await _ChunkLoop(self, owner=False).__anext__()
-
-    def text(self, choice: int = 0) -> AsyncIterator[str]:
-        """Returns an iterator of the texts of one choice; empty ones are left out."""
-        return _TextLoop(self, choice, owner=not self._entered)
-
-    async def completion(self) -> ChatCompletion:
-        """Reads the rest, if any, and returns the completion that it all adds up to."""
-        async for _ in self:
-            pass
-        return self.so_far()
-
-
-class _Loop:
-    """The iterator of one loop. Where nobody has entered what it reads, it leaves when the loop is left."""
-
-    __slots__ = ("_owner", "_source")
-
-    def __init__(self, source: Loopable, *, owner: bool) -> None:
-        self._source = source
-        self._owner = owner
-
-    def __aiter__(self) -> Self:
-        return self
-
-    def __del__(self) -> None:
-        if self._owner:
-            self._source.leave()
-
-
-class _ChunkLoop(_Loop):
-    """One by one: what the loop has not asked for still waits, and counts as waiting."""
-
-    __slots__ = ()
-
-    async def __anext__(self) -> ChatCompletionChunk:
-        for chunk in await self._source.read(1):
-            return chunk
-        raise StopAsyncIteration
-
-
-class _TextLoop(_Loop):
-    __slots__ = ("_choice",)
-
-    def __init__(self, source: Loopable, choice: int, *, owner: bool) -> None:
-        super().__init__(source, owner=owner)
-        self._choice = choice
-
-    async def __anext__(self) -> str:
-        while chunks := await self._source.read(1):
-            text = "".join([text_of(one) for one in chunks[0].choices if (one.index or 0) == self._choice])
-            if text:
-                return text
-        raise StopAsyncIteration
-
-
-class Buffered(Loopable):
-    """The chunks of a stream, read ahead. Made by `buffered`: an async iterator, and an async context manager.
-
-    The stream is opened, and its task begins, with the first read or `async with`. Leaving the loop or the block closes
-    the stream; with the block, its task has ended too.
-    """
-
-    __slots__ = ("__weakref__", "_buffer", "_left", "_task", "_upstream")
-
-    def __init__(self, stream: Chunks, buffer: Buffer) -> None:
-        super().__init__()
-        self._buffer = buffer
-        self._left = False
-        self._upstream = _direct(stream) or IterableSource(stream)
-        self._task: asyncio.Task[None] | None = None
-        buffer.take_over()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._buffer!r}>"
-
-    @property
-    def position(self) -> int:
-        """How many of the stream's chunks have been read."""
-        return self._buffer.position
-
-    async def open(self) -> None:
-        """Asks for the first response, and begins to read ahead."""
-        if self._task is not None or self._left:
-            return
-        await self._upstream.open()
-        if self._left:
-            return  # type: ignore[unreachable]  # somebody may have left meanwhile
-        self._task = asyncio.create_task(_pump(self._upstream, self._buffer))
-        self._task.add_done_callback(functools.partial(_pumped, self._upstream, self._buffer))
-
-    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
-        """Returns the chunks that are there, at most so many and at least one; an empty list is the end."""
-        await self.open()
-        return await self._buffer.read(most)
-
-    def leave(self) -> None:
-        """Closes the stream, at once. Twice is fine."""
-        if self._left:
-            return  # a second cancellation would cut off what is being closed
-        self._left = True
-        self._upstream.leave()
-        if self._task is None:
-            self._buffer.close(_given_up(self._upstream))
-        elif not self._task.get_loop().is_closed():
-            self._task.cancel()
-
-    def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
-        return self._upstream.so_far()
-
-    async def __aenter__(self) -> Self:
-        self._entered = True
-        await self.open()
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Closes the stream. Its task has ended when this returns; twice is fine."""
-        self.leave()
-        if self._task is not None:
-            await asyncio.wait((self._task,))
-
-    def __del__(self) -> None:
-        if getattr(self, "_task", None) is not None:
-            self.leave()
-
-
-async def _pump(source: Source, buffer: Buffer) -> None:
-    try:
-        while chunks := await source.read():
-            await buffer.put_all(chunks)
-    finally:
-        await close(source)
-
-
-def _pumped(upstream: Source, buffer: Buffer, task: asyncio.Task[None]) -> None:
-    """Tells the reader how it ended: also that of a task that was cancelled, even before it began."""
-    error = error_of(task)
-    if task.cancelled():
-        error = _given_up(upstream)
-    if isinstance(error, MISLEADING):
-        error = not_misleading(error)
-    buffer.close(error)
-
-
-def _given_up(upstream: Source) -> IncompleteStreamError:
-    return IncompleteStreamError("the stream was closed by its reader before its end", partial=upstream.so_far())
-
-
-def source_of(stream: Any) -> Source:
-    """Returns a stream, or what is like one, as a source.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    source = _direct(stream)
-    if source is not None:
-        return source
-    if isinstance(stream, AsyncIterable):
-        return Buffered(stream, Buffer(1))  # by a task (see IterableSource)
-    raise no_stream(stream)
-
-
-def _direct(stream: Any) -> Source | None:
-    """What can be read as it is."""
+def direct_source_of(stream: Any) -> Source | None:
+    """Returns a stream, or what is a source already, as a source; None for anything else."""
     if isinstance(stream, ChatCompletionStream):
         return StreamSource(stream)
     return stream if isinstance(stream, Source) else None
 
 
-def no_stream(stream: object) -> TypeError:
-    """Returns the error for what is none."""
+def stream_type_error(stream: object) -> TypeError:
+    """Returns the error for an argument that is not a stream; a coroutine is closed."""
     if isinstance(stream, Coroutine):
         stream.close()
     return TypeError(
         f"stream: got a {type(stream).__name__}, expected what `client.stream(...)` returns (not awaited), or an async "
         "iterable of chunks"
     )
-
-
-def buffered(stream: Chunks, buffer: Buffer | None = None) -> Buffered:
-    """Reads a stream ahead, for a consumer who is slower than the model.
-
-    ```python
-    async for chunk in buffered(client.stream(prompt, model=MODEL), Buffer(64, on_full="coalesce")):
-        await slow(chunk)
-    ```
-
-    Args:
-        stream: A stream that is not yet open, or any other async iterable of chunks.
-        buffer: What stands between, used once; None takes `Buffer(64, on_full="coalesce")`.
-
-    Raises:
-        TypeError: It is no stream.
-        ValueError: The buffer is in use already.
-        TogetherError (while reading): As the stream raises it, after all that had come before.
-    """
-    if not isinstance(stream, AsyncIterable):
-        raise no_stream(stream)
-    return Buffered(stream, Buffer(on_full="coalesce") if buffer is None else buffer)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
 from together_async.flow.buffer import Buffer
-from together_async.flow.source import Buffered, buffered
+from together_async.flow.buffered import Buffered, buffered
 from together_async.relay import asgi
 from together_async.relay.aiohttp import aiohttp_response
 from together_async.relay.asgi import refuse

@@ -14,8 +14,9 @@ from typing import Final, Self
 
 from together_async.errors import QueueFullError
 from together_async.flow.broadcast import Broadcast, Subscription
-from together_async.flow.buffer import MOST_AT_ONCE
-from together_async.flow.source import Chunks, Loopable, no_stream
+from together_async.flow.buffer import MAX_BATCH
+from together_async.flow.loops import Loopable
+from together_async.flow.source import Chunks, stream_type_error
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.relay.browser_errors import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
 
@@ -175,7 +176,7 @@ class Hub:
             QueueFullError: As `start` does.
         """
         if not isinstance(stream, AsyncIterable):
-            raise no_stream(stream)
+            raise stream_type_error(stream)
         return HubReader(self, id, stream)
 
     async def stop(self, id: str) -> bool:
@@ -347,7 +348,7 @@ class HubReader(Loopable):
         """Whether the client has had all there ever will be: it need not come back."""
         return self._place is not None and self._place.at_end
 
-    async def read(self, most: int = MOST_AT_ONCE) -> list[ChatCompletionChunk]:
+    async def read(self, most: int = MAX_BATCH) -> list[ChatCompletionChunk]:
         """Returns the chunks that wait, at most so many and at least one; waits for it. An empty list is the end."""
         await self.open()
         assert self._place is not None  # noqa: S101 - just opened

@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol
 import attrs
 
 from together_async.errors import TogetherError
-from together_async.flow.source import Chunks, Source, close, source_of
+from together_async.flow.buffered import source_of
+from together_async.flow.source import Chunks, Source, close
 from together_async.models import ChatCompletion
 from together_async.relay import shutdown
 from together_async.relay.browser_errors import AllReadError, NotKeptError, ServerShutdownError, error_for_browser
