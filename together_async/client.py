@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from together_async.batch.options import BatchSummary
+    from together_async.batch.progress import BatchSummary
     from together_async.batch.record import Record
     from together_async.http.transport import Transport
 
@@ -386,7 +386,7 @@ class AsyncTogether:
             OSError: The input can't be read.
             ValueError, TypeError: An argument out of range, an option that is none.
         """
-        from together_async.batch.runner import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
+        from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
 
         _check_options(options)
         _check_map(model, timeouts, None, stream=stream)

@@ -22,7 +22,7 @@ def budget(max_tokens: float | None = None, max_cost: float | None = None) -> Bu
 
 def test_without_limits_there_is_always_room() -> None:
     one = budget()
-    one.promise(0, "m", 10**12, 10**12)
+    one.reserve(0, "m", 10**12, 10**12)
     one.spend("m", 10**12, 10**12)
     assert one.room("m", 10**12, 10**12) == "now"
     assert not one.is_set
@@ -32,10 +32,10 @@ def test_what_is_under_way_counts_as_it_is_expected() -> None:
     """Who does not fit beside it waits; when it turns out cheaper there is room."""
     one = budget(max_tokens=100)
     assert one.room("m", 40, 20) == "now"
-    one.promise(0, "m", 40, 20)
+    one.reserve(0, "m", 40, 20)
     assert one.room("m", 30, 10) == "now"
     assert one.room("m", 30, 11) == "later"
-    one.settle(0)
+    one.release(0)
     one.spend("m", 10, 5)
     assert one.room("m", 80, 5) == "now"
     assert one.room("m", 80, 6) == "never"
@@ -72,9 +72,9 @@ def test_a_cost_that_is_not_known_is_not_told() -> None:
     assert Budget(None, None).known_cost is None
 
 
-def test_settling_what_was_not_promised_changes_nothing() -> None:
+def test_settling_what_was_not_reserved_changes_nothing() -> None:
     one = budget(max_tokens=10)
-    one.settle(5)
+    one.release(5)
     assert one.room("m", 10, 0) == "now"
 
 
@@ -99,14 +99,14 @@ def test_never_more_is_spent_than_allowed(steps: list[Any], most: int, most_cost
             assert room != "later" or under_way
             assert room != "never" or not under_way
             if room == "now":
-                one.promise(key, model, prompt, completion)
+                one.reserve(key, model, prompt, completion)
                 under_way.append((key, model, prompt, completion))
         elif under_way:
             number, name, expected_prompt, expected_completion = under_way.pop(len(under_way) // 2)
-            one.settle(number)
+            one.release(number)
             if step == "end":
                 one.spend(name, expected_prompt, round(expected_completion * used))
         assert one.tokens <= most
         assert one.cost <= most_cost * (1 + 1e-9)
-        assert one._promised_tokens >= 0
-        assert one._promised_cost >= -1e-12
+        assert one._reserved_tokens >= 0
+        assert one._reserved_cost >= -1e-12

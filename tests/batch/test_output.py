@@ -1,15 +1,11 @@
-"""A batch's output on disk: locked, whole at every moment, and in order again after any crash."""
+"""A batch's output on disk: locked, whole at every moment, and repaired after any crash."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
-import gc
-import itertools
 import os
 import re
-import resource
 import signal
 import stat
 import subprocess
@@ -21,73 +17,13 @@ from typing import Any
 
 import pytest
 
-from support.servers import whole
+from support.batch_output import answer, failure, lines_of, names_in, opened
 from together_async.batch import output as module
-from together_async.batch.output import MOST_WAITING, OutputError, ResultsFile, read_standing
-from together_async.batch.record import Record, answer_record, decode_line, encode_line
-from together_async.wire import codec
+from together_async.batch.output import OutputError, OutputFile, read_standing
+from together_async.batch.record import decode_line
+from together_async.batch.writer import OutputWriter
 
 HINT = "; make room and run the same command again: what is in it counts"
-COMPLETION = codec.decode_completion(codec.encode(whole("Hällo")))
-
-
-def answer(custom_id: str, body_hash: str = "1") -> tuple[bytes, Record]:
-    record = answer_record(Record(custom_id, body_hash), COMPLETION)
-    return encode_line(record, COMPLETION), record
-
-
-def failure(custom_id: str) -> tuple[bytes, Record]:
-    record = Record(custom_id, code="500", message="busy")
-    return encode_line(record), record
-
-
-def lines_of(*results: tuple[bytes, Record]) -> bytes:
-    return b"".join(line for line, _ in results)
-
-
-def names_in(path: Path) -> list[str]:
-    """The custom_ids of a file; every line of it is whole."""
-    data = path.read_bytes()
-    assert not data or data.endswith(b"\n")
-    return [decode_line(line).custom_id for line in data.splitlines()]
-
-
-def descriptors() -> set[str]:
-    gc.collect()
-    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
-
-
-async def add_without_end(file: ResultsFile) -> None:
-    for number in itertools.count():
-        await file.room()
-        file.add(*answer(str(number)))
-        await asyncio.sleep(0)
-
-
-@contextlib.contextmanager
-def opened(path: Path, told: list[str] | None = None) -> Iterator[ResultsFile]:
-    """The file of one run; what is on disk is told to the list."""
-    note = None if told is None else lambda records: told.extend(record.custom_id for record in records)
-    file = ResultsFile(path, note)
-    try:
-        file.open()
-        yield file
-    finally:
-        file.close()
-
-
-@contextlib.asynccontextmanager
-async def writing(file: ResultsFile) -> Any:
-    """The writer's task, whose end is awaited."""
-    task = asyncio.create_task(file.write())
-    try:
-        yield task
-        file.finish()
-        await task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await task
 
 
 # -------------------------------------------------------------------------------------------------------------- opening
@@ -95,8 +31,8 @@ async def writing(file: ResultsFile) -> Any:
 
 def test_a_file_that_is_not_there_is_made(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with opened(path) as file:
-        assert file.standing.results == {}
+    with opened(path) as writer:
+        assert writer.file.standing.results == {}
     assert path.read_bytes() == b""
 
 
@@ -125,21 +61,21 @@ def test_every_cut_reopens_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ends = [data.index(line) + len(line) for line, _ in results]
     for size in range(len(data) + 1):
         path.write_bytes(data[:size])
-        with opened(path) as file:
+        with opened(path) as writer:
             kept = [record.custom_id for (_, record), end in zip(results, ends, strict=True) if end - 1 <= size]
-            assert list(file.standing.results) == kept
-            file.compact()
+            assert list(writer.file.standing.results) == kept
+            writer.file.compact()
             for line, record in results:
-                if record.custom_id not in file.standing.results:
-                    file.add(line, record)
+                if record.custom_id not in writer.file.standing.results:
+                    writer.add(line, record)
         assert path.read_bytes() == data
 
 
 def test_a_file_that_ends_whole_without_its_line_feed_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(lines_of(answer("a"))[:-1])
-    with opened(path) as file:
-        file.add(*answer("b"))
+    with opened(path) as writer:
+        writer.add(*answer("b"))
     assert names_in(path) == ["a", "b"]
 
 
@@ -234,8 +170,8 @@ def test_a_second_run_is_one_clear_error_at_once(tmp_path: Path) -> None:
 OTHER = """
 import sys
 from pathlib import Path
-from together_async.batch.output import OutputError, ResultsFile
-file = ResultsFile(Path(sys.argv[1]))
+from together_async.batch.output import OutputError, OutputFile
+file = OutputFile(Path(sys.argv[1]))
 try:
     file.open()
 except OutputError as error:
@@ -287,20 +223,20 @@ def test_putting_in_order_does_not_let_another_run_in(tmp_path: Path) -> None:
             except OutputError as error:
                 outcomes.append(str(error))
 
-    with opened(path) as file:
+    with opened(path) as writer:
         threads = [threading.Thread(target=others) for _ in range(3)]
         for thread in threads:
             thread.start()
         for number in range(30):
-            file.compact(["b"] if number == 0 else [])
-            file.standing = read_standing(path)
-            file.standing.set_aside = []
-            file.add(*failure("b"))
-            file._put(lines_of(*[(line, record) for line, record in file._waiting]))
-            file._waiting.clear()
-            file.standing = read_standing(path)
-            file.compact(["b"])
-            file.standing = read_standing(path)
+            writer.file.compact(["b"] if number == 0 else [])
+            writer.file.standing = read_standing(path)
+            writer.file.standing.set_aside = []
+            writer.add(*failure("b"))
+            writer.file.append(lines_of(*[(line, record) for line, record in writer._waiting]))
+            writer._waiting.clear()
+            writer.file.standing = read_standing(path)
+            writer.file.compact(["b"])
+            writer.file.standing = read_standing(path)
         stop.set()
         for thread in threads:
             thread.join()
@@ -318,9 +254,9 @@ def test_lines_that_do_not_count_go(tmp_path: Path) -> None:
     first, old, damage = answer("a", "1"), answer("b", "old"), b"\0\0garbage\n"
     path.write_bytes(lines_of(first, failure("c"), old) + damage + lines_of(answer("a", "2"), failure("d")))
     path.chmod(0o640)
-    with opened(path) as file:
-        file.compact(["c"], kept_aside=["b"])
-        file.add(*answer("e"))
+    with opened(path) as writer:
+        writer.file.compact(["c"], kept_aside=["b"])
+        writer.add(*answer("e"))
     assert names_in(path) == ["a", "d", "e"]
     assert decode_line(path.read_bytes().splitlines()[0]).body_hash == "2"
     assert path.with_name("out.jsonl.superseded").read_bytes() == first[0] + old[0] + damage
@@ -332,8 +268,8 @@ def test_nothing_to_do_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(lines_of(answer("a"), failure("b")))
     before = path.stat().st_ino
-    with opened(path) as file:
-        file.compact()
+    with opened(path) as writer:
+        writer.file.compact()
     assert path.stat().st_ino == before
 
 
@@ -344,10 +280,10 @@ def test_what_is_put_aside_begins_a_line(tmp_path: Path, torn: bytes) -> None:
     beside.write_bytes(torn)
     line, _ = answer("a")
     path.write_bytes(line)
-    file = ResultsFile(path)
-    file.open()
-    file.compact(kept_aside=["a"])
-    file.close()
+    writer = OutputWriter(OutputFile(path))
+    writer.file.open()
+    writer.file.compact(kept_aside=["a"])
+    writer.close()
     assert beside.read_bytes() == torn + (b"\n" if torn and not torn.endswith(b"\n") else b"") + line
 
 
@@ -367,10 +303,10 @@ def test_the_folder_is_synced_after_the_new_file_took_its_place(
         order.append("replace")
         return replace(self, target)
 
-    with opened(path) as file:
+    with opened(path) as writer:
         monkeypatch.setattr(module.os, "fsync", note_fsync)
         monkeypatch.setattr(type(path), "replace", note_replace)
-        file.compact(["b"])
+        writer.file.compact(["b"])
     assert order == ["file", "replace", "folder"]
 
 
@@ -380,8 +316,8 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     real, link = tmp_path / "disk" / "real.jsonl", tmp_path / "out.jsonl"
     real.write_bytes(lines_of(answer("a"), failure("b")))
     link.symlink_to(real)
-    with opened(link) as file:
-        file.compact(["b"])
+    with opened(link) as writer:
+        writer.file.compact(["b"])
     assert link.is_symlink()
     assert names_in(real) == ["a"]
 
@@ -412,7 +348,7 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     at, count = int(folder.name), 0
     pid = os.fork()
     if pid == 0:
-        file = module.ResultsFile(folder / "out.jsonl")
+        file = module.OutputFile(folder / "out.jsonl")
         for name in ("open", "pwrite", "fsync", "fchmod", "fdopen", "ftruncate", "dup", "close"):
             wrap(os, name)
         for name in ("replace", "unlink", "open", "stat"):
@@ -432,13 +368,13 @@ def _check_order(path: Path) -> list[str]:
     superseded = path.with_name("out.jsonl.superseded")
     if names == ["a"]:
         assert names_in(superseded) == ["a", "c"]
-    with opened(path) as file:
-        file.compact(
-            [name for name in file.standing.results if name == "b"],
-            kept_aside=[name for name in file.standing.results if name == "c"],
+    with opened(path) as writer:
+        writer.file.compact(
+            [name for name in writer.file.standing.results if name == "b"],
+            kept_aside=[name for name in writer.file.standing.results if name == "c"],
         )
-        file.add(*answer("c", "new"))
-        file.add(*answer("d"))
+        writer.add(*answer("c", "new"))
+        writer.add(*answer("d"))
     assert names_in(path) == WANTED
     assert {("a", "1"), ("c", "old")} <= {
         (record.custom_id, record.body_hash) for record in map(decode_line, superseded.read_bytes().splitlines())
@@ -481,10 +417,10 @@ def test_putting_in_order_may_fail_anywhere(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args, **options)
 
-    with opened(path) as file:
+    with opened(path) as writer:
         monkeypatch.setattr(owner, attribute, call)
         try:
-            file.compact(["b"], kept_aside=["c"])
+            writer.file.compact(["b"], kept_aside=["c"])
             failed = ""
         except OutputError as error:
             failed = str(error)
@@ -498,226 +434,13 @@ def test_putting_in_order_may_fail_anywhere(
     _check_order(path)
 
 
-# -------------------------------------------------------------------------------------------------------------- writing
-
-
-async def test_a_result_is_told_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the fsync has returned: what is told is in the file, and fsync saw it there."""
-    path, told, synced = tmp_path / "out.jsonl", list[str](), list[list[str]]()
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        real(fd)
-        synced.append(names_in(path))
-
-    monkeypatch.setattr(module.os, "fsync", fsync)
-    with opened(path, told) as file:
-        async with writing(file):
-            for number in range(20):
-                file.add(*answer(str(number)))
-                await asyncio.sleep(0.002)
-                assert not told or set(told) <= set(synced[-1])
-    assert told == names_in(path) == [str(number) for number in range(20)]
-
-
-async def test_many_results_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = list[int]()
-    real = os.fsync
-    with opened(tmp_path / "out.jsonl") as file:
-        monkeypatch.setattr(module.os, "fsync", lambda fd: (synced.append(fd), real(fd)))
-        async with writing(file):
-            for number in range(500):
-                file.add(*answer(str(number)))
-    assert len(synced) <= 3
-    assert len(names_in(tmp_path / "out.jsonl")) == 500
-
-
-async def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While an fsync takes its time the loop turns, and results are taken until many wait."""
-    gate = threading.Event()
-    with opened(tmp_path / "out.jsonl") as file:
-        monkeypatch.setattr(module.os, "fsync", lambda fd: gate.wait(10))
-        async with writing(file):
-            for number in range(MOST_WAITING):
-                await file.room()
-                file.add(*answer(str(number)))
-            waiter = asyncio.create_task(file.room())
-            await asyncio.sleep(0.01)
-            assert not waiter.done()
-            gate.set()
-            await waiter
-    assert len(names_in(tmp_path / "out.jsonl")) == MOST_WAITING
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG])
-@pytest.mark.parametrize("way", ["pwrite", "short", "fsync", "fsync, and ftruncate too"])
-async def test_a_disk_that_fails_loses_nothing_that_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, code: int
-) -> None:
-    """One error that names the file; the file is whole; nothing more is taken; a later run goes on."""
-    path, told = tmp_path / "out.jsonl", list[str]()
-    _fail_on_disk(monkeypatch, path, way, code)
-    file = ResultsFile(path, lambda records: told.extend(record.custom_id for record in records))
-    file.open()
-    task = asyncio.create_task(file.write())
-    with pytest.raises(OutputError, match=r"out\.jsonl can't be written: .*") as caught:
-        await add_without_end(file)
-    with pytest.raises(OutputError):
-        await task
-    with pytest.raises(OutputError):
-        file.add(*answer("late"))
-    file.close()
-    monkeypatch.undo()
-    assert caught.value.errno == code
-    assert ("make room" in str(caught.value)) == (code == errno.ENOSPC)
-    with opened(path) as again:
-        assert set(told) <= set(again.standing.results)
-        again.add(*answer("more"))
-    assert set(told) < set(names_in(path))
-
-
-def _fail_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, way: str, code: int) -> None:
-    """After 3,000 bytes nothing fits; of a short write the begin does."""
-    pwrite, fsync = os.pwrite, os.fsync
-
-    def full(fd: int, data: bytes, offset: int) -> int:
-        if offset + len(data) > 3_000:
-            if way == "short" and offset < 3_000:
-                return pwrite(fd, data[: 3_000 - offset], offset)
-            if not way.startswith("fsync"):
-                raise OSError(code, os.strerror(code))
-        return pwrite(fd, data, offset)
-
-    def sync(fd: int) -> None:
-        if way.startswith("fsync") and os.fstat(fd).st_size > 3_000:
-            raise OSError(code, os.strerror(code))
-        fsync(fd)
-
-    def truncate(fd: int, size: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(module.os, "pwrite", full)
-    monkeypatch.setattr(module.os, "fsync", sync)
-    if way.endswith("too"):
-        monkeypatch.setattr(module.os, "ftruncate", truncate)
-
-
-async def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(module.os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
-    with opened(tmp_path / "out.jsonl") as file:
-        async with writing(file):
-            for name in "abc":
-                file.add(*answer(name))
-    assert names_in(tmp_path / "out.jsonl") == ["a", "b", "c"]
-
-
-async def test_a_real_limit_of_the_system_is_one_error(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE stands for a full disk: the write stops half-way, in the middle of a line."""
-    path, told = tmp_path / "out.jsonl", list[str]()
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    file = ResultsFile(path, lambda records: told.extend(record.custom_id for record in records))
-    file.open()
-    task = asyncio.create_task(file.write())
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, old[1]))
-        with pytest.raises(OutputError, match="can't be written: File too large"):
-            await add_without_end(file)
-        with pytest.raises(OutputError):
-            await task
-        file.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert set(told) <= set(names_in(path))
-
-
-# --------------------------------------------------------------------------------------------------------------- ending
-
-
-async def test_closing_writes_what_waits(tmp_path: Path) -> None:
-    told = list[str]()
-    with opened(tmp_path / "out.jsonl", told) as file:
-        file.add(*answer("a"))
-        file.add(*answer("b"))
-    assert told == names_in(tmp_path / "out.jsonl") == ["a", "b"]
-    file.close()
-
-
-@pytest.mark.parametrize("times", [1, 2, 3])
-async def test_a_writer_that_is_cancelled_while_it_writes_writes_nothing_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    """However often: each line is in the file once, and is told once."""
-    path, told, inside, gate = tmp_path / "out.jsonl", list[str](), threading.Event(), threading.Event()
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        inside.set()
-        gate.wait(10)
-        real(fd)
-
-    with opened(path, told) as file:
-        monkeypatch.setattr(module.os, "fsync", fsync)
-        task = asyncio.create_task(file.write())
-        file.add(*answer("a"))
-        await asyncio.to_thread(inside.wait, 10)
-        file.add(*answer("b"))
-        for _ in range(times):
-            task.cancel()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        gate.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert told == names_in(path) == ["a", "b"]
-
-
-async def test_a_writer_that_is_cancelled_when_the_disk_fails_says_one_thing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file is whole, and closing it does not write what could not be written."""
-    path, inside, gate = tmp_path / "out.jsonl", threading.Event(), threading.Event()
-
-    def fsync(fd: int) -> None:
-        inside.set()
-        gate.wait(10)
-        raise OSError(errno.ENOSPC, "full")
-
-    file = ResultsFile(path)
-    file.open()
-    monkeypatch.setattr(module.os, "fsync", fsync)
-    task = asyncio.create_task(file.write())
-    file.add(*answer("a"))
-    await asyncio.to_thread(inside.wait, 10)
-    task.cancel()
-    await asyncio.sleep(0)
-    gate.set()
-    with pytest.raises((asyncio.CancelledError, OutputError)):
-        await task
-    with contextlib.suppress(OutputError):
-        file.close()
-    assert names_in(path) == []
-
-
-async def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    """No descriptor and no thread."""
-    before, threads = descriptors(), threading.active_count()
-    for _ in range(5):
-        with opened(tmp_path / "out.jsonl") as file:
-            async with writing(file):
-                file.add(*answer("a"))
-    with pytest.raises(OutputError), opened(tmp_path):
-        pass
-    assert descriptors() == before
-    assert threading.active_count() == threads
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def test_records_are_read_as_they_are_on_disk(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(lines_of(answer("a"), failure("b")))
-    with opened(path) as file:
-        assert [(record.custom_id, record.ok) for record in file.records()] == [("a", True), ("b", False)]
-        assert "out.jsonl" in repr(file)
-    assert "closed" in repr(file)
+    with opened(path) as writer:
+        assert [(record.custom_id, record.ok) for record in writer.file.records()] == [("a", True), ("b", False)]
+        assert "out.jsonl" in repr(writer)
+    assert "closed" in repr(writer)

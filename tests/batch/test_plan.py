@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from together_async.batch.plan import BatchInputError, Estimate, Plan, Source, make_plan
+from together_async.batch.plan import BatchInputError, Estimate, InputFile, Plan, make_plan
 from together_async.batch.record import body_hash
 
 MESSAGES = [{"role": "user", "content": "zanzibar-penguins"}]
@@ -22,10 +22,10 @@ def line(custom_id: str, **fields: Any) -> str:
     return json.dumps({"custom_id": custom_id, "body": {"model": "m", "messages": MESSAGES} | fields}) + "\n"
 
 
-def source(folder: Path, *lines: str, name: str = "in.jsonl", template: str | None = None, **fields: Any) -> Source:
+def source(folder: Path, *lines: str, name: str = "in.jsonl", template: str | None = None, **fields: Any) -> InputFile:
     path = folder / name
     path.write_text("".join(lines))
-    return Source.of(path, None, template, None, fields)
+    return InputFile.of(path, None, template, None, fields)
 
 
 def done(*names: str, **fields: Any) -> Results:
@@ -212,7 +212,7 @@ def test_what_is_wrong_for_all_lines_is_said_at_once(
 ) -> None:
     """Before anything is read: the file need not even be there."""
     with pytest.raises(ValueError, match="^" + text.replace("{", r"\{")):
-        Source.of(tmp_path / name, None, template, None, fields)
+        InputFile.of(tmp_path / name, None, template, None, fields)
 
 
 def test_a_csv_and_a_text_are_sources_too(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_an_input_that_can_not_be_read_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     for name in ("pipe.jsonl", "folder.jsonl", "nowhere.jsonl"):
         with pytest.raises(OSError, match=name):
-            Source.of(tmp_path / name, None, None, None, {}).check_readable()
+            InputFile.of(tmp_path / name, None, None, None, {}).check_readable()

@@ -1,8 +1,7 @@
-"""What is written of a result, and what a line says when it is read again, whole or torn."""
+"""What is written of a result, and what is read of a line again."""
 
 from __future__ import annotations
 
-import io
 import json
 import string
 from typing import Any
@@ -11,20 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.batch_lines import completion_of, failure, result
 from support.servers import MODEL, whole
 from together_async import ChatCompletion, errors
 from together_async.batch.record import (
-    JournalError,
     Record,
-    Standing,
+    RecordError,
     answer_record,
     body_hash,
     decode_line,
     encode_line,
     error_code,
     error_record,
+    parse_line,
+    token_count,
 )
-from together_async.wire import codec
 
 JSON = st.recursive(
     st.none()
@@ -39,20 +39,6 @@ SECONDS = st.none() | st.floats(0, 1e9)
 
 
 PARTIAL = ChatCompletion()
-
-
-def completion_of(body: dict[str, Any] | bytes) -> Any:
-    return codec.decode_completion(body if isinstance(body, bytes) else json.dumps(body).encode())
-
-
-def result(custom_id: str, text: str = "Hello", **meta: Any) -> bytes:
-    """A line as it is written."""
-    completion = completion_of(whole(text))
-    return encode_line(answer_record(Record(custom_id, **meta), completion), completion)
-
-
-def failure(custom_id: str, code: str = "500", message: str = "busy", **meta: Any) -> bytes:
-    return encode_line(Record(custom_id, code=code, message=message, **meta))
 
 
 # --------------------------------------------------------------------------------------------------------------- hashes
@@ -307,7 +293,7 @@ def test_errors_of_other_batch_apis_are_read(line: dict[str, Any], code: str, me
     ids=lambda line: repr(line[:40]),
 )
 def test_what_is_no_result_is_refused_without_repeating_it(line: bytes) -> None:
-    with pytest.raises(JournalError) as caught:
+    with pytest.raises(RecordError) as caught:
         decode_line(line)
     assert "zanzi" not in str(caught.value)
 
@@ -316,137 +302,20 @@ def test_no_beginning_of_a_line_is_a_line() -> None:
     """Only with its last brace it is whole: that is what tells a torn line."""
     for line in (result("a", "Hällo } ] \n"), failure("a", "500", 'x"}')):
         for size in range(len(line) - 1):
-            with pytest.raises(JournalError):
+            with pytest.raises(RecordError):
                 decode_line(line[:size])
         assert decode_line(line[:-1]) == decode_line(line)
 
 
-# ------------------------------------------------------------------------------------------------------------- standing
-
-
-def standing_of(data: bytes) -> Standing:
-    standing = Standing()
-    for line in io.BytesIO(data):
-        standing.add(line)
-    return standing
-
-
-def test_the_later_of_two_results_counts() -> None:
-    standing = standing_of(failure("a", body_hash="1") + result("b") + result("a", body_hash="2"))
-    assert standing.results == {"b": ("", True), "a": ("2", True)}
-    assert standing.set_aside == [1]
-    assert (standing.place("a"), standing.place("b")) == (3, 2)
-
-
-def test_tokens_are_counted_by_model() -> None:
-    assert standing_of(result("a") + failure("b") + result("c")).tokens == {MODEL: (2, 4)}
-
-
-def test_a_torn_end_is_told_at_every_byte() -> None:
-    """All before it stays; a whole line that lacks only its line feed counts."""
-    head, line = result("a") + failure("b"), result("c", "Hällo")
-    for size in range(len(line) + 1):
-        standing = standing_of(head + line[:size])
-        whole_line = size >= len(line) - 1
-        assert list(standing.results) == ["a", "b", *(["c"] if whole_line else [])]
-        assert standing.whole_size == (len(head) + size if whole_line else len(head))
-        assert standing.torn_size == (0 if whole_line else size)
-        assert standing.ends_open == (size == len(line) - 1)
-        assert standing.set_aside == []
-
-
-def test_a_torn_first_line_is_nobody_elses_file() -> None:
-    """A crash in the middle of the very first write leaves a begin of a line, or blocks without content."""
-    for line in (result("a"), failure("a")):
-        for size in range(len(line) - 1):
-            assert standing_of(line[:size]).torn_size == size
-    assert standing_of(b"\0" * 5_000).whole_size == 0
-
-
-def test_blocks_that_were_never_written_are_torn() -> None:
-    """After a power cut a file may have its length and not its content."""
-    standing = standing_of(result("a") + result("b")[:40] + b"\0" * 4_096)
-    assert list(standing.results) == ["a"]
-    assert standing.torn_size == 40 + 4_096
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b'{"custom_id": "a", "body": {"model": "m", "messages": []}}\n',
-        b'{"custom_id":"a","body":{"model":"m","messages":[]}}\n',
-        b'{"custom_id":"a","body":{"model":"m","messages":[]}}',
-        b'{"custom_id": "a"}\n{"custom_id": "b"}\n',
-        b"Dear diary,\n",
-        b"Dear diary,",
-        b'{"a": 1}\n',
-        b"[1, 2]\n",
-        b"custom_id,text\na,b\n",
-        b"\x89PNG\r\n\x1a\n\0\0",
-    ],
-)
-def test_another_kind_of_file_is_refused(data: bytes) -> None:
-    """An input, a text, anything whose first line is no result and no torn one."""
-    with pytest.raises(JournalError, match="line 1"):
-        standing_of(data)
-
-
-@pytest.mark.parametrize(
-    "tail",
-    [
-        b"my notes\n",
-        b"my notes\nand more\n",
-        b'{"custom_id": "z"}\n',
-        b'{"custom_id": "z", "body": {}}\n{"custom_id": "y", "body": {}}\n',
-    ],
-)
-def test_lines_that_end_are_not_torn(tail: bytes) -> None:
-    """What has its line feed was written to the end by somebody: it is put aside and not cut off."""
-    head = result("a")
-    standing = standing_of(head + tail)
-    assert standing.set_aside == list(range(2, 2 + tail.count(b"\n")))
-    assert standing.torn_size == 0
-
-
-def test_damage_in_the_middle_is_put_aside() -> None:
-    standing = standing_of(result("a") + b"\0" * 20 + b"\n" + result("b")[5:] + result("c"))
-    assert list(standing.results) == ["a", "c"]
-    assert standing.set_aside == [2, 3]
-    assert standing.torn_size == 0
-
-
-LINE = st.one_of(
-    st.builds(lambda name, hashed: result(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
-    st.builds(lambda name, hashed: failure(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
-    st.sampled_from([b"\n", b"garbage\n", b"\0\0\0\n", b'{"custom_id":"a","resp\n', b"{}\n", "\u2028ä\n".encode()]),
-)
-
-
-@given(lines=st.lists(LINE, max_size=8), cut=st.integers(0, 400))
-def test_standing_against_a_plain_reading(lines: list[bytes], cut: int) -> None:
-    """Of any mixture of results, damage and a torn end the last whole line of each name counts; none is cut off."""
-    data = result("first") + b"".join(lines)
-    data = data[: max(len(data) - cut, len(result("first")))]
-    wanted, places = dict[str, tuple[str, bool]](), dict[str, int]()
-    whole_lines = set[int]()
-    for number, line in enumerate(data.split(b"\n"), 1):
-        try:
-            record = decode_line(line)
-        except JournalError:
-            continue
-        whole_lines.add(number)
-        wanted[record.custom_id] = (record.body_hash, record.ok)
-        places[record.custom_id] = number
-    standing = standing_of(data)
-    assert standing.results == wanted
-    assert {name: standing.place(name) for name in wanted} == places
-    assert whole_lines - set(standing.set_aside) == set(places.values())
-    assert len(standing.set_aside) == len(set(standing.set_aside))
-    assert standing.whole_size + standing.torn_size == len(data)
-    torn = data[standing.whole_size :]
-    assert not standing.ends_open or not torn
-    *ended, _ = torn.split(b"\n")
-    assert not any(line.strip(b"\0") for line in ended), "a line that somebody ended is cut off"
-    for line in torn.split(b"\n"):
-        with pytest.raises(JournalError):
-            decode_line(line)
+@pytest.mark.parametrize("tokens", [0, 1, 12, 2**31, 2**53, 10**17])
+def test_token_counts(tokens: int) -> None:
+    """A count that is a whole number is taken as it is; the same number as a text or a float is the same count."""
+    assert token_count(tokens) == token_count(str(tokens)) == token_count(float(tokens)) == tokens
+    for usage in (tokens, str(tokens), float(tokens)):
+        body = {"usage": {"prompt_tokens": usage, "completion_tokens": usage}}
+        line = json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": body}}).encode()
+        assert parse_line(line).model_and_tokens == ("", tokens, tokens)
+    for usage in (-1, True, None, "many", [1]):
+        body = {"usage": {"prompt_tokens": usage, "completion_tokens": usage}}
+        line = json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": body}}).encode()
+        assert parse_line(line).model_and_tokens == ("", token_count(usage), token_count(usage)) == ("", 0, 0)

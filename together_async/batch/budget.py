@@ -1,7 +1,7 @@
-"""What a batch may spend: tokens and US dollars. Pure.
+"""Keeps a batch within its budget of tokens and US dollars. Pure.
 
-Nothing begins that could exceed what is left, by what it is expected to use; while something is under way that may turn
-out cheaper, whoever does not fit waits for it.
+A request begins only if its expected usage fits into what is left. While other requests are in flight, one that does
+not fit waits for them: they may use less than expected.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Room: TypeAlias = Literal["now", "later", "never"]
 
 
 class Budget:
-    """What is spent, and what is promised to requests under way.
+    """What has been spent, and what is reserved for requests in flight.
 
     Args:
-        max_tokens: Most tokens of prompts and answers together; None for any number.
-        max_cost: Most US dollars; None for any.
+        max_tokens: Prompt and completion tokens that may be spent; None sets no limit.
+        max_cost: US dollars that may be spent; None sets no limit.
 
     Attributes:
-        prices: By model; they may come later, as long as no cost is to be kept.
-        prompt_tokens: Spent so far.
-        completion_tokens: Spent so far.
+        prices: By model. Without `max_cost` they may be set at any time; with it, before the first request.
+        prompt_tokens: Prompt tokens spent so far.
+        completion_tokens: Completion tokens spent so far.
     """
 
     def __init__(self, max_tokens: float | None, max_cost: float | None) -> None:
@@ -34,71 +34,83 @@ class Budget:
         self.prices: Mapping[str, Price] = {}
         self.prompt_tokens = self.completion_tokens = 0
         self._spent: dict[str, tuple[int, int]] = {}
-        self._promised: dict[int, tuple[float, float]] = {}
-        self._promised_tokens = self._promised_cost = 0.0
+        self._reserved: dict[int, tuple[float, float]] = {}
+        self._reserved_tokens = self._reserved_cost = 0.0
 
     @property
     def is_set(self) -> bool:
-        """Whether there is anything to keep."""
+        """Whether there is a limit."""
         return min(self._max_tokens, self._max_cost) < math.inf
 
     @property
     def limits(self) -> str:
-        """The names of what is to be kept."""
+        """The options that set a limit, for messages."""
         limits = (("max_tokens_total", self._max_tokens), ("max_cost", self._max_cost))
         return " or ".join(name for name, most in limits if most < math.inf)
 
     @property
     def tokens(self) -> int:
-        """Spent so far."""
+        """Prompt and completion tokens spent so far."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What something was spent on."""
+        """The models that used tokens, in the order of their first use."""
         return tuple(self._spent)
 
     @property
     def cost(self) -> float:
-        """US dollars spent so far, of models whose price is known."""
+        """US dollars spent so far; models without a known price count as 0."""
         return sum(price.of(*spent) for model, spent in self._spent.items() if (price := self.prices.get(model)))
 
     @property
     def known_cost(self) -> float | None:
-        """The same, None when something was spent that has no price, or nothing is known of prices."""
+        """US dollars spent so far; None if the price of a model that was used is not known."""
         return self.cost if self.prices and self._spent.keys() <= self.prices.keys() else None
 
     def spend(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Enters what was used."""
+        """Counts the tokens of a result."""
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         prompt, completion = self._spent.get(model, (0, 0))
         self._spent[model] = (prompt + prompt_tokens, completion + completion_tokens)
 
     def room(self, model: str, prompt_tokens: float, completion_tokens: float) -> Room:
-        """Returns whether a request that is expected to use as much may begin: now, later perhaps, or never."""
+        """Returns when a request may begin that is expected to use these tokens.
+
+        Returns:
+            "now"; "later", if it may fit once requests in flight have ended; "never", if nothing is in flight and it
+            does not fit.
+        """
         tokens, cost = self._expected(model, prompt_tokens, completion_tokens)
         if (
-            self.tokens + self._promised_tokens + tokens <= self._max_tokens
-            and self.cost + self._promised_cost + cost <= self._max_cost
+            self.tokens + self._reserved_tokens + tokens <= self._max_tokens
+            and self.cost + self._reserved_cost + cost <= self._max_cost
         ):
             return "now"
-        return "later" if self._promised else "never"
+        return "later" if self._reserved else "never"
 
-    def promise(self, key: int, model: str, prompt_tokens: float, completion_tokens: float) -> None:
-        """Sets aside what a request that begins is expected to use."""
+    def reserve(self, key: int, model: str, prompt_tokens: float, completion_tokens: float) -> None:
+        """Reserves the expected usage of a request that begins.
+
+        Args:
+            key: Identifies the request for `release`.
+            model: Its model.
+            prompt_tokens: Expected tokens of its prompt.
+            completion_tokens: Expected tokens of its completion.
+        """
         if self.is_set:
-            tokens, cost = self._promised[key] = self._expected(model, prompt_tokens, completion_tokens)
-            self._promised_tokens += tokens
-            self._promised_cost += cost
+            tokens, cost = self._reserved[key] = self._expected(model, prompt_tokens, completion_tokens)
+            self._reserved_tokens += tokens
+            self._reserved_cost += cost
 
-    def settle(self, key: int) -> None:
-        """The request has ended."""
-        tokens, cost = self._promised.pop(key, (0.0, 0.0))
-        self._promised_tokens -= tokens
-        self._promised_cost -= cost
-        if not self._promised:  # what sums of fractions leave
-            self._promised_tokens = self._promised_cost = 0.0
+    def release(self, key: int) -> None:
+        """Gives back the reservation of a request that has ended; without one nothing happens."""
+        tokens, cost = self._reserved.pop(key, (0.0, 0.0))
+        self._reserved_tokens -= tokens
+        self._reserved_cost -= cost
+        if not self._reserved:  # no remainder of the sums of floats may add up
+            self._reserved_tokens = self._reserved_cost = 0.0
 
     def _expected(self, model: str, prompt_tokens: float, completion_tokens: float) -> tuple[float, float]:
         price = self.prices.get(model)

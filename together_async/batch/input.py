@@ -1,8 +1,8 @@
-"""A batch's input: lines of a file, and the request that each stands for. Pure.
+"""A batch's input: turns the lines of a file into requests. Pure.
 
-Three formats: the Batch API's JSON lines, `{"custom_id": ..., "body": {...}}` (OpenAI's `method` and `url` are read and
-ignored), plain text with a prompt in each line, and CSV, of which a template makes prompts. The latter two name their
-requests by place, `line-17` or `row-17`, unless a column `custom_id` does.
+There are three formats: the Batch API's JSON lines, `{"custom_id": ..., "body": {...}}` (OpenAI's `method` and `url`
+are accepted and ignored); plain text with a prompt in each line; and CSV, with a template for the prompt. In text and
+CSV a request is named by its line, `line-17` or `row-17`, unless the CSV has a column `custom_id`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class LineError(ValueError):
-    """A line that stands for no request.
+    """An invalid line of the input.
 
     Attributes:
         line: Its number, from 1.
-        text: What is wrong, without the number.
-        custom_id: Its name, as far as it has one.
-        body_hash: Of its body, which may be mended; of what has none, a text that is no hash.
+        text: What is wrong, without the line's number.
+        custom_id: Its custom_id; None if it has no valid one.
+        body_hash: Hash of its body, so that an edit is noticed; "none" if it has no valid body.
     """
 
     def __init__(self, line: int, text: str, custom_id: str | None = None, body_hash: str = "none") -> None:
@@ -51,18 +51,18 @@ class LineError(ValueError):
 
     @property
     def name(self) -> str:
-        """The name under which it stands in the output."""
+        """Its name in the output."""
         return self.custom_id or f"invalid-line-{self.line}"
 
 
 @attrs.frozen
 class InputLine:
-    """One request of a batch.
+    """A request of the input.
 
     Attributes:
-        number: Of its line, from 1.
-        custom_id: Its name, which no other has.
-        body: The request as it is in the file; defaults are not in it yet.
+        number: Number of its line, from 1.
+        custom_id: Its name.
+        body: The request as it stands in the file, without the batch's defaults.
     """
 
     number: int
@@ -75,15 +75,15 @@ def format_of(name: str, asked: str | None) -> Format:
 
     Args:
         name: The file's name.
-        asked: What the caller says it is; None goes by the suffix.
+        asked: The format that the caller asked for; None goes by the suffix of the name.
 
     Raises:
-        ValueError: There is no such format, or the suffix does not tell.
+        ValueError: The format or the suffix is unknown.
     """
     if asked is not None:
         if asked not in FORMATS:
             raise ValueError(f"format: got {asked!r}, expected one of {', '.join(FORMATS)}")
-        return asked  # type: ignore[return-value]  # one of them, as just seen
+        return asked  # type: ignore[return-value] # mypy does not narrow a str by `in`
     for suffix, found in SUFFIXES.items():
         if name.lower().endswith(suffix):
             return found
@@ -99,19 +99,21 @@ def read_lines(
     delimiter: str = ",",
     wanted: bytearray | None = None,
 ) -> Iterator[InputLine | LineError | None]:
-    """Yields the requests of a file, and errors in the place of lines that are none. Empty lines are left out.
+    """Yields the requests of a file, and an error in place of each invalid line. Empty lines are skipped.
 
     Args:
         lines: The file's lines.
         kind: Its format.
-        template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}"; `{line}` is a text's line.
-        system: For text and CSV: a system message before each prompt.
-        delimiter: Of the CSV.
-        wanted: By place, whether a line is: of JSON lines and text the others are not looked at, None stands for them.
+        template: For text and CSV: the prompt with column names in braces, such as "Summarise: {body}"; a text has the
+            single column `line`. None uses a line of text as it is; a CSV needs a template.
+        system: For text and CSV: the system message before each prompt; None sends no system message.
+        delimiter: The separator of a CSV's columns.
+        wanted: By place, 1 for lines to read. Other JSON lines and lines of text are not parsed: None stands in for
+            them. None reads all lines.
 
     Raises:
-        LineError: The CSV has no head, or the template names a column that is not there.
-        ValueError: The template can't be read.
+        LineError: The CSV has no header, or lacks a column that the template names.
+        ValueError: The template is malformed.
     """
     if kind == "jsonl":
         for name, value in (("template", template), ("system", system)):
@@ -119,7 +121,7 @@ def read_lines(
                 raise ValueError(f"{name}: JSON lines hold whole requests; a {name} is for text and CSV")
         yield from _read_each(_read_json, lines, wanted)
     elif kind == "text":
-        yield from _read_each(_TextReader(template, system), lines, wanted)
+        yield from _read_each(_TextLineReader(template, system), lines, wanted)
     else:
         if template is None:
             raise ValueError('template: missing; a CSV needs one to make prompts of, as "Summarise: {body}"')
@@ -176,7 +178,7 @@ def _kind(value: object) -> str:
 
 
 class _Template:
-    """What makes a prompt of fields: names in braces, doubled braces for themselves, nothing else."""
+    """A prompt with column names in braces. A doubled brace stands for itself; other format syntax is refused."""
 
     def __init__(self, text: str, system: str | None) -> None:
         self._before = [] if system is None else [{"role": "system", "content": system}]
@@ -191,12 +193,14 @@ class _Template:
         self.names = [name for _, name in self._parts if name is not None]
 
     def fill(self, fields: Mapping[str, str]) -> dict[str, Any]:
-        """Returns the body of a request."""
+        """Returns the body of a request with this prompt."""
         prompt = "".join(literal + (fields[name] if name is not None else "") for literal, name in self._parts)
         return {"messages": [*self._before, {"role": "user", "content": prompt}]}
 
 
-class _TextReader:
+class _TextLineReader:
+    """Makes a request of each line of a text."""
+
     def __init__(self, template: str | None, system: str | None) -> None:
         self._template = _Template("{line}" if template is None else template, system)
         if unknown := set(self._template.names) - {"line"}:
@@ -211,8 +215,8 @@ class _TextReader:
         return InputLine(number, f"line-{number}", self._template.fill({"line": prompt}))
 
 
-def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterator[InputLine | LineError]:
-    # For the whole process, as the module has it: a document in a field may be longer than its 131,072 characters.
+def _read_csv(lines: Iterable[bytes], template: _Template, delimiter: str) -> Iterator[InputLine | LineError]:
+    # A field may hold a document longer than the default 131,072 characters. The limit is the whole process's.
     csv.field_size_limit(max(csv.field_size_limit(), _MOST_FIELD))
     rows = csv.reader(_decoded(lines), delimiter=delimiter, strict=True)
     try:
@@ -221,7 +225,7 @@ def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterat
         return  # an empty file
     except (csv.Error, UnicodeDecodeError) as error:
         raise LineError(1, f"no head of a CSV: {_csv_text(error)}") from None
-    if missing := [name for name in made.names if name not in head]:
+    if missing := [name for name in template.names if name not in head]:
         raise LineError(1, f"no column {missing[0]!r}, which the template names; there are {', '.join(head) or 'none'}")
     while True:
         number = rows.line_num + 1
@@ -230,21 +234,21 @@ def _read_csv(lines: Iterable[bytes], made: _Template, delimiter: str) -> Iterat
         except StopIteration:
             return
         except (csv.Error, UnicodeDecodeError) as error:
-            # What follows can't be told from the rest of this row.
+            # The end of this row can't be found, so the rest of the file can't be read.
             yield LineError(number, f"no row of a CSV: {_csv_text(error)}; what follows it was not read")
             return
         if row:
-            yield _read_row(number, head, row, made)
+            yield _read_row(number, head, row, template)
 
 
-def _read_row(number: int, head: list[str], row: list[str], made: _Template) -> InputLine | LineError:
+def _read_row(number: int, head: list[str], row: list[str], template: _Template) -> InputLine | LineError:
     if len(row) != len(head):
         return LineError(number, f"got {len(row)} columns, expected {len(head)} as in the first line")
     fields = dict(zip(head, row, strict=True))
     custom_id = fields.get("custom_id", f"row-{number}")
     if not custom_id:
         return LineError(number, "custom_id: got an empty text, expected one that no other row has")
-    return InputLine(number, custom_id, made.fill(fields))
+    return InputLine(number, custom_id, template.fill(fields))
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:

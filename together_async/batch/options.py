@@ -1,24 +1,20 @@
-"""What a batch is told, and what it tells: options, progress, summary. Values, nothing else."""
+"""The options of a batch, and the checks of their values."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
-from collections import deque
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import attrs
 
 from together_async.batch.record import Record
-from together_async.ratelimit import LimitsState
 from together_async.retry import Retry
 from together_async.timeouts import Timeouts
-
-_MOST_MODELS: Final = 5
-RATE_S: Final = 60
-"""Seconds over which rates are counted."""
 
 
 def _positive(expected: str, kind: type | tuple[type, ...]) -> Any:
@@ -57,10 +53,30 @@ def _function(_: object, field: Any, value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class BatchOptions:
-    """How a batch is run; the keywords of `run_batch`, which says what they mean.
+    """The options of a batch: the keywords of `AsyncTogether.run_batch`, with the same names and defaults.
+
+    Attributes:
+        format: The input's format: "jsonl", "text" or "csv". None goes by the suffix of its name.
+        template: For text and CSV: the prompt with column names in braces, such as "Summarise: {body}". None uses a
+            line of text as it is; a CSV needs a template.
+        system: For text and CSV: the system message before each prompt. None sends no system message.
+        concurrency: Requests in flight at once, above 0. None leaves it to the client's limits.
+        stream: Whether completions are streamed. The output is the same in either case.
+        retry_errors: Whether requests that failed in earlier runs are sent again.
+        keep_going: Whether invalid input lines become errors in the output. If False, they stop the batch before
+            anything is sent.
+        prices: Whether the service is asked for its prices, so that progress and summary show the cost.
+        max_cost: US dollars that the whole output may cost, earlier runs included, above 0. None sets no limit.
+        max_tokens_total: Prompt and completion tokens that the whole output may use, above 0. None sets no limit.
+        deadline: When to stop sending requests: seconds from now, a timedelta or a datetime. None sets no deadline.
+        report: The HTML page to write at the end. None writes no report.
+        on_result: Called in the event loop with the record of each result, once it is on disk. None calls nothing.
+        timeouts: Used instead of the client's. None uses the client's.
+        retry: Used instead of the client's. None uses the client's.
+        headers: Sent in addition to the client's headers, or instead of those with the same name. None adds none.
 
     Raises:
-        ValueError: One of them is out of its range.
+        ValueError: An option is out of its range; the message names it, its value and what is expected.
     """
 
     format: str | None = None
@@ -81,7 +97,11 @@ class BatchOptions:
     headers: Mapping[str, str] | None = attrs.field(default=None, validator=_of(Mapping, "a dict"))
 
     def ends_at(self, now: float) -> float | None:
-        """Returns when nothing more begins, in seconds since 1970; None for no such time."""
+        """Returns the deadline in seconds since 1970, or None if there is no deadline.
+
+        Args:
+            now: The current time in seconds since 1970, from which relative deadlines count.
+        """
         deadline = self.deadline
         if deadline is None:
             return None
@@ -90,140 +110,47 @@ class BatchOptions:
         return now + (deadline.total_seconds() if isinstance(deadline, dt.timedelta) else deadline)
 
 
-@attrs.frozen
-class BatchSummary:
-    """How a batch stands when it ends.
+# --------------------------------------------------------------------------------------------------------------- files
 
-    Attributes:
-        input: The file of requests.
-        output: The file of results.
-        total: Requests in the input; those that were read, if it was stopped while the input was read.
-        done: How many of them have an answer, from this run or an earlier one.
-        failed: How many have an error.
-        resumed: How many of both were there before.
-        edited: How many answers were to another body, and were asked anew.
-        prompt_tokens: Used by all answers in the output, by the server's count.
-        completion_tokens: The same.
-        cost: What they cost in US dollars; None when the price of a model is not known.
-        elapsed_s: Seconds of this run.
-        retried: How many results took more than one attempt.
-        limited_s: Seconds in which something waited for the limits.
-        stopped: Why it ended before everything was asked; None when it did not.
-        strangers: Results in the output that no line of the input asks for.
-        models: What was asked, in the order of first answers.
+
+def check_files(input: Path, output: Path, report: Path | None) -> None:
+    """Checks that input, output and report are different files, and that the report may be written.
+
+    Raises:
+        ValueError: Two of them are the same file, one has no name, or the report would replace something that is not
+            an HTML page.
     """
-
-    input: str
-    output: str
-    total: int
-    done: int
-    failed: int
-    resumed: int
-    edited: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float | None
-    elapsed_s: float
-    retried: int
-    limited_s: float
-    stopped: str | None
-    strangers: int
-    models: tuple[str, ...]
-
-    @property
-    def remaining(self) -> int:
-        """How many have no result yet; the same call goes on with them."""
-        return self.total - self.done - self.failed
-
-    @property
-    def ok(self) -> bool:
-        """Whether every request has an answer."""
-        return self.done == self.total and self.stopped is None
-
-    def facts(self) -> dict[str, str]:
-        """Returns the same for people: names and values."""
-        facts = {
-            "input": self.input,
-            "output": self.output,
-            "models": ", ".join(self.models[:_MOST_MODELS]) + (", ..." if len(self.models) > _MOST_MODELS else ""),
-            "requests": f"{self.total:,}",
-            "from earlier runs": f"{self.resumed:,}",
-            "asked anew, because edited": f"{self.edited:,}",
-            "without a result yet": f"{self.remaining:,}",
-            "cost": "" if self.cost is None else f"${self.cost:,.4f}",
-            "this run": f"{dt.timedelta(seconds=round(self.elapsed_s))}",
-            "waited for limits": f"{dt.timedelta(seconds=round(self.limited_s))}",
-            "stopped": self.stopped or "",
-        }
-        return {name: value for name, value in facts.items() if value not in ("", "0", "0:00:00")}
+    paths = {"output": output, "report": report, "output's .superseded": output.with_name(f"{output.name}.superseded")}
+    uses = {_identity(input): "input"}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        if not path.name:
+            raise ValueError(f"{name}: got {str(path)!r}, expected the name of a file")
+        other = uses.setdefault(_identity(path), name)
+        if other != name:
+            raise ValueError(f"{name}: {path} is the {other} itself; name another file")
+    if report is None:
+        return
+    if not report.parent.is_dir():
+        raise ValueError(f"report: there is no folder {report.parent}")
+    if report.exists() and not _is_html(report):
+        raise ValueError(
+            f"report: {report} is there, and is no page (HTML) that a report could replace; name another file"
+        )
 
 
-@attrs.frozen
-class BatchProgress:
-    """How a batch stands at one moment.
-
-    Attributes:
-        total: Requests in the input.
-        done: How many have an answer that is on disk.
-        failed: How many have an error that is on disk.
-        resumed: How many of both were there before.
-        retried: Results of this run that took more than one attempt.
-        in_flight: Requests sent and not ended.
-        queued: Requests that wait for the limits.
-        requests_per_minute: Results in the last minute.
-        tokens_per_minute: Tokens used in the last minute.
-        limits: What the client knows about the limits.
-        limited_s: Seconds so far in which something waited for the limits.
-        tokens: Used by all answers in the output.
-        cost: What they cost in US dollars; None when a price is not known.
-        elapsed_s: Seconds of this run so far.
-        eta_s: Seconds to go at the present rate; None while there is none.
-        state: What is going on, in a few words: empty when all is well.
-    """
-
-    total: int
-    done: int
-    failed: int
-    resumed: int
-    retried: int
-    in_flight: int
-    queued: int
-    requests_per_minute: float
-    tokens_per_minute: float
-    limits: LimitsState
-    limited_s: float
-    tokens: int
-    cost: float | None
-    elapsed_s: float
-    eta_s: float | None
-    state: str
+def _is_html(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(20).lower()
+        return not start or start.startswith(b"<!doctype html")
+    return False
 
 
-class Tally:
-    """What is on disk, and how fast it came."""
-
-    def __init__(self) -> None:
-        self.done = self.failed = self.retried = 0
-        self._seconds: deque[list[float]] = deque(maxlen=RATE_S + 1)  # second, results, tokens
-        self._first: float | None = None
-
-    def add(self, record: Record, now: float) -> None:
-        """Takes a result."""
-        self.done += record.ok
-        self.failed += not record.ok
-        self.retried += record.attempts > 1
-        if self._first is None:
-            self._first = now
-        second = math.floor(now)
-        if not self._seconds or self._seconds[-1][0] != second:
-            self._seconds.append([second, 0, 0])
-        self._seconds[-1][1] += 1
-        self._seconds[-1][2] += record.total_tokens
-
-    def rates(self, now: float) -> tuple[float, float]:
-        """Returns results and tokens per minute, over the last minute or since the first result."""
-        if self._first is None:
-            return 0.0, 0.0
-        seconds = [one for one in self._seconds if one[0] > now - RATE_S]
-        span_s = max(1.0, min(RATE_S, now - self._first))
-        return sum(one[1] for one in seconds) * 60 / span_s, sum(one[2] for one in seconds) * 60 / span_s
+def _identity(path: Path) -> object:
+    """Returns a value that is equal for two names of one file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino

@@ -1,4 +1,4 @@
-"""What a batch has to do: its input, compared with what its output already holds, before anything is sent."""
+"""What a batch has to do: its input, compared with the results in its output, before anything is sent."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from together_async.fanout.defaults import Defaults
 from together_async.ratelimit.estimator import Size, size_of
 from together_async.request import ChatCompletionRequest
 
-_SHOWN: Final = 5
-_KEPT: Final = 1_000
+_MOST_SHOWN: Final = 5
+_MOST_KEPT: Final = 1_000
 
 
 class BatchInputError(ValueError):
-    """The input holds what can't be asked. Nothing was sent.
+    """The input has invalid lines, and nothing was sent.
+
+    Correct the lines, or run the batch with `keep_going`, which makes them errors in the output.
 
     Attributes:
-        errors: What is wrong, line by line; the first thousand.
-        count: How many lines are wrong.
+        errors: One error for each invalid line, in order; the first thousand.
+        count: How many lines are invalid.
     """
 
     def __init__(self, name: str, errors: list[LineError], count: int, total: int) -> None:
-        more = f"\n... and {count - _SHOWN} more" if count > _SHOWN else ""
-        shown = "\n".join(f"{name} {error}" for error in errors[:_SHOWN])
+        more = f"\n... and {count - _MOST_SHOWN} more" if count > _MOST_SHOWN else ""
+        shown = "\n".join(f"{name} {error}" for error in errors[:_MOST_SHOWN])
         super().__init__(
             f"{count} of {total} lines can't be asked; nothing was sent. Mend them, or let them become errors in the "
             f"output with keep_going (--keep-going)\n{shown}{more}"
@@ -38,16 +40,19 @@ class BatchInputError(ValueError):
         self.count = count
 
 
+# --------------------------------------------------------------------------------------------------------------- input
+
+
 @attrs.frozen
-class Source:
-    """Where the requests of a batch come from.
+class InputFile:
+    """The file of requests, and how its lines become requests.
 
     Args:
         path: The file.
         kind: Its format.
-        template: What makes a prompt of a line of text or CSV.
-        system: A system message before such a prompt.
-        defaults: What holds for requests that do not say it themselves.
+        template: The prompt of a line of text or CSV, with column names in braces; None for JSON lines and plain text.
+        system: The system message before such a prompt; None sends no system message.
+        defaults: Fields for requests that lack them.
     """
 
     path: Path
@@ -59,14 +64,21 @@ class Source:
     @classmethod
     def of(
         cls, path: Path, kind: str | None, template: str | None, system: str | None, fields: Mapping[str, Any]
-    ) -> Source:
-        """Returns the source of a file.
+    ) -> InputFile:
+        """Returns the input with these options, checked. The file itself is not opened.
+
+        Args:
+            path: The file.
+            kind: Its format; None goes by the suffix of its name.
+            template: As above.
+            system: As above.
+            fields: Fields of `ChatCompletionRequest` for requests that lack them.
 
         Raises:
-            ValueError: Its format is not told, the template can't be read, or a default is out of range.
+            ValueError: The format is unknown, the template is malformed, or a field is out of range.
         """
         source = cls(path, format_of(path.name, kind), template, system, Defaults(fields))
-        # With a model and a message that are surely right, so that it is the fields that are looked at.
+        # Checked with a model and a message that are surely valid, so that only the fields can be wrong.
         checked = {**{name: value for name, value in fields.items() if value is not None}, "messages": "x"}
         ChatCompletionRequest(**{"model": "x", **checked})
         try:
@@ -79,10 +91,10 @@ class Source:
         return source
 
     def check_readable(self) -> None:
-        """Raises unless the file can be read, and read again: a pipe can't be.
+        """Checks that the file can be read more than once, which a pipe can't.
 
         Raises:
-            OSError: It can't.
+            OSError: The file can't be read, or is not a regular file.
         """
         if self.path.exists() and not self.path.is_file():
             kind = (
@@ -92,11 +104,14 @@ class Source:
         self.path.open("rb").close()
 
     def items(self, wanted: bytearray | None = None) -> Generator[InputLine | LineError | None]:
-        """Yields what stands in the file, from its begin; None for lines that are not wanted.
+        """Yields the requests of the file in order, and an error in place of each invalid line.
+
+        Args:
+            wanted: By place, 1 for requests to yield; None stands in for the others. None yields all requests.
 
         Raises:
-            OSError: It can't be read.
-            LineError: All of it is wrong.
+            OSError: The file can't be read.
+            LineError: The file as a whole is invalid, such as a CSV without the template's columns.
         """
         with self.path.open("rb", buffering=1 << 20) as file:
             yield from read_lines(
@@ -109,27 +124,30 @@ class Source:
             )
 
     def fingerprint(self) -> tuple[int, ...]:
-        """Returns what changes when somebody changes the file.
+        """Returns a value that changes when the file is edited or replaced.
 
         Raises:
-            OSError: It is gone.
+            OSError: The file is gone.
         """
         found = self.path.stat()
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def body(self, line: InputLine) -> dict[str, Any]:
-        """Returns a request as it is asked."""
+        """Returns the body of a request, defaults included."""
         return self.defaults.body(line.body)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
 
 
 @attrs.define
 class Estimate:
-    """What requests are expected to use, by the rule alone.
+    """The expected usage of requests, estimated from the length of their prompts.
 
     Attributes:
-        requests: How many they are.
-        prompt_tokens: Of all of them together.
-        most_completion_tokens: The sum of their `max_tokens`; None when one of them does not say.
+        requests: Number of requests.
+        prompt_tokens: Tokens of all prompts.
+        most_completion_tokens: The sum of `max_tokens`, for every choice; None if a request does not set it.
     """
 
     requests: int = 0
@@ -137,7 +155,7 @@ class Estimate:
     most_completion_tokens: int | None = 0
 
     def add(self, size: Size) -> None:
-        """Takes one more."""
+        """Adds a request."""
         self.requests += 1
         self.prompt_tokens += size.prompt
         if size.max_tokens is None or self.most_completion_tokens is None:
@@ -151,19 +169,19 @@ class Plan:
     """What there is to do.
 
     Attributes:
-        total: Requests in the input, those that can't be asked included.
-        wanted: For each of them in its order: 1 when it is to be asked.
-        done: How many have an answer already.
-        failed: How many have an error already, which stays.
-        edited: custom_ids with an answer to another body, which is asked anew.
-        retried: custom_ids with an error that is asked anew.
-        errors: Lines that can't be asked; the first thousand, unless all are kept.
-        wrong: How many there are, without those that stand in the output as errors already.
-        keeps_all: Whether all of them are kept.
-        by_model: What the requests to be asked are expected to use.
-        strangers: Results in the output that no line of the input asks for.
-        cut: Whether it was given up before the end of the input.
-        fingerprint: The input's.
+        total: Requests in the input, invalid lines included.
+        wanted: For each of them in order: 1 if it is to be sent, else 0.
+        done: Requests that have a completion already.
+        failed: Requests that have an error already, which stays.
+        edited: custom_ids whose completion belongs to an older body; they are sent again.
+        retried: custom_ids whose error is replaced: they are sent again.
+        errors: Invalid lines; the first thousand, or all if `keeps_all`.
+        wrong: How many lines are invalid, without those that are errors in the output already.
+        keeps_all: Whether `errors` has all invalid lines.
+        by_model: The expected usage of the requests to be sent, by model.
+        strangers: Results in the output whose custom_id is not in the input.
+        cut: Whether planning was stopped before the end of the input.
+        fingerprint: The input's fingerprint when it was read.
     """
 
     total: int = 0
@@ -182,39 +200,45 @@ class Plan:
 
     @property
     def to_do(self) -> int:
-        """How many are to be asked."""
+        """How many requests are to be sent."""
         return self.wanted.count(1)
 
     def refuse(self, error: LineError, result: tuple[str, bool] | None = None) -> None:
-        """Takes a line that can't be asked, and what the output holds under its name."""
+        """Adds an invalid line.
+
+        Args:
+            error: The line and its error.
+            result: What the output holds under its name: hash of the body, and whether it is a completion. None if it
+                holds nothing.
+        """
         if result is not None and not result[1]:
             if result[0] == error.body_hash:
-                self.failed += 1  # an earlier run has said so
+                self.failed += 1  # an earlier run has written this error
                 return
             self.retried.append(error.name)
         elif result is not None:
             self.edited.append(error.name)
         self.wrong += 1
-        if self.keeps_all or len(self.errors) < _KEPT:
+        if self.keeps_all or len(self.errors) < _MOST_KEPT:
             self.errors.append(error)
 
 
 def make_plan(
-    source: Source,
+    source: InputFile,
     results: Mapping[str, tuple[str, bool]],
     *,
     retry_errors: bool = False,
     keeps_all: bool = False,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Plan:
-    """Compares the input with what is there. It reads all of it: call it in a thread.
+    """Compares the input with the results of earlier runs. Reads the whole input: call it in a thread.
 
     Args:
         source: The input.
-        results: What the output holds, by custom_id: hash of the body, and whether there is an answer.
-        retry_errors: Whether errors are asked anew.
-        keeps_all: Whether all lines that can't be asked are kept, not just the first thousand.
-        stopped: Whether to give up; what comes back then is of no use.
+        results: What the output holds, by custom_id: hash of the body, and whether the result is a completion.
+        retry_errors: Whether requests that failed are sent again.
+        keeps_all: Whether the plan keeps all invalid lines, not just the first thousand.
+        stopped: Called now and then; once it returns True, planning stops with an incomplete plan.
 
     Raises:
         OSError: The input can't be read.
@@ -225,10 +249,10 @@ def make_plan(
         plan.fingerprint = source.fingerprint()
         for item in source.items():
             if item is None:
-                continue  # all are wanted
+                continue  # never, as all lines are wanted
             plan.total += 1
             plan.wanted.append(0)
-            line = _judge(item, seen)
+            line = _unique(item, seen)
             if isinstance(line, LineError):
                 seen.setdefault(line.name, line.line)
                 plan.refuse(line, results.get(line.name))
@@ -243,8 +267,8 @@ def make_plan(
     return plan
 
 
-def _judge(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
-    """Returns the line, or what is wrong with it at first sight; no two have one name."""
+def _unique(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | LineError:
+    """Returns the line, or an error if it is invalid or its custom_id is not unique. Errors get unique names."""
     if isinstance(item, LineError):
         return _renamed(item, seen)
     first = seen.setdefault(item.custom_id, item.number)
@@ -255,7 +279,7 @@ def _judge(item: InputLine | LineError, seen: dict[str, int]) -> InputLine | Lin
 
 
 def _renamed(error: LineError, seen: Mapping[str, int]) -> LineError:
-    """Returns the error under a name that is free."""
+    """Returns the error under a name that no other line has."""
     name = error.name if error.custom_id not in seen else f"invalid-line-{error.line}"
     while name in seen:
         name += "-2"
@@ -263,12 +287,12 @@ def _renamed(error: LineError, seen: Mapping[str, int]) -> LineError:
 
 
 def _plan_line(
-    plan: Plan, source: Source, line: InputLine, result: tuple[str, bool] | None, *, retry_errors: bool
+    plan: Plan, source: InputFile, line: InputLine, result: tuple[str, bool] | None, *, retry_errors: bool
 ) -> None:
     body = source.body(line)
     if result is not None:
         old_hash, ok = result
-        edited = old_hash not in ("", body_hash(body))  # files of the Batch API have none
+        edited = old_hash not in ("", body_hash(body))  # files of the Batch API have no hash
         if not edited and (ok or not retry_errors):
             plan.done += ok
             plan.failed += not ok
@@ -276,7 +300,7 @@ def _plan_line(
     try:
         request = ChatCompletionRequest.from_dict(body)
     except ValueError as error:
-        plan.refuse(LineError(line.number, _named(str(error)), line.custom_id, body_hash(body)), result)
+        plan.refuse(LineError(line.number, _located(str(error)), line.custom_id, body_hash(body)), result)
         return
     if result is not None:
         (plan.edited if result[1] else plan.retried).append(line.custom_id)
@@ -284,8 +308,8 @@ def _plan_line(
     plan.by_model.setdefault(request.model, Estimate()).add(size_of(request.messages, request.max_tokens, request.n))
 
 
-def _named(text: str) -> str:
-    """Says what to do where the model is missing, and where the field stands."""
+def _located(text: str) -> str:
+    """Returns the text of a field's error, with the field's place in the line, and a remedy for a missing model."""
     if text.startswith("model: missing"):
         return "body.model: missing; put it into the line, or name one for all with model= (--model)"
     return f"body.{text}"

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from support.terminal import PATIENCE_S, Terminal, environment, run, start
 from together_async import ChatCompletionRequest
-from together_async.batch.runner import BatchOptions
+from together_async.batch import BatchOptions
 from together_async.cli.batch.command import batch
 from together_async.cli.batch.figures import duration, money
 from together_async.cli.batch.options import Deadline

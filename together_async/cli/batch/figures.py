@@ -3,7 +3,7 @@
 import datetime as dt
 import math
 
-from together_async.batch.runner import BatchProgress, BatchSummary
+from together_async.batch import BatchProgress, BatchSummary
 
 
 def duration(seconds: float) -> str:

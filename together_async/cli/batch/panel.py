@@ -7,7 +7,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from together_async.batch.runner import BatchProgress
+from together_async.batch import BatchProgress
 from together_async.cli.batch.figures import duration, money
 from together_async.ratelimit import ModelState
 

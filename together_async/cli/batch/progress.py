@@ -11,7 +11,7 @@ from typing import Any, Self
 import attrs
 import click
 
-from together_async.batch.runner import Batch, BatchProgress, BatchSummary
+from together_async.batch import Batch, BatchProgress, BatchSummary
 from together_async.cli.batch.figures import closing_text, plain_line
 from together_async.cli.terminal import note
 

@@ -14,9 +14,8 @@ import attrs
 import click
 
 from together_async import AsyncTogether, Limits, TogetherError
-from together_async.batch.output import OutputError
+from together_async.batch import Batch, BatchOptions, BatchSummary, OutputError
 from together_async.batch.plan import Estimate, Plan
-from together_async.batch.runner import Batch, BatchOptions, BatchSummary
 from together_async.cli.batch.figures import duration, money
 from together_async.cli.batch.options import Job, Limiting, Shown
 from together_async.cli.batch.progress import Display, display_for

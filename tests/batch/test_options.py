@@ -1,0 +1,82 @@
+"""The options of a batch, and what each may be."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.batches import Files, Service, run
+from together_async import AsyncTogether
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency": 0},
+        {"concurrency": 1.5},
+        {"max_cost": 0},
+        {"max_cost": math.nan},
+        {"max_tokens_total": -1},
+        {"max_tokens_total": True},
+        {"deadline": 0},
+        {"deadline": math.inf},
+        {"deadline": "tomorrow"},
+        {"format": "xml"},
+        {"template": "{a}"},
+        {"retry": 5},
+        {"timeouts": 5},
+        {"headers": {"a": 1}},
+        {"on_result": 5},
+        {"report": ""},
+        {"report": "/nowhere/at/all/report.html"},
+        {"temperature": -1},
+        {"model": ""},
+    ],
+    ids=str,
+)
+async def test_an_option_out_of_range_is_found_at_once(
+    service: Service, client: AsyncTogether, files: Files, options: dict[str, Any]
+) -> None:
+    """One ValueError that names it, and nothing is made."""
+    files.write(2)
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        await run(client, files, **options)
+    assert not service.calls
+    assert not files.output.exists()
+
+
+async def test_an_option_that_is_none_is_a_type_error(client: AsyncTogether, files: Files) -> None:
+    files.write(1)
+    with pytest.raises(TypeError, match="nonsense"):
+        await run(client, files, nonsense=1)
+
+
+@pytest.mark.parametrize("kind", ["itself", "symlink", "hard link", "symlink to nothing"])
+@pytest.mark.parametrize("which", ["output", "report"])
+async def test_the_input_is_never_written_to(
+    service: Service, client: AsyncTogether, files: Files, tmp_path: Path, kind: str, which: str
+) -> None:
+    files.write(2)
+    name = tmp_path / "other.jsonl"
+    if kind == "itself":
+        name = tmp_path / "x" / ".." / "in.jsonl"
+        (tmp_path / "x").mkdir()
+    elif kind == "hard link":
+        name.hardlink_to(files.input)
+    elif kind == "symlink":
+        name.symlink_to(files.input)
+    else:
+        name.symlink_to(files.output)
+        files.output, name = name, files.output
+    before = files.input.read_bytes()
+    target = {"output": name} if which == "output" else {"output": files.output, "report": name}
+    if kind == "symlink to nothing" and which == "output":
+        target = {"output": files.output, "report": name}
+    with pytest.raises(ValueError, match=r"output|report"):
+        await client.run_batch(files.input, **target, stream=False)
+    assert files.input.read_bytes() == before
+    assert not service.calls

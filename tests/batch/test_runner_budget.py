@@ -1,0 +1,76 @@
+"""Batches with a budget of tokens or US dollars, over several runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support.batches import Files, Service, answer, run
+from support.servers import MODEL
+from together_async import AsyncTogether
+
+
+@pytest.mark.parametrize("limit", ["max_tokens_total", "max_cost"])
+async def test_a_budget_is_kept_over_runs(service: Service, client: AsyncTogether, files: Files, limit: str) -> None:
+    """What earlier runs have used counts; a higher one goes on."""
+    files.write(30)
+    for most, done in ((100, 6), (100, 6), (200, 13), (10_000, 30)):
+        summary = await run(client, files, concurrency=5, **{limit: most})
+        assert summary.done == len(files.results) == done
+        assert summary.prompt_tokens + summary.completion_tokens == 15 * done <= most
+        assert (summary.stopped is None) == (done == 30)
+        if summary.stopped:
+            assert limit in summary.stopped
+    assert service.requests == 30
+
+
+@pytest.mark.parametrize("limit", ["max_tokens_total", "max_cost"])
+@pytest.mark.parametrize(
+    "changes", [{"model": "another/name"}, {"usage": ...}, {"usage": None}, {"model": ..., "usage": ...}], ids=str
+)
+async def test_a_budget_is_kept_whatever_the_server_tells(
+    service: Service, client: AsyncTogether, files: Files, limit: str, changes: dict[str, Any]
+) -> None:
+    """Another model's name, no usage: then what was expected counts, in this run and in the next."""
+    files.write(60)
+    service.reply = lambda prompt, times: answer("twenty letters, that", **changes)
+    for _ in range(2):
+        summary = await run(client, files, concurrency=3, **{limit: 100})
+        assert summary.stopped is not None
+        assert limit in summary.stopped
+    assert 3 < service.requests < 20
+
+
+async def test_a_budget_is_exceeded_by_what_could_not_be_known_alone(
+    service: Service, client: AsyncTogether, files: Files
+) -> None:
+    """Prompts that hold more tokens than any rule can tell: those that were under way, and then it has learned."""
+    files.write(60)
+    service.reply = lambda prompt, times: answer(prompt=100)
+    summary = await run(client, files, concurrency=4, max_tokens_total=1_000)
+    assert summary.prompt_tokens + summary.completion_tokens <= 1_000 + 4 * 105
+
+
+@pytest.mark.parametrize("count", [1, 50])
+async def test_the_cost_is_told_on_request(service: Service, client: AsyncTogether, files: Files, count: int) -> None:
+    """However short the batch is, and when all has been done before."""
+    files.write(count)
+    for _ in range(2):
+        summary = await run(client, files, prices=True)
+        assert summary.cost == pytest.approx(15.0 * count)
+    assert (await run(client, files)).cost is None
+
+
+@pytest.mark.parametrize("models", [None, [], {"data": []}, [{"id": MODEL}]], ids=str)
+async def test_a_cost_without_prices_can_not_be_kept(
+    client: AsyncTogether, service: Service, files: Files, models: Any
+) -> None:
+    """So nothing is asked; without a limit the cost is just not told."""
+    service.models = models
+    files.write(3)
+    with pytest.raises(ValueError, match="max_cost: the service"):
+        await run(client, files, max_cost=5)
+    assert not service.requests
+    summary = await run(client, files)
+    assert (summary.cost, summary.ok) == (None, True)

@@ -1,0 +1,70 @@
+"""Results, and outputs that hold them, for tests of files and of their writers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from support.servers import whole
+from together_async.batch.output import OutputFile
+from together_async.batch.record import Record, answer_record, decode_line, encode_line
+from together_async.batch.writer import OutputWriter
+from together_async.wire import codec
+
+COMPLETION = codec.decode_completion(codec.encode(whole("Hällo")))
+
+
+def answer(custom_id: str, body_hash: str = "1") -> tuple[bytes, Record]:
+    record = answer_record(Record(custom_id, body_hash), COMPLETION)
+    return encode_line(record, COMPLETION), record
+
+
+def failure(custom_id: str) -> tuple[bytes, Record]:
+    record = Record(custom_id, code="500", message="busy")
+    return encode_line(record), record
+
+
+def lines_of(*results: tuple[bytes, Record]) -> bytes:
+    return b"".join(line for line, _ in results)
+
+
+def names_in(path: Path) -> list[str]:
+    """The custom_ids of a file; every line of it is whole."""
+    data = path.read_bytes()
+    assert not data or data.endswith(b"\n")
+    return [decode_line(line).custom_id for line in data.splitlines()]
+
+
+def descriptors() -> set[str]:
+    gc.collect()
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+@contextlib.contextmanager
+def opened(path: Path, told: list[str] | None = None) -> Iterator[OutputWriter]:
+    """The file of one run; what is on disk is told to the list."""
+    note = None if told is None else lambda records: told.extend(record.custom_id for record in records)
+    writer = OutputWriter(OutputFile(path), note)
+    try:
+        writer.file.open()
+        yield writer
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def writing(writer: OutputWriter) -> Any:
+    """The writer's task, whose end is awaited."""
+    task = asyncio.create_task(writer.run())
+    try:
+        yield task
+        writer.finish()
+        await task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await task
