@@ -48,16 +48,20 @@ PACKAGES = """
 """
 MODULES = {
     "batch": """
-        __init__:
+        __init__:  | | options output plan progress record runner
         budget:
         input:
         outage:
         record:
         options:   record
-        output:    record
         plan:      input record
+        progress:  record
         report:    record
-        runner:    budget input options outage output plan record | report | report
+        rounds:    budget input outage plan record
+        standing:  record
+        output:    record standing
+        writer:    output record
+        runner:    budget options output plan progress record rounds writer | report | report
     """,
     "batch.report": """
         style:
