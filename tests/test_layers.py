@@ -150,12 +150,15 @@ MODULES = {
         congestion:
         estimator:
         headers:
-        bucket:      headers
         limits:
-        admission:   bucket congestion estimator headers limits
-        driver:      admission estimator headers limits
-        limiter:     admission driver limits
-        __init__:    limiter limits
+        queue:         estimator limits | | lane
+        rate_control:  headers
+        bucket:        headers rate_control
+        lane:          bucket congestion estimator headers limits queue
+        admission:     estimator headers lane limits queue
+        driver:        admission estimator headers limits queue
+        limiter:       driver limits queue
+        __init__:      limiter limits
     """,
     "relay": """
         browser_errors:
@@ -209,7 +212,17 @@ PURE = ("validation", "models", "request", "errors", "timeouts", "retry", "prici
 """Packages and modules of the top without I/O, clock or chance: the same input gives the same output, and time is an
 argument. What they import is in this list too."""
 PURE_INSIDE = {
-    "ratelimit": {"bucket", "congestion", "estimator", "headers", "limits", "admission"},
+    "ratelimit": {
+        "admission",
+        "bucket",
+        "congestion",
+        "estimator",
+        "headers",
+        "lane",
+        "limits",
+        "queue",
+        "rate_control",
+    },
     "flow": {"chunk_log"},
     "fanout": {"defaults"},
     "batch": {"budget", "input", "outage", "record"},

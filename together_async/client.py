@@ -26,8 +26,8 @@ from together_async.fanout.results import MapResults, OnChunk, OnError
 from together_async.models import ChatCompletion
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
-from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimator import size_of
+from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
 from together_async.retry import Retry, RetryBudget

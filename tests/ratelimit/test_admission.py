@@ -23,11 +23,14 @@ from hypothesis import strategies as st
 
 from together_async import Limits, PaymentRequiredError, QueueFullError, RateLimitError
 from together_async.ratelimit import LimitsState
-from together_async.ratelimit.admission import FIRST_AT_ONCE, FIRST_GAP_S, STOP_S, TURNS, Admission, Reservation
-from together_async.ratelimit.bucket import FALL, GUARD_S
+from together_async.ratelimit.admission import STOP_S, Admission
+from together_async.ratelimit.bucket import GUARD_S
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import AccountLimits, Capacity, Kind, limited_kind, read_limits
+from together_async.ratelimit.headers import AccountLimits, Kind, ReportedLimit, limited_kind, read_limits
+from together_async.ratelimit.lane import FIRST_AT_ONCE, FIRST_GAP_S
 from together_async.ratelimit.limits import Priority
+from together_async.ratelimit.queue import BATCH_TURN_EVERY, Reservation
+from together_async.ratelimit.rate_control import FALL
 from together_async.testing import Account, Dynamic, Rate
 from together_async.testing.account import ideal_seconds
 
@@ -48,7 +51,7 @@ def told(
     tokens_left: float | None = None,
 ) -> AccountLimits:
     """What headers say: limits per second, and what was left."""
-    return AccountLimits(Capacity(requests, left), Capacity(tokens, tokens_left))
+    return AccountLimits(ReportedLimit(requests, left), ReportedLimit(tokens, tokens_left))
 
 
 class Driver:
@@ -67,7 +70,7 @@ class Driver:
         self.refused: list[tuple[Reservation, Exception]] = []
 
     def ask(self, tokens: float | Size = 0, model: str = MODEL, **options: Any) -> Reservation:
-        self.admission.lane(model, self.now).known |= self.known
+        self.admission.lane(model, self.now).slow_start.limits_known |= self.known
         return self.admission.ask(model, tokens, self.now, **options)
 
     def asked(self, tokens: float | Size = 0, model: str = MODEL, **options: Any) -> Reservation:
@@ -209,7 +212,7 @@ class Search(Driver):
             self.passed[one.model] = 0
         elif any((other.model, other.priority) == (one.model, "batch") for other in self.waits.values()):
             self.passed[one.model] += 1
-            assert self.passed[one.model] < TURNS, "the batch waits for ever"
+            assert self.passed[one.model] < BATCH_TURN_EVERY, "the batch waits for ever"
 
     def check_places(self) -> None:
         count = Counter(one.model for one in self.under_way.values())
@@ -316,7 +319,7 @@ class Search(Driver):
         assert (state.in_flight, state.queued) == (0, 0)
         for model in state.models:
             lane = self.admission.lane(model, self.now)
-            assert (lane.in_flight, lane.queued, lane.unanswered, lane.first) == (0, 0, 0, None)
+            assert (lane.in_flight, lane.queue.length, lane.unanswered, lane.queue.first) == (0, 0, 0, None)
             for bucket in (lane.requests, lane.tokens):
                 if bucket.rate < math.inf:
                     assert bucket.level == pytest.approx(bucket.size)
@@ -522,7 +525,7 @@ def test_thousand_cancelled_waiters_leave_nothing_behind() -> None:
     for one in waiting[:-1]:
         driver.withdraw(one)
     lane = driver.admission.lane(MODEL, 0)
-    assert sum(len(queue) for queue in lane.queues.values()) < 200
+    assert sum(map(len, lane.queue._calls.values())) < 200
     driver.end(first)
     assert driver.granted == [first, waiting[-1]]
 
@@ -1265,7 +1268,7 @@ def test_repr_says_where_a_call_is() -> None:
 
 def shown(admission: Admission, now: float) -> Any:
     """All that can be seen of an admission."""
-    return admission.state(now, EPOCH), admission.queued, admission.in_flight, admission.patient, set(admission._busy)
+    return admission.state(now, EPOCH), admission.queued, admission.in_flight, admission.uncounted, set(admission._busy)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -1420,8 +1423,8 @@ def test_the_patient_are_counted_right_whatever_happens(seed: int) -> None:
                 admission.forget_calls()
                 ones = []
         driver.advance()
-        waiting = [one for lane in admission._lanes.values() for one in lane.waiting()]
+        waiting = [one for lane in admission._lanes.values() for one in lane.queue.waiting()]
         assert admission.queued == len(waiting)
-        assert admission.patient == sum(not one.counts_as_queued for one in waiting)
+        assert admission.uncounted == sum(not one.counts_as_queued for one in waiting)
         for lane in admission._lanes.values():
-            assert lane.patient == sum(not one.counts_as_queued for one in lane.waiting())
+            assert lane.queue.uncounted == sum(not one.counts_as_queued for one in lane.queue.waiting())

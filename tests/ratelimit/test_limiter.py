@@ -24,9 +24,10 @@ from together_async import (
     RateLimitError,
     TogetherError,
 )
-from together_async.ratelimit.admission import STOP_S, Reservation
+from together_async.ratelimit.admission import STOP_S
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import AccountLimits, Capacity
+from together_async.ratelimit.headers import AccountLimits, ReportedLimit
+from together_async.ratelimit.queue import Reservation
 from together_async.timeouts import due
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ MODEL = "m"
 ROUNDING = 1e-6
 ROOM_S = 0.5
 """Seconds' worth that may go at once, beside one request: half of what a service is taken to hold, or less."""
-TOLD = AccountLimits(Capacity(), Capacity())
+TOLD = AccountLimits(ReportedLimit(), ReportedLimit())
 """An answer of a service that tells of no limit."""
 
 
@@ -73,7 +74,7 @@ def now() -> float:
 def limiter_of(limits: Limits) -> RateLimiter:
     """A limiter on the running loop's clock, of which the service has told before that it has no other limits."""
     limiter = RateLimiter(limits, clock=asyncio.get_running_loop().time)
-    limiter.driver.admission.lane(MODEL, now()).known = True
+    limiter.driver.admission.lane(MODEL, now()).slow_start.limits_known = True
     return limiter
 
 
@@ -623,7 +624,7 @@ def test_the_patient_take_nobodys_room(most: int) -> None:
             limiter.driver.release(one)
         for one in await asyncio.gather(*patient.tasks[3:]):
             limiter.driver.release(one)
-        assert (limiter.state.in_flight, limiter.state.queued, limiter.driver.admission.patient) == (0, 0, 0)
+        assert (limiter.state.in_flight, limiter.state.queued, limiter.driver.admission.uncounted) == (0, 0, 0)
 
     run(main())
 
@@ -637,13 +638,13 @@ def test_the_patient_that_give_up_are_not_counted_any_more() -> None:
         patient = Waiters(limiter)
         await patient.add(2, counts_as_queued=False)
         await patient.add(1, counts_as_queued=False, deadline=due("queue", 1.0, now()))
-        assert limiter.driver.admission.patient == 3
+        assert limiter.driver.admission.uncounted == 3
         patient.tasks[0].cancel()
         await asyncio.sleep(2)
-        assert limiter.driver.admission.patient == 1
+        assert limiter.driver.admission.uncounted == 1
         limiter.driver.record_payment_required(PaymentRequiredError("402", status_code=402))
         await patient.ended()
-        assert limiter.driver.admission.patient == 0
+        assert limiter.driver.admission.uncounted == 0
         limiter.driver.release(held)
 
     run(main())
@@ -753,7 +754,7 @@ def test_limiter_in_a_second_loop_knows_what_it_has_learned() -> None:
         limiter.driver.release(one)
         return limiter.state.models[MODEL].server_requests_per_minute
 
-    assert run(main(AccountLimits(Capacity(5_000, None), Capacity())), asyncio.new_event_loop()) == 300_000
+    assert run(main(AccountLimits(ReportedLimit(5_000, None), ReportedLimit())), asyncio.new_event_loop()) == 300_000
     assert run(main(None), asyncio.new_event_loop()) == 300_000
 
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from together_async import Limits, LimitsState
 from together_async.ratelimit import ModelState
-from together_async.ratelimit.bucket import FALL, GUARD_S, Bucket
+from together_async.ratelimit.bucket import GUARD_S, Bucket
 from together_async.ratelimit.congestion import INITIAL, LEAST, PAUSE_S, CongestionWindow, Latency
 from together_async.ratelimit.estimator import OUTPUT_TOKENS, Estimator, Size, size_of
-from together_async.ratelimit.headers import Capacity, limited_kind, read_limits
+from together_async.ratelimit.headers import ReportedLimit, limited_kind, read_limits
+from together_async.ratelimit.rate_control import FALL
 from together_async.testing import Account, Dynamic, Rate
 
 ROOM_S = 0.5
@@ -43,8 +44,8 @@ def test_headers_of_a_fixed_rate() -> None:
         }
     )
     assert told is not None
-    assert (told.requests.limit, told.requests.left) == (10, 4)
-    assert (told.tokens.limit, told.tokens.left) == (1000.5, 700)
+    assert (told.requests.limit, told.requests.remaining) == (10, 4)
+    assert (told.tokens.limit, told.tokens.remaining) == (1000.5, 700)
 
 
 def test_what_holds_now_is_preferred_to_what_it_may_rise_to() -> None:
@@ -57,8 +58,8 @@ def test_what_holds_now_is_preferred_to_what_it_may_rise_to() -> None:
         }
     )
     assert told is not None
-    assert (told.requests.limit, told.requests.left) == (7, 2)
-    assert (told.tokens.limit, told.tokens.left) == (None, None)
+    assert (told.requests.limit, told.requests.remaining) == (7, 2)
+    assert (told.tokens.limit, told.tokens.remaining) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_garbage_in_one_header_spoils_no_other(garbage: str) -> None:
     )
     assert told is not None
     assert told.requests.limit is None
-    assert (told.tokens.limit, told.tokens.left) == (1000, None)
+    assert (told.tokens.limit, told.tokens.remaining) == (1000, None)
 
 
 @pytest.mark.parametrize("dynamic", ["", "nonsense", "0"])
@@ -92,7 +93,7 @@ def test_limit_of_nothing_tells_nothing() -> None:
     assert told is not None
     assert told.requests.limit is None
     assert told.tokens.limit == 5
-    assert told.tokens.left == 0
+    assert told.tokens.remaining == 0
 
 
 @given(
@@ -113,7 +114,7 @@ def test_any_header_is_read_or_ignored(headers: dict[str, str]) -> None:
     told = read_limits(headers)
     for capacity in told or ():
         assert capacity.limit is None or 0 < capacity.limit <= 1e12
-        assert capacity.left is None or math.isfinite(capacity.left)
+        assert capacity.remaining is None or math.isfinite(capacity.remaining)
 
 
 @pytest.mark.parametrize("dynamic", [None, Dynamic()])
@@ -128,7 +129,7 @@ def test_headers_of_the_emulators_account(dynamic: Dynamic | None) -> None:
     assert state.tokens is not None
     assert told.requests.limit == pytest.approx(state.requests.limit)
     assert told.tokens.limit == pytest.approx(state.tokens.limit)
-    assert told.tokens.left == int(state.tokens.remaining)
+    assert told.tokens.remaining == int(state.tokens.remaining)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +252,11 @@ def wait(bucket: Bucket, amount: float, now: float) -> float:
     """Books an amount, and lets it go as soon as it may; returns when that is."""
     cost = bucket.cost(amount)
     bucket.refill(now)
-    bucket.take(cost, now)
+    bucket.book(cost, now)
     now += bucket.wait_s(cost)
     bucket.refill(now)
     assert bucket.wait_s(cost) == pytest.approx(0, abs=1e-9)
-    bucket.go()
+    bucket.record_sent()
     return now
 
 
@@ -307,9 +308,9 @@ def test_bucket_is_full_again_after_a_while_and_not_fuller(kind: str, rate: floa
 def test_bucket_does_not_fill_up_behind_one_that_is_booked() -> None:
     """It waits for something else, a pause or a place; what was taken for it isn't there for another one."""
     bucket = Bucket("requests", 1.0, 0.0)
-    bucket.take(1.0, 0.0)
+    bucket.book(1.0, 0.0)
     bucket.refill(100.0)
-    bucket.go()
+    bucket.record_sent()
     assert wait(bucket, 1.0, 100.0) >= 101
 
 
@@ -325,8 +326,8 @@ def test_taken_back_is_as_if_never_taken() -> None:
     bucket = Bucket("tokens", 100.0, 0.0)
     wait(bucket, 5_000.0, 0.0)
     level, booked = bucket.level, bucket.booked
-    bucket.take(5_000.0, 0.0)
-    bucket.take_back(5_000.0)
+    bucket.book(5_000.0, 0.0)
+    bucket.unbook(5_000.0)
     assert (bucket.level, bucket.booked) == (level, booked)
 
 
@@ -343,7 +344,7 @@ def test_time_that_goes_back_adds_nothing() -> None:
 def learn(
     bucket: Bucket, limit: float | None, left: float | None = None, *, since: float = 0, elapsed_s: float = 0
 ) -> None:
-    bucket.learn(Capacity(limit, left), amount=1.0, since=since, elapsed_s=elapsed_s)
+    bucket.learn(ReportedLimit(limit, left), amount=1.0, since=since, elapsed_s=elapsed_s)
 
 
 def test_lowest_of_what_is_configured_and_told_is_kept() -> None:
@@ -377,9 +378,9 @@ def test_what_is_left_lowers_the_level_and_never_raises_it() -> None:
 def test_429_lowers_the_rate_which_comes_back_in_five_seconds(kind: str) -> None:
     bucket = Bucket(kind, 100.0, 0.0)
     bucket.refill(10.0)
-    bucket.fall(9.9, 10.0)
+    bucket.record_rate_limit(9.9, 10.0)
     assert 60 < bucket.rate <= 100 * FALL
-    bucket.fall(9.9, 10.2)
+    bucket.record_rate_limit(9.9, 10.2)
     assert bucket.rate > 60, "one that was sent before the fall is part of it"
     for step in range(60):
         bucket.refill(10 + step / 10)
@@ -394,7 +395,7 @@ def test_429_without_any_known_limit_finds_one() -> None:
     bucket = Bucket("requests", None, 0.0)
     for step in range(200):
         wait(bucket, 1.0, step / 20)
-    bucket.fall(9.9, 10.0)
+    bucket.record_rate_limit(9.9, 10.0)
     assert 8 < bucket.rate < 20
     found, now = bucket.rate, 10.0
     while now < 100:
@@ -407,7 +408,7 @@ def test_found_rate_that_is_not_used_does_not_rise() -> None:
     bucket = Bucket("requests", None, 0.0)
     for step in range(200):
         wait(bucket, 1.0, step / 20)
-    bucket.fall(9.9, 10.0)
+    bucket.record_rate_limit(9.9, 10.0)
     found = bucket.rate
     bucket.refill(10.01)
     bucket.refill(40_000.0)
@@ -449,12 +450,12 @@ def test_bucket_stays_sane_whatever_happens(
         bucket.refill(now)
         assert bucket.level <= bucket.size * (1 + 1e-9) + 1e-9
         if name == "take":
-            bucket.take(amount, now)
-            bucket.go()
+            bucket.book(amount, now)
+            bucket.record_sent()
         elif name == "learn":
             learn(bucket, amount or None, other, since=amount / 3, elapsed_s=amount % 3)
         elif name == "fall":
-            bucket.fall(now - 0.1, now)
+            bucket.record_rate_limit(now - 0.1, now)
         elif name == "settle":
             bucket.settle(amount, other or 0.0, last=amount > 5)
         assert bucket.rate > 0

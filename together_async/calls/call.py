@@ -26,9 +26,9 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.models import Retried, Usage
-from together_async.ratelimit.admission import MOST_PAUSE_S
 from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
+from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts, due, earliest
 from together_async.wire.error_bodies import retry_after, status_error
@@ -38,9 +38,9 @@ from together_async.wire.redaction import scrub
 if TYPE_CHECKING:
     from together_async.http.response import HTTPResponse
     from together_async.http.transport import Abortable, Transport
-    from together_async.ratelimit.admission import Reservation
     from together_async.ratelimit.driver import Driver
     from together_async.ratelimit.limits import Priority
+    from together_async.ratelimit.queue import Reservation
     from together_async.request import ChatCompletionRequest
 
 

@@ -1,7 +1,9 @@
 """Staying inside an account's limits, and using all of them.
 
-Pure, with the time as an argument: `limits` (values), `told` (what headers say), `estimate` (tokens before they are
-known), `bucket` (rates), `window` (how much at once), `admission` (who goes next). With an event loop: `limiter`.
+Pure, with the time as an argument: `limits` (values), `headers` (what responses report), `estimator` (tokens before
+they are known), `rate_control` and `bucket` (how fast), `congestion` (how many at once), `queue` and `lane` (one
+model), `admission` (all models: which call is sent next). With an event loop: `driver`, which runs the admission for
+the calls, and `limiter`, its public face.
 """
 
 from together_async.ratelimit.limiter import RateLimiter

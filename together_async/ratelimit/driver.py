@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Final
 
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
-from together_async.ratelimit.admission import Admission, Reservation
+from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.limits import Limits, Priority
+from together_async.ratelimit.queue import Reservation
 from together_async.timeouts import Due
 
 _OTHER_LOOP: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"

@@ -1,4 +1,4 @@
-"""What a response's headers tell about the account's limits. Pure.
+"""What a response reports about the account's limits, in its headers and in the body of a 429. Pure.
 
 Together: https://docs.together.ai/docs/serverless/rate-limits. The limits are per second; those with `-dynamic` are
 what holds now, the bare ones what it may rise to.
@@ -15,53 +15,60 @@ _LARGEST: Final = 1e12
 _REQUESTS: Final = tuple(f"x-ratelimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _TOKENS: Final = tuple(f"x-tokenlimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _PER, _DYNAMIC_PER, _TOKENS_PER, _DYNAMIC_TOKENS_PER = (*_REQUESTS[:2], *_TOKENS[:2])
-"""Without one of these there is nothing to tell, which is the usual case."""
+"""Without one of these headers nothing is reported, which is the usual case."""
 
 
-class Capacity(NamedTuple):
-    """What a response tells of one kind.
+class ReportedLimit(NamedTuple):
+    """What a response reports of one kind.
 
     Attributes:
-        limit: Per second; None when it does not say.
-        left: How much of it was left; None when it does not say.
-        reset_s: Seconds until there is enough again for a request like the one that was answered.
+        limit: Requests or tokens per second; None when it is not reported.
+        remaining: How many of them are left; None when it is not reported.
+        reset_s: Seconds until there is enough again for a request like the one just answered; 0 when not reported.
     """
 
     limit: float | None = None
-    left: float | None = None
+    remaining: float | None = None
     reset_s: float = 0.0
 
 
 class AccountLimits(NamedTuple):
-    """What a response tells about the account's limits."""
+    """What a response reports about the account's limits, for its model.
 
-    requests: Capacity = Capacity()
-    tokens: Capacity = Capacity()
+    Attributes:
+        requests: The limit on requests.
+        tokens: The limit on tokens, of prompt and completion together.
+    """
+
+    requests: ReportedLimit = ReportedLimit()
+    tokens: ReportedLimit = ReportedLimit()
 
 
 def read_limits(headers: Mapping[str, str]) -> AccountLimits | None:
-    """Returns what the headers tell, None when that is nothing.
+    """Returns what a response's headers report, None when that is nothing.
 
     Args:
-        headers: Of a response, to be asked for names in lower case.
+        headers: The headers; they are looked up by lower-case names.
     """
     if not (_PER in headers or _DYNAMIC_PER in headers or _TOKENS_PER in headers or _DYNAMIC_TOKENS_PER in headers):
         return None
     requests, tokens = _values(headers, _REQUESTS), _values(headers, _TOKENS)
     reset_s = _amount(headers.get("x-ratelimit-reset")) or 0.0
-    return AccountLimits(_capacity(requests, reset_s), _capacity(tokens, reset_s))
+    return AccountLimits(_reported(requests, reset_s), _reported(tokens, reset_s))
 
 
 def _values(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[str | None, ...]:
     get = headers.get
-    limit, dynamic, left, left_dynamic = names
-    return get(limit), get(dynamic), get(left), get(left_dynamic)
+    limit, dynamic_limit, remaining, dynamic_remaining = names
+    return get(limit), get(dynamic_limit), get(remaining), get(dynamic_remaining)
 
 
-def _capacity(values: tuple[str | None, ...], reset_s: float) -> Capacity:
-    limit, dynamic, left, left_dynamic = map(_amount, values)
-    # A limit of 0 would stop everything for ever on one bad header, so it tells nothing.
-    return Capacity(dynamic or limit or None, left if left_dynamic is None else left_dynamic, reset_s)
+def _reported(values: tuple[str | None, ...], reset_s: float) -> ReportedLimit:
+    limit, dynamic_limit, remaining, dynamic_remaining = map(_amount, values)
+    # A limit of 0 would stop everything for ever because of one bad header, so it is ignored.
+    return ReportedLimit(
+        dynamic_limit or limit or None, remaining if dynamic_remaining is None else dynamic_remaining, reset_s
+    )
 
 
 def _amount(value: str | None) -> float | None:
@@ -75,18 +82,21 @@ def _amount(value: str | None) -> float | None:
 
 
 def limited_kind(body: Any) -> Kind | None:
-    """Returns which of the limits a 429's body says was passed, None when it does not say.
+    """Returns which limit a 429's body names as exceeded, None when it names none.
 
     Together's types are `dynamic_request_limited` and `dynamic_token_limited`, under `type` or `error_type`.
+
+    Args:
+        body: The decoded body, of any type.
     """
     for place in (body, body.get("error") if isinstance(body, Mapping) else None):
         if not isinstance(place, Mapping):
             continue
         for key in ("error_type", "type"):
-            said = place.get(key)
-            if isinstance(said, str) and "limit" in said:
-                if "token" in said:
+            error_type = place.get(key)
+            if isinstance(error_type, str) and "limit" in error_type:
+                if "token" in error_type:
                     return "tokens"
-                if "request" in said:
+                if "request" in error_type:
                     return "requests"
     return None

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from together_async.ratelimit.admission import Reservation
 from together_async.ratelimit.driver import Driver
 from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
+from together_async.ratelimit.queue import Reservation
 from together_async.timeouts import due
 
 

@@ -1,0 +1,144 @@
+"""The rate of a bucket: how fast a model may be asked, by all that is known. Pure.
+
+It is the lowest of three: the rate the caller configured, the rate the service reported, and the rate found from 429s.
+A 429 in spite of it lowers it for a while: multiplied by `FALL`, then back in steady steps (AIMD, as TCP does: RFC
+5681). If that does not help, the configured and the reported rate are not believed, and the rate is found as CUBIC does
+(RFC 9438 4.2): it comes back quickly to just below where the 429 came, stays there for a while, and then tries more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from together_async.ratelimit.headers import Kind
+
+FALL: Final = 0.7
+RISE_PER_S: Final = 0.06
+"""Of the rate, so that one fall is made good in five seconds."""
+MARGIN: Final = 0.05
+MOST_MARGIN: Final = 0.3
+MARGIN_HALVES_S: Final = 60.0
+"""After a 429 this much of the rate is not used, half of it a minute later, so that the next one does not come as soon
+as the fall is made good."""
+BELIEVED_S: Final = 30.0
+"""A second 429 within so many seconds: the rate that was reported or configured is not believed any more."""
+PLATEAU_S: Final = 30.0
+"""Seconds after which a rate that was found is back where the 429 came; then it rises beyond."""
+LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
+FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
+"""No rate that was reported or found is lower, per second; nor is the first one, when all that is known is one 429."""
+
+
+class RateControl:
+    """What is known of one rate, and what 429s have done to it.
+
+    Args:
+        kind: "requests" or "tokens".
+        configured: The caller's limit per second; None for no limit.
+
+    Attributes:
+        configured: The caller's limit per second; None for no limit.
+        reported: The limit per second that the service reported last; None before it reported any.
+        found: The rate per second found from 429s; None while the configured or the reported one is believed.
+        recovering: Whether a 429 or a pause still lowers the rate; then `recover` is to be called.
+    """
+
+    __slots__ = (
+        "_factor",
+        "_fallen_at",
+        "_found_for_s",
+        "_kind",
+        "_margin",
+        "_reported_at_fall",
+        "_top",
+        "configured",
+        "found",
+        "recovering",
+        "reported",
+    )
+
+    def __init__(self, kind: Kind, configured: float | None) -> None:
+        self._kind: Kind = kind
+        self.configured = configured
+        self.reported: float | None = None
+        self.found: float | None = None
+        self.recovering = False
+        self._factor = 1.0
+        self._margin = 0.0
+        self._top = 0.0  # the rate at which the last 429 came
+        self._found_for_s = 0.0  # how long the found rate has been in use since
+        self._fallen_at = -math.inf
+        self._reported_at_fall: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<RateControl {self.rate():g} per second>"
+
+    def rate(self) -> float:
+        """Returns the rate to keep, per second; infinite while no limit is known."""
+        rates = (self.configured, self.reported, self.found, math.inf)
+        return min(rate for rate in rates if rate is not None) * self._factor * (1 - self._margin)
+
+    def report(self, limit: float) -> bool:
+        """Takes the limit per second that the service reports; returns whether that changes anything."""
+        if limit == self.reported:
+            return False
+        # Whatever a header says, no call waits for it for ever.
+        self.reported = max(limit, LEAST_FOUND[self._kind])
+        return True
+
+    def halve(self) -> bool:
+        """Approaches a learned rate from its half again, after a pause; returns whether there is one."""
+        if self.reported is None and self.found is None:
+            return False
+        self._factor = min(self._factor, 0.5)
+        self.recovering = True
+        return True
+
+    def recover(self, elapsed_s: float, used_s: float) -> None:
+        """Takes back, step by step, what 429s have done to the rate.
+
+        Args:
+            elapsed_s: Seconds since the last time.
+            used_s: How many of them the rate was in use: one that is not used says nothing about the service.
+        """
+        if self._margin:
+            self._margin *= 2 ** (-elapsed_s / MARGIN_HALVES_S)
+            if self._margin < 0.001:
+                self._margin = 0.0
+        self._factor = min(1.0, self._factor + RISE_PER_S * elapsed_s)
+        if self.found is not None:
+            self._found_for_s += used_s
+            since_plateau = (self._found_for_s - PLATEAU_S) / PLATEAU_S
+            self.found = self._top * (1 + (1 - FALL) * since_plateau**3)
+            if self.found >= min(self.configured or math.inf, self.reported or math.inf):
+                self.found = None
+        self.recovering = bool(self._margin) or self._factor < 1.0 or self.found is not None
+
+    def record_rate_limit(self, rate: float, observed: float, sent_at: float, now: float) -> bool:
+        """Lowers the rate after a 429; returns whether it did.
+
+        The 429s for requests that were sent before the last fall are part of the same event.
+
+        Args:
+            rate: The rate kept until now, per second.
+            observed: The rate at which requests really went in the last seconds, per second.
+            sent_at: When the refused request was sent.
+            now: The time, of the same clock.
+        """
+        if sent_at < self._fallen_at:
+            return False
+        # A service that lowers what it reports is to be believed, for a while.
+        lowered = self.reported != self._reported_at_fall and self._factor > FALL**2
+        again = now - self._fallen_at < BELIEVED_S and not lowered
+        self._fallen_at, self._reported_at_fall = now, self.reported
+        if rate == math.inf or again or self.found is not None:
+            least = FIRST_FOUND if rate == math.inf else LEAST_FOUND
+            self._top = max(min(observed, rate), least[self._kind])
+            self.found, self._found_for_s = self._top * FALL, 0.0
+            self._factor, self._margin = 1.0, 0.0
+        else:
+            self._factor *= FALL
+            self._margin = min(MOST_MARGIN, self._margin + MARGIN)
+        self.recovering = True
+        return True
