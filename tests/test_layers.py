@@ -38,7 +38,8 @@ PACKAGES = """
     compat:         models request | | calls client
     client:         models errors request timeouts retry pricing wire ratelimit calls fanout compat | http
                     batch | http batch
-    __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client | | flow
+    __init__:       _version models errors request timeouts retry pricing wire ratelimit calls fanout client |
+                    | flow batch
     local:          errors
     testing:        request wire
     examples:       relay __init__

@@ -37,21 +37,32 @@ from together_async.models import (
     ChatCompletionMessage,
     Choice,
     ChunkChoice,
+    CompletionTokensDetails,
     Delta,
     Function,
+    FunctionDelta,
     Logprobs,
+    PromptPart,
+    PromptTokensDetails,
     Retried,
     ToolCall,
     ToolCallDelta,
     Usage,
 )
-from together_async.ratelimit import Limits, LimitsState, ModelState, RateLimiter
-from together_async.request import ChatCompletionRequest, Message
+from together_async.pricing import Price
+from together_async.ratelimit import Limits, LimitsState, ModelState, Priority, RateLimiter
+from together_async.request import ChatCompletionRequest, Message, MessagesLike, RequestOptions
 from together_async.retry import Retry
 from together_async.timeouts import Timeouts
+from together_async.wire.sse import EventStreamParser, EventTooLargeError, ServerSentEvent, encode_event
 from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
+    from together_async.batch.input import LineError
+    from together_async.batch.options import BatchSummary
+    from together_async.batch.output import OutputError
+    from together_async.batch.plan import BatchInputError
+    from together_async.batch.record import Record
     from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
     from together_async.flow.buffer import Buffer
     from together_async.flow.buffered import Buffered, buffered
@@ -64,6 +75,8 @@ __all__ = [
     "AsyncTogether",
     "AuthenticationError",
     "BadRequestError",
+    "BatchInputError",
+    "BatchSummary",
     "Broadcast",
     "Buffer",
     "Buffered",
@@ -74,27 +87,41 @@ __all__ = [
     "ChatCompletionStream",
     "Choice",
     "ChunkChoice",
+    "CompletionTokensDetails",
     "ContextLengthError",
     "Delta",
+    "EventStreamParser",
+    "EventTooLargeError",
     "Function",
+    "FunctionDelta",
     "IncompleteStreamError",
     "InternalServerError",
     "Limits",
     "LimitsState",
+    "LineError",
     "Logprobs",
     "MapResult",
     "MapResults",
     "Message",
+    "MessagesLike",
     "ModelState",
     "NotFoundError",
+    "OutputError",
     "ParsedCompletion",
     "PaymentRequiredError",
     "PermissionDeniedError",
+    "Price",
+    "Priority",
+    "PromptPart",
+    "PromptTokensDetails",
     "QueueFullError",
     "RateLimitError",
     "RateLimiter",
+    "Record",
+    "RequestOptions",
     "Retried",
     "Retry",
+    "ServerSentEvent",
     "SlowConsumerError",
     "StreamAPIError",
     "StreamConnectionError",
@@ -112,11 +139,17 @@ __all__ = [
     "Usage",
     "__version__",
     "buffered",
+    "encode_event",
     "merge",
     "tee",
 ]
 
 _ON_FIRST_USE = {
+    "LineError": "batch.input",
+    "BatchSummary": "batch.options",
+    "OutputError": "batch.output",
+    "BatchInputError": "batch.plan",
+    "Record": "batch.record",
     "Broadcast": "flow.broadcast",
     "SlowConsumerError": "flow.broadcast",
     "Subscription": "flow.broadcast",
@@ -125,7 +158,7 @@ _ON_FIRST_USE = {
     "Buffered": "flow.buffered",
     "buffered": "flow.buffered",
 }
-"""Names and their modules: what only some need costs the others a twentieth of the import."""
+"""Names that few programs need, and their modules: to import them costs a twentieth of the whole import and more."""
 _PARTS = ("relay", "testing")
 
 

@@ -1,3 +1,3 @@
-"""The version, apart, so that any module may name it."""
+"""The version, in a module of its own that any other may import."""
 
 __version__ = "0.1.0"

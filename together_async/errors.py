@@ -1,6 +1,6 @@
 """The one tree of errors: facts as attributes, and a text computed from them.
 
-No exception of aiohttp, asyncio or a JSON library escapes this package; where one was the reason it is the
+No exception of aiohttp, asyncio or a JSON library escapes this package; where one was the cause it is the
 `__cause__`. Cancellation is not an error and passes through untouched. No text holds an API key or a prompt.
 
 ```
@@ -12,7 +12,7 @@ TogetherError
 │  ├─ BadRequestError 400   AuthenticationError 401   PaymentRequiredError 402   PermissionDeniedError 403
 │  ├─ ContextLengthError         prompt + max_tokens exceed the context
 │  ├─ NotFoundError 404   UnprocessableEntityError 422   RateLimitError 429   InternalServerError >= 500
-├─ APIResponseValidationError    an answer of the wrong shape
+├─ APIResponseValidationError    a response of the wrong shape
 └─ StreamError                   a stream that began and broke; .partial is what had been delivered
    ├─ IncompleteStreamError   StreamConnectionError   StreamTimeoutError   StreamAPIError   StreamProtocolError
 ```
@@ -41,9 +41,9 @@ class TogetherError(Exception):
     """Base of every error this package raises, programming errors (`ValueError`, `TypeError`) excepted.
 
     Attributes:
-        attempts: How many HTTP requests were made for the call, 0 when none was.
-        retries: Why there was more than one, in order; empty when there was not.
-        request_id: The server's `x-request-id` (or `cf-ray`), for a question to its operator; None when unknown.
+        attempts: How many HTTP requests the call made; 0 when nothing was sent.
+        retries: The attempts that failed before the last one, in order; empty when there was only one.
+        request_id: The server's `x-request-id` (or `cf-ray`), to quote to its operator; None without a response.
     """
 
     attempts: int = 1
@@ -67,21 +67,23 @@ def _restore(cls: type[TogetherError], args: tuple[Any, ...], state: dict[str, A
 
 
 class APIConnectionError(TogetherError):
-    """No response came back: refused, unresolvable, reset, TLS failure, or the client was closed meanwhile.
+    """No response came back: refused, unresolvable, reset, a TLS failure, or the client was closed meanwhile.
+
+    Check the address, the network and the proxy; the `__cause__` has the details.
 
     Attributes:
-        transient: Whether asking again might help. It can't when the client is closed, or the redirects lead nowhere.
+        transient: Whether another attempt may succeed. False when the client is closed, and for endless redirects.
     """
 
     transient: bool = True
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """Time ran out before anything came back.
+    """Time ran out before anything came back. Raise the limit in `Timeouts`, or ask for less.
 
     Attributes:
-        phase: Which timeout it was: connect, first_token, idle, total or queue.
-        seconds: Its limit.
+        phase: The limit that ran out, a field of `Timeouts`: connect, first_token, idle, total or queue.
+        seconds: That limit.
     """
 
     def __init__(self, *, phase: TimeoutPhase, seconds: float, request_id: str | None = None) -> None:
@@ -91,19 +93,23 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class QueueFullError(TogetherError):
-    """Too many calls wait for their turn (`Limits.max_queued`); nothing was sent. Shed load, or raise the limit."""
+    """Too many calls are waiting for their turn (`Limits.max_queued`); nothing was sent.
+
+    Shed the load, for instance with a 503 to your own client, or raise the limit.
+    """
 
     attempts: int = 0
 
 
 class APIStatusError(TogetherError):
-    """The server answered with an error status (or with an error object under status 200).
+    """The server answered with an error status, or with an error object under status 200.
 
     Attributes:
-        status_code: The HTTP status.
+        status_code: The HTTP status; for an error object under status 200 the code it carries, if any.
         headers: The response's headers, names in lower case.
         body: The decoded JSON body, or its text when it was not JSON.
-        retry_after: Seconds which the server asked to wait, or None.
+        retry_after: Seconds the server asked to wait (`retry-after`, `retry-after-ms`, on a 429 also
+            `x-ratelimit-reset`); None when it did not ask.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class APIStatusError(TogetherError):
 
 
 class BadRequestError(APIStatusError):
-    """400: the request is wrong; sending it again can't help."""
+    """400: the request is wrong. Sending it again can't help; the message says what to change."""
 
 
 class AuthenticationError(APIStatusError):
@@ -132,11 +138,11 @@ class AuthenticationError(APIStatusError):
 
 
 class PaymentRequiredError(APIStatusError):
-    """402: the account's spending limit is reached; every other call will fail the same way."""
+    """402: the account's spending limit is reached; every other call fails the same way until it is raised."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key may not do this."""
+    """403: the key may not do this; ask the account's owner."""
 
 
 class ContextLengthError(APIStatusError):
@@ -148,15 +154,19 @@ class NotFoundError(APIStatusError):
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the request's shape is wrong."""
+    """422: the request's shape is wrong; the message names the field."""
 
 
 class RateLimitError(APIStatusError):
-    """429: faster than the account may go; `.retry_after` says how long to wait, when the server told."""
+    """429: the account's rate is exceeded; `.retry_after` has the seconds to wait, if the server sent them.
+
+    The client waits and retries by itself. This is raised when the wait would be too long: longer than
+    `Retry.max_retry_after`, or than a time limit allows. Send less, or raise the limits.
+    """
 
 
 class InternalServerError(APIStatusError):
-    """500 and above: the server's fault, or its overload (503)."""
+    """500 and above: the server's fault, or its overload (503). Try again later."""
 
 
 STATUS_ERRORS: Mapping[int, type[APIStatusError]] = {
@@ -176,11 +186,11 @@ def status_error_class(status: int) -> type[APIStatusError]:
 
 
 class APIResponseValidationError(TogetherError):
-    """The answer is not what the protocol says: not JSON, or a value of the wrong type.
+    """The response is not what the protocol says: not JSON, or a value of the wrong type. Check `base_url`.
 
     Attributes:
         path: Where in the body, as `$.choices[0].message.content`; `$` is the body itself.
-        body: The body's text.
+        body: The body, as text or decoded; None when it was not kept.
     """
 
     def __init__(self, message: str, *, path: str = "$", body: object = None, request_id: str | None = None) -> None:
@@ -193,7 +203,7 @@ class StreamError(TogetherError):
     """A stream that began and did not reach its end.
 
     Attributes:
-        partial: What had been delivered, assembled. Its finish reasons are the server's or None, never invented.
+        partial: The completion of what had been delivered. Its finish reasons are the server's or None, never invented.
     """
 
     def __init__(self, message: str, *, partial: ChatCompletion, request_id: str | None = None) -> None:
@@ -202,7 +212,10 @@ class StreamError(TogetherError):
 
 
 class IncompleteStreamError(StreamError):
-    """The stream ended before `data: [DONE]` and before every choice had a finish reason."""
+    """The stream ended before `data: [DONE]` and before every choice had a finish reason.
+
+    `.partial` is not the whole completion: make the call again, or mark it as cut off.
+    """
 
 
 class StreamConnectionError(StreamError):
@@ -210,11 +223,11 @@ class StreamConnectionError(StreamError):
 
 
 class StreamTimeoutError(StreamError, TimeoutError):
-    """The first token came, then silence (pings are not tokens), or the whole call's time ran out.
+    """The first token came, then silence (pings are not tokens), or the time for the whole call ran out.
 
     Attributes:
-        phase: `idle` or `total`.
-        seconds: The limit.
+        phase: The limit that ran out: `idle` or `total`.
+        seconds: That limit.
     """
 
     def __init__(
@@ -230,7 +243,7 @@ class StreamAPIError(StreamError):
     """The server sent an error inside the stream.
 
     Attributes:
-        status_code: The HTTP status the error object carried as its `code` or `status`, or None.
+        status_code: The HTTP status that the error object carried as its `code` or `status`; None without one.
         body: The error object as it came.
     """
 
@@ -249,4 +262,7 @@ class StreamAPIError(StreamError):
 
 
 class StreamProtocolError(StreamError):
-    """What came is not a stream of this protocol: not an event stream, broken JSON, an event above the size cap."""
+    """The body is not a stream of this protocol: not an event stream, broken JSON, or an event above the size cap.
+
+    Check that `base_url` leads to a server of this protocol; the message says what came.
+    """

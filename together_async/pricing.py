@@ -1,4 +1,4 @@
-"""What tokens cost, from the service's list of models. Pure."""
+"""The prices of tokens, from the service's list of models. Pure."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ from typing import Any, Final
 import attrs
 
 _TOKENS: Final = 1_000_000
-"""The service's prices are for as many."""
+"""The number of tokens that a price is for."""
 
 
 @attrs.frozen
 class Price:
-    """US dollars for a million tokens.
+    """A model's prices, in US dollars per million tokens.
 
     Attributes:
-        prompt: Of the prompt.
-        completion: That are generated.
+        prompt: The price of the prompt's tokens.
+        completion: The price of generated tokens.
     """
 
     prompt: float
     completion: float
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Returns the US dollars for as many tokens."""
+        """Returns the price of a number of tokens, in US dollars.
+
+        Args:
+            prompt_tokens: Tokens of prompts.
+            completion_tokens: Generated tokens.
+        """
         return (self.prompt * prompt_tokens + self.completion * completion_tokens) / _TOKENS
 
 
 def read_prices(listing: Any) -> dict[str, Price]:
-    """Returns the prices by model, of those that have one.
+    """Returns the prices by model's name, of the models that have one.
 
     Args:
-        listing: The answer of `GET /models`: a list, or an object with a list as its `data`, of objects with `id` and
-            `pricing` (`input` and `output`, for a million tokens). Whatever is of another shape is left out.
+        listing: The response of `GET /models`, see https://docs.together.ai/reference/models-1: a list, or an object
+            with a list as its `data`, of objects with `id` and `pricing` (`input` and `output`, per million tokens).
+            Items of another shape are left out.
     """
     models: Iterable[Any] = listing.get("data") or () if isinstance(listing, Mapping) else listing
     if isinstance(models, (str, bytes)) or not isinstance(models, Iterable):
@@ -53,7 +59,7 @@ def _price(pricing: Any) -> Price | None:
 
 
 def _amount(value: Any) -> float | None:
-    """Returns a price; some services write them as text."""
+    """Returns a price, which some services send as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

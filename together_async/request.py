@@ -23,7 +23,7 @@ _PART_FIELDS: Mapping[str, str] = {
     "audio_url": "audio_url",
     "input_audio": "input_audio",
 }
-"""What each type of content part must carry; types not in the table are newer than this package and pass."""
+"""The key that each type of content part needs. Other types are newer than this package, and pass."""
 
 
 def _frozen_list(value: Any) -> Any:
@@ -36,16 +36,25 @@ class Message:
 
     Args:
         role: system, user, assistant or tool; other roles pass.
-        content: Text, or parts (`text`, `image_url`, `video_url`, `audio_url`, `input_audio`); None for an assistant's
-            message that only calls tools.
-        name: Who speaks, where the model makes use of it.
-        tool_calls: What an assistant's message asked for.
-        tool_call_id: Which call a tool's message answers; required with role tool.
-        reasoning: An assistant's reasoning, sent back under the key it came on.
-        reasoning_content: The same, at models that use this key.
+        content: Text, or a list of parts (`text`, `image_url`, `video_url`, `audio_url`, `input_audio`). None is for an
+            assistant's message that only calls tools.
+        name: The name of the speaker, for models that tell several users apart; None leaves it out.
+        tool_calls: The tool calls of an assistant's message; None leaves them out.
+        tool_call_id: The `id` of the tool call that a tool's message answers; required with role tool.
+        reasoning: An assistant's reasoning, sent back under the key it came on; None leaves it out.
+        reasoning_content: The same, for models that use this key.
+
+    Attributes:
+        role: As given.
+        content: As given; a list became a tuple.
+        name: As given.
+        tool_calls: As given; a list became a tuple.
+        tool_call_id: As given.
+        reasoning: As given.
+        reasoning_content: As given.
 
     Raises:
-        ValueError: A role that is not text, content of another type, a tool message without `tool_call_id`.
+        ValueError: The role is not text, the content is of another type, or a tool's message has no `tool_call_id`.
     """
 
     role: str
@@ -60,12 +69,12 @@ class Message:
         _check_message(self.to_dict(), "message")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the message as it is sent; what is None is left out."""
+        """Returns the message as it is sent; fields that are None are left out."""
         values = ((field.name, getattr(self, field.name)) for field in attrs.fields(type(self)))
         return {name: plain(value) for name, value in values if value is not None}
 
     def __repr__(self) -> str:
-        # What people write stays out of logs: the size says enough.
+        # Prompts stay out of logs; the size says enough.
         size = f"<{len(self.content)} chars>" if isinstance(self.content, str) else f"<{len(self.content or ())} parts>"
         return f"{type(self).__name__}(role={self.role!r}, content={size})"
 
@@ -76,18 +85,18 @@ class Message:
 
     @classmethod
     def user(cls, content: str | Sequence[ContentPart]) -> Message:
-        """Returns a message of the user: text or parts."""
+        """Returns a user's message, of text or of parts."""
         parts = isinstance(content, Sequence) and not isinstance(content, (str, bytes))
         return cls("user", tuple(content) if parts else content)
 
     @classmethod
     def assistant(cls, content: str | None = None, *, tool_calls: Sequence[ToolCall] | None = None) -> Message:
-        """Returns a message of the model."""
+        """Returns a message of the model, as a part of the conversation so far."""
         return cls("assistant", content, tool_calls=None if tool_calls is None else tuple(tool_calls))
 
     @classmethod
     def tool(cls, content: str, *, tool_call_id: str) -> Message:
-        """Returns a tool's result; `tool_call_id` is the `id` of the call it answers."""
+        """Returns a tool's result; `tool_call_id` is the `id` of the tool call it answers."""
         return cls("tool", content, tool_call_id=tool_call_id)
 
 
@@ -127,8 +136,8 @@ def _message_dict(message: object, where: str) -> dict[str, Any]:
     if isinstance(message, Message):
         return message.to_dict()
     if isinstance(message, ChatCompletionMessage):
-        # Servers send empty lists and nulls which they refuse to take back; content alone may be null. Some leave out
-        # the role, and no server takes a message without one.
+        # Servers refuse the empty lists and nulls that they sent themselves; only content may be null. Some leave out
+        # the role, and no server accepts a message without one.
         given = {name: value for name, value in message.to_dict().items() if value or name == "content"}
         return {"role": "assistant", **given}
     if not isinstance(message, Mapping):
@@ -161,7 +170,7 @@ _RANGES: Mapping[str, NumberRange] = {
     "n": NumberRange(whole=True, low=1, high=128),
     "seed": NumberRange(whole=True),
 }
-"""The API page's ranges, and the natural ones where it is silent (a probability, a count)."""
+"""The ranges of the API page, and the natural range where it has none (a probability, a count)."""
 
 
 def _of_type(*types: type, expected: str) -> Callable[[str, Any], Any]:
@@ -258,7 +267,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "prompt_cache_key": _text,
     "extra_body": _extra_body,
 }
-"""How each field is checked, and what it becomes, when it is given; the other four have converters."""
+"""The check of each optional field, which returns the value to keep; the other four have converters."""
 
 
 def _unhashed() -> Any:
@@ -269,38 +278,46 @@ def _unhashed() -> Any:
 class ChatCompletionRequest:
     """A chat-completion request: checked when made, reusable, and the same for `stream`, `create` and `map`.
 
-    Every field is the API's own; None leaves it out, so that the server's default holds.
+    Every field is the API's own, with the API's meaning. None leaves it out, so that the server's default holds.
 
     Args:
         messages: A str (one user message), or a sequence of dicts, `Message`s or a completion's messages.
-        model: The model's or dedicated endpoint's name.
-        max_tokens: Most tokens to generate, at least 1.
-        stop: Up to the server's count of texts that end the output; one str will do.
-        temperature: Randomness, at least 0.
-        top_p: Nucleus sampling, 0 to 1.
-        top_k: Sample among this many tokens.
-        min_p: Least probability relative to the best token's, 0 to 1.
-        repetition_penalty: Above 1 discourages repetition, at least 0.
-        presence_penalty: -2 to 2.
-        frequency_penalty: -2 to 2.
-        logit_bias: Token id (as str) to bias.
-        logprobs: How many of the likeliest tokens to report with their log probabilities, 0 to 20.
-        echo: Also return the prompt.
-        n: How many choices, 1 to 128.
-        response_format: `{"type": "json_schema", "json_schema": {...}}`, `json_object`, `json`, `text`, `regex`.
-        tools: Functions the model may call.
+        model: The name of the model or of a dedicated endpoint.
+        max_tokens: The most tokens to generate, at least 1.
+        stop: Texts that end the output, as many as the server allows; a single str will do.
+        temperature: The randomness, at least 0.
+        top_p: Nucleus sampling: sample among the likeliest tokens that together have this probability, 0 to 1.
+        top_k: Sample among this many of the likeliest tokens; some servers read -1 as no limit.
+        min_p: Sample among tokens with at least this probability relative to the likeliest token's, 0 to 1.
+        repetition_penalty: At least 0; above 1 discourages repetition.
+        presence_penalty: -2 to 2; above 0 encourages new topics.
+        frequency_penalty: -2 to 2; above 0 discourages tokens that came often.
+        logit_bias: From token id (as str) to the bias that is added to the token's logit.
+        logprobs: How many of the likeliest tokens to return with their log probabilities, 0 to 20.
+        echo: Whether to return the prompt too, with its log probabilities if `logprobs` is set.
+        n: How many choices to generate, 1 to 128.
+        response_format: `{"type": "json_schema", "json_schema": {...}}`, `json_object`, `json`, `text` or `regex`.
+        tools: The functions the model may call.
         tool_choice: "auto", "required", "none" or `{"type": "function", "function": {"name": ...}}`.
-        safety_model: Name of a moderation model.
-        seed: For repeatable sampling.
+        safety_model: The name of a moderation model.
+        seed: An integer for repeatable sampling.
         context_length_exceeded_behavior: "error" or "truncate".
         reasoning: `{"enabled": bool}`.
-        reasoning_effort: "low", "medium", "high" or what the model knows.
-        chat_template_kwargs: Passed to the model's chat template.
+        reasoning_effort: "low", "medium", "high" or another word the model knows.
+        chat_template_kwargs: Keywords of the model's chat template.
         compliance: The service's compliance mode.
-        stream_options: `{"include_usage": True}` asks for a last chunk with the usage.
-        parallel_tool_calls: Whether several tools may be called at once.
-        prompt_cache_key: Groups requests with a common prefix.
-        extra_body: Anything else, merged into the body as it is.
+        stream_options: `{"include_usage": True}` asks for the usage in a stream's last chunk.
+        parallel_tool_calls: Whether the model may call several tools at once.
+        prompt_cache_key: Groups requests with a common prefix, for the server's prompt cache.
+        extra_body: Keys this package does not know, merged into the body as they are.
+
+    Attributes:
+        messages: The messages in the wire's shape, as a tuple of dicts.
+        stop: A tuple, also for a single str.
+        logit_bias: With every key as str.
+        tools: A tuple.
+
+    The other attributes are as given; numbers of other types, such as NumPy's, became int or float.
 
     Raises:
         ValueError: A value of the wrong type or out of range; the text names field, value and range.
@@ -337,8 +354,8 @@ class ChatCompletionRequest:
     extra_body: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
 
     def __attrs_post_init__(self) -> None:
-        # One pass over what was given, at a third of the cost of a validator on each of thirty fields: a request is
-        # made for every call. The class is frozen for all but this.
+        # One pass over the given fields, at a third of the cost of a validator on each of thirty: a request is made
+        # for every call. The class is frozen, but its `__dict__` can be written.
         given = vars(self)
         _model("model", self.model)
         for name, check in _CHECKS.items():
@@ -346,10 +363,13 @@ class ChatCompletionRequest:
                 given[name] = check(name, value)
 
     def asking(self, messages: MessagesLike) -> ChatCompletionRequest:
-        """Returns the same request with other messages; what has been checked is not checked again.
+        """Returns the same request with other messages; the other fields are not checked again.
+
+        Args:
+            messages: As `ChatCompletionRequest` takes them.
 
         Raises:
-            ValueError: The messages are none.
+            ValueError: The messages are of the wrong type, or there are none.
         """
         other = object.__new__(type(self))
         vars(other).update(vars(self), messages=_messages(messages))
@@ -363,10 +383,13 @@ class ChatCompletionRequest:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> ChatCompletionRequest:
-        """Makes a request from a body in the wire's shape; keys not known here go to `extra_body`, `stream` is dropped.
+        """Makes a request from a body in the wire's shape.
+
+        Args:
+            body: The body. Keys that are no fields here go to `extra_body`; `stream` is dropped.
 
         Raises:
-            ValueError: As the class does; also when `messages` or `model` is missing.
+            ValueError: A value of the wrong type or out of range, or `messages` or `model` is missing.
         """
         if not isinstance(body, Mapping):
             raise ValueError(f"body: got {described(body)}, expected a dict")
@@ -389,7 +412,7 @@ _SHOWN: tuple[str, ...] = ("model", *_RANGES)
 
 
 class RequestOptions(TypedDict, total=False):
-    """Keywords of `stream`, `create` and `parse`: the fields of `ChatCompletionRequest` but messages and model."""
+    """Keywords of `stream`, `create` and `parse`: the fields of `ChatCompletionRequest` except messages and model."""
 
     max_tokens: int | None
     stop: str | Sequence[str] | None

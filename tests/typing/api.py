@@ -7,6 +7,8 @@ from aiohttp import web
 
 from together_async import (
     AsyncTogether,
+    BatchInputError,
+    BatchSummary,
     Broadcast,
     Buffer,
     ChatCompletion,
@@ -14,11 +16,17 @@ from together_async import (
     ChatCompletionMessage,
     ChatCompletionRequest,
     ChatCompletionStream,
+    EventStreamParser,
     MapResult,
     MapResults,
     Message,
+    MessagesLike,
+    OutputError,
+    Price,
+    Record,
     Retried,
     Retry,
+    ServerSentEvent,
     StreamError,
     Subscription,
     Timeouts,
@@ -26,12 +34,23 @@ from together_async import (
     TogetherError,
     Usage,
     buffered,
+    encode_event,
     merge,
     relay,
     tee,
 )
 from together_async.local import LocalServer
-from together_async.wire.sse import EventStreamParser, ServerSentEvent, encode_event
+
+
+async def batches(client: AsyncTogether, messages: MessagesLike) -> None:
+    def note(record: Record) -> None: ...
+
+    try:
+        assert_type(await client.run_batch("in.jsonl", "out.jsonl", on_result=note), BatchSummary)
+    except (BatchInputError, OutputError) as error:
+        assert_type(error, BatchInputError | OutputError)
+    assert_type(await client.prices(), dict[str, Price])
+    assert_type(await client.create(messages, model="m"), ChatCompletion)
 
 
 async def calls(client: AsyncTogether) -> None:

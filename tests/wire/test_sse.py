@@ -168,7 +168,7 @@ def test_any_bytes_byte_by_byte(body):
 
 
 @given(bodies, places)
-def test_the_short_way_and_the_long_way_agree(body, places):
+def test_quick_and_full_path_agree(body, places):
     """`feed_plain` returns what `feed_any` returns for the same bytes, or None and has changed nothing."""
     short, long = EventStreamParser(), EventStreamParser()
     for piece in cut(body, places):

@@ -6,7 +6,7 @@ now and swallows an LF at the start of the next); one byte order mark at the ver
 fields (9.2.6), and an empty line dispatches the event.
 
 Nearly every stream consists of plain events: one line `data: ...` and an empty line. `feed_plain` cuts a piece of such
-a stream in a single pass and returns nothing for all else, so that `feed` can do the full work on the same bytes.
+a stream in a single pass and returns None for anything else, so that `feed` can parse the same bytes in full.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ServerSentEvent:
 
     Attributes:
         data: The data lines, joined by LF.
-        event: Its type; `message` when the stream named none.
+        event: The event's type; `message` when the stream named none.
         id: The last event id at the time of dispatch; empty when there was none.
-        retry: Milliseconds to wait before reconnecting, when this event's block set it.
+        retry: Milliseconds to wait before reconnecting, if the event set it; else None.
     """
 
     data: bytes
@@ -41,9 +41,9 @@ class EventTooLargeError(ValueError):
     """An event, or a line of one, is longer than the parser accepts.
 
     Attributes:
-        size: Bytes it has at the least.
+        size: Bytes it has at least.
         limit: Bytes it may have.
-        events: What the same call of `feed` had completed before it, so that no event is lost to the one after it.
+        events: The events that the same call of `feed` had completed before it, so that they are not lost.
     """
 
     def __init__(self, size: int, limit: int, events: list[ServerSentEvent] | None = None) -> None:
@@ -59,11 +59,24 @@ class EventTooLargeError(ValueError):
 class EventStreamParser:
     """Incremental parser of an event stream: bytes in, events out.
 
-    The work is linear in the input, whatever the split and however long a line. An event that the input's end cuts
-    off is never dispatched (9.2.6: "discard"), so there is no call for the end.
+    The work is linear in the input, whatever the split and however long a line. An event that the end of the body cuts
+    off is never dispatched (9.2.6: "discard"), so there is no method for the end.
+
+    ```python
+    parser = EventStreamParser()
+    for data in body:
+        for event in parser.feed(data):
+            print(event.event, event.data)
+    ```
 
     Args:
-        max_event_size: Most bytes of one event, its unfinished last line included; 8 MiB by default.
+        max_event_size: The most bytes of one event, its unfinished last line included; 8 MiB by default.
+
+    Attributes:
+        last_event_id: The id to send as `Last-Event-ID` when reconnecting; empty when the stream set none.
+
+    Raises:
+        ValueError: `max_event_size` is below 1.
     """
 
     __slots__ = (
@@ -84,9 +97,9 @@ class EventStreamParser:
         if max_event_size < 1:
             raise ValueError(f"max_event_size: got {max_event_size}, expected at least 1 byte")
         self._max_size = max_event_size
-        self._started = False  # the byte order mark, if any, is behind us
-        self._after_cr = False  # an LF at the start of the next piece belongs to the last line's CR
-        self._tail: list[bytes] = []  # pieces not parsed yet; they begin at the start of a line
+        self._started = False  # the byte order mark, if any, has been dropped
+        self._after_cr = False  # an LF at the start of the next data belongs to the last line's CR
+        self._tail: list[bytes] = []  # data not parsed yet; it begins at the start of a line
         self._tail_size = 0
         self._size = 0  # bytes of the event under way, 0 between events
         self._data: list[bytes] = []
@@ -106,51 +119,54 @@ class EventStreamParser:
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Takes the next bytes of the body, returns the events they complete.
 
+        Args:
+            data: Bytes, cut anywhere.
+
         Raises:
-            EventTooLargeError: An event is above the cap; `.events` are those before it. The parser is of no further
-                use.
+            EventTooLargeError: An event is above the cap; `.events` has those before it. Do not use the parser again.
         """
         plain = self.feed_plain(data)
         if plain is None:
             return self.feed_any(data)
         return [ServerSentEvent(payload, id=self._id) for payload in plain]
 
+    # Quick path of feed_any; tests/wire/test_sse.py::test_quick_and_full_path_agree holds the two together.
     def feed_plain(self, data: bytes) -> list[bytes] | None:
-        """The short way: the payloads of `data` if it holds plain events only, else None and nothing has happened.
+        """Returns the payloads of `data` if it holds plain events only; else None, and nothing has changed.
 
-        Plain is `data: `, payload, LF, LF, one after another; the last may be unfinished. After None, call `feed_any`
-        with the same bytes.
+        A plain event is `data: `, payload, LF, LF; the last one may be unfinished. After None, call `feed_any` with the
+        same bytes.
         """
         if self._size or self._after_cr:
             return None
         if self._tail:
-            # A long unfinished line would be copied once for every piece, which is quadratic: feed_any collects.
+            # A long unfinished line would be copied for every piece, which is quadratic; feed_any collects instead.
             if self._tail_size > len(data) + 4096:
                 return None
             data = b"".join((*self._tail, data))
         if not data.startswith(_PLAIN_START) or b"\r" in data or len(data) > self._max_size:
             return None
         if len(data) < _ALONE and data.endswith(b"\n\n") and data.count(b"\n") == 2:
-            # One event that came by itself, as tokens do while they are generated.
+            # A single event, as tokens come while they are generated.
             self._started, self._tail, self._tail_size = True, [], 0
             return [data[6:-2]]
         return self._split(data)
 
     def _split(self, data: bytes) -> list[bytes] | None:
-        """The payloads of plain events and nothing else; None when there is something else."""
+        """Returns the payloads if there are only plain events, else None."""
         payloads = data.split(_PLAIN_BREAK)
         payloads[0] = payloads[0][len(_PLAIN_START) :]
         last = payloads.pop()
         tail = b""
         if last.endswith(b"\n\n"):
             payloads.append(last[:-2])
-        elif (end := last.find(b"\n\n")) >= 0:  # whole, and after it the start of the next, shorter than a break
+        elif (end := last.find(b"\n\n")) >= 0:  # the start of another event follows, shorter than a break
             payloads.append(last[:end])
             tail = last[end + 2 :]
         else:
             tail = _PLAIN_START + last
-        # Every LF must be one of the breaks, or some event has more than its one line. The tail has none either: the
-        # long way alone knows which lines of an unfinished event count towards its size.
+        # Every LF must belong to a break, or some event has more than one line. The tail must have none either: only
+        # the full path knows which lines of an unfinished event count towards its size.
         if data.count(b"\n") != 2 * len(payloads):
             return None
         self._started = True
@@ -159,7 +175,7 @@ class EventStreamParser:
         return payloads
 
     def feed_any(self, data: bytes) -> list[ServerSentEvent]:
-        """The long way: any event stream."""
+        """Returns the events that the next bytes complete, of any event stream."""
         data = self._normalise(data)
         end = data.rfind(b"\n")
         if end < 0:
@@ -208,12 +224,12 @@ class EventStreamParser:
         return data
 
     def _process(self, line: bytes) -> None:
-        """One line which is not empty (9.2.6, "process the field")."""
+        """Processes one line that is not empty (9.2.6, "process the field")."""
         name, colon, value = line.partition(b":")
         size = self._size + len(line) + 1
         self._check_size(size)
         if colon and not name:
-            return  # a comment, which is no part of an event
+            return  # a comment, which is not part of an event
         self._size = size
         value = value.removeprefix(b" ")
         if name == b"data":
@@ -224,10 +240,10 @@ class EventStreamParser:
             if b"\0" not in value:
                 self._id_buffer = value.decode("utf-8", "replace")
         elif name == b"retry" and value.isdigit():
-            self._retry = int(value[:18])  # int() refuses 4,300 digits, and nobody waits for 18
+            self._retry = int(value[:18])  # int() refuses 4,300 digits, and 18 are a wait of 30 million years
 
     def _dispatch(self) -> ServerSentEvent | None:
-        """An empty line: the event, unless it has no data line (then its type is forgotten too)."""
+        """Returns the event that an empty line ends; None without a data line (its type is forgotten then)."""
         data, event, retry = self._data, self._event, self._retry
         self._size = 0
         self._event = ""
@@ -242,13 +258,13 @@ class EventStreamParser:
 def encode_event(
     data: bytes | str, *, event: str | None = None, id: str | None = None, retry: int | None = None
 ) -> bytes:
-    """Returns one event as the bytes of an event stream; what `EventStreamParser` reads back as it was.
+    """Returns one event as bytes of an event stream, which `EventStreamParser` reads back unchanged.
 
     Args:
-        data: The payload. Every line of it (ended by LF, CR or CRLF) becomes a data line; an empty one is kept.
-        event: Its type, one line; None leaves it out, which means `message`.
-        id: The id a client would reconnect with, one line without NUL; the empty string clears it.
-        retry: Milliseconds a client should wait before it reconnects, at least 0.
+        data: The payload. Every line of it (ended by LF, CR or CRLF) becomes a data line; an empty payload is kept.
+        event: The event's type, one line; None leaves it out, which means `message`.
+        id: The id a client would reconnect with, one line without NUL; the empty string clears it. None leaves it out.
+        retry: Milliseconds a client should wait before it reconnects, at least 0; None leaves it out.
 
     Raises:
         ValueError: A line break in `event` or `id`, a NUL in `id`, a negative `retry`.
@@ -270,5 +286,5 @@ def encode_event(
 
 
 def encode_comment(text: str = "") -> bytes:
-    """Returns a comment line, which keeps a connection alive and is no event; line breaks in it become spaces."""
+    """Returns a comment, which keeps a connection alive and is not an event; line breaks in it become spaces."""
     return f": {' '.join(text.splitlines())}\n\n".encode()
