@@ -58,11 +58,7 @@ from together_async.wire.sse import EventStreamParser, EventTooLargeError, Serve
 from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
-    from together_async.batch.input import LineError
-    from together_async.batch.options import BatchSummary
-    from together_async.batch.output import OutputError
-    from together_async.batch.plan import BatchInputError
-    from together_async.batch.record import Record
+    from together_async.batch import BatchInputError, BatchSummary, OutputError, Record
     from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
     from together_async.flow.buffer import Buffer
     from together_async.flow.buffered import Buffered, buffered
@@ -98,7 +94,6 @@ __all__ = [
     "InternalServerError",
     "Limits",
     "LimitsState",
-    "LineError",
     "Logprobs",
     "MapResult",
     "MapResults",
@@ -145,11 +140,10 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
-    "LineError": "batch.input",
-    "BatchSummary": "batch.options",
-    "OutputError": "batch.output",
-    "BatchInputError": "batch.plan",
-    "Record": "batch.record",
+    "BatchSummary": "batch",
+    "OutputError": "batch",
+    "BatchInputError": "batch",
+    "Record": "batch",
     "Broadcast": "flow.broadcast",
     "SlowConsumerError": "flow.broadcast",
     "Subscription": "flow.broadcast",
