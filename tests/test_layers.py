@@ -7,6 +7,7 @@ siblings. Both are exact: an import that is in no row fails, and so does a row w
 """
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -292,8 +293,10 @@ def imports_of_statement(statement: ast.stmt, kind: str) -> Iterator[tuple[str, 
     return imports(ast.Module([statement], []), kind)
 
 
-def arrows() -> Iterator[tuple[str, str, str]]:
+@functools.cache
+def arrows() -> list[tuple[str, str, str]]:
     """Every import of one of our modules by another: who, which, when."""
+    found = []
     ours = modules()
     for importer, path in ours.items():
         for kind, name in imports(ast.parse(path.read_text())):
@@ -301,7 +304,8 @@ def arrows() -> Iterator[tuple[str, str, str]]:
             while imported and imported not in ours:
                 imported = imported.rpartition(".")[0]
             if imported and imported != importer:
-                yield importer, imported, kind
+                found.append((importer, imported, kind))
+    return found
 
 
 def room(module: str, package: str = PACKAGE.name) -> str | None:
