@@ -1,17 +1,17 @@
-"""One module per client, with the loop its documentation shows.
+"""One module per client, each with the loop that its documentation shows.
 
 Each module has
 
-    connect(settings)                  async context manager of a client object, made as the documentation says
+    connect(settings)                  async context manager of a client made as the documentation says
     consume(client, model, note)       one stream; `note(text)` for every token, and the loop ends when it returns true
 
-for the fault cases, in those that are judged by them,
+in clients that the fault cases judge,
 
     ERRORS                             the base of the client's own tree of errors
     chunks(client, model, messages, options)   async iterator of the chunks of one stream
 
-and, where the slow-consumer group needs it, `slowly(client, model, pause_s)`: one token, a pause, then the end.
-All the same work is done per token everywhere: the delta's text is fetched and `note` is called with it.
+and, for the group `slow`, `slowly(client, model, pause)`: one token, a pause, then the end. Every client does the same
+work per token: it fetches the delta's text and calls `note` with it.
 """
 
 import importlib
@@ -19,6 +19,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any, Self
 
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 Note = Callable[[str], object]
@@ -26,10 +27,10 @@ Note = Callable[[str], object]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a client is made. `streams`: so many at once, so pools are sized for it. `read_bytes`: see `raw`.
+    """How to make a client. `streams`: how many at once, so that pools have that size. `read_bytes`: see `raw`.
 
-    With `timeout_s` a client gives up after so many seconds without news, in whatever way its documentation says that,
-    and does not try again.
+    With `timeout_s` a client gives up after so many seconds without data, set as its documentation shows, and does not
+    retry.
     """
 
     base_url: str
@@ -39,6 +40,12 @@ class Settings:
     variant: str = ""
     timeout_s: float | None = None
 
+    @classmethod
+    def for_job(cls, job: dict[str, Any], **more: Any) -> Self:
+        """Takes the settings from a job; `more` takes precedence."""
+        keys = ("streams", "read_bytes", "ca", "variant")
+        return cls(job["base_url"], **{key: job[key] for key in keys if key in job} | more)
+
     def tls(self) -> ssl.SSLContext | None:
         """A context that trusts the certificate of the benchmark's server, or None without TLS."""
         return ssl.create_default_context(cafile=self.ca) if self.ca else None
@@ -46,14 +53,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A row of the report: `module` with `variant`; `package` gives the version; `tokens` are enough for a blast."""
+    """A row of the report: `module` with `variant`; `package` has the version; `tokens` suffice for `blast`."""
 
     name: str
     module: str
     package: str
     tokens: int
     variant: str = ""
-    requirement: str = ""  # not None: lives in a side environment of its own
+    requirement: str = ""  # not empty: it needs its own Python environment
 
     def load(self) -> ModuleType:
         return importlib.import_module(f"benchmarks.clients.{self.module}")

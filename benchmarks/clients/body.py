@@ -1,4 +1,4 @@
-"""The floor: the bytes of the body through aiohttp, not looked at except to count the tokens in the paced regime."""
+"""The floor: the bytes of the body through aiohttp, without looking at them."""
 
 from benchmarks.clients import MESSAGES, Note
 from benchmarks.clients.raw import Client, bound_reads, connect
@@ -7,7 +7,7 @@ __all__ = ["connect", "consume"]
 
 
 async def consume(client: Client, model: str, note: Note) -> None:
-    """`note` is called per piece of bytes, not per token: counting tokens would already be parsing."""
+    """Calls `note` per piece of data, not per token: counting tokens would already be parsing."""
     body = {"model": model, "messages": MESSAGES, "stream": True}
     async with client.session.post(client.url, json=body, headers={"Authorization": "Bearer x"}) as resp:
         bound_reads(resp, client.read_bytes)

@@ -1,4 +1,4 @@
-"""httpx with httpx-sse and json, as people write it by hand."""
+"""httpx with httpx-sse and json, as people write it themselves."""
 
 import contextlib
 import json

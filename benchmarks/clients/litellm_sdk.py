@@ -18,21 +18,21 @@ ERRORS = openai.OpenAIError  # documented: "all exceptions inherit from OpenAI's
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What litellm's calls share: the base URL, and how long they wait."""
+    """What litellm's calls share: the base URL and the time limits."""
 
     base_url: str
-    patience: dict[str, Any]
+    time_limits: dict[str, Any]
 
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Client]:
-    patience: dict[str, Any] = {}
+    time_limits: dict[str, Any] = {}
     if settings.timeout_s is not None:
         # Documented: timeout in seconds, stream_timeout for streams, num_retries (its own), max_retries (openai's).
-        patience |= {"timeout": settings.timeout_s, "stream_timeout": settings.timeout_s}
-        patience |= {"num_retries": 0, "max_retries": 0}
+        time_limits |= {"timeout": settings.timeout_s, "stream_timeout": settings.timeout_s}
+        time_limits |= {"num_retries": 0, "max_retries": 0}
         litellm.suppress_debug_info = True
-    yield Client(settings.base_url, patience)
+    yield Client(settings.base_url, time_limits)
 
 
 async def consume(client: Client, model: str, note: Note) -> None:
@@ -51,8 +51,8 @@ async def chunks(client: Client, model: str, messages: list[Any], options: dict[
         stream=True,
         api_base=client.base_url,
         api_key="x",
-        allowed_openai_params=list(options),  # documented, for models that its list does not know
-        **client.patience,
+        allowed_openai_params=list(options),  # documented, for models that are not on its list
+        **client.time_limits,
         **options,
     )
     async for chunk in stream:

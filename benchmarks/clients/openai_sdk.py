@@ -1,4 +1,4 @@
-"""The newest `openai`; with the variant `aiohttp` on the transport of its extra of that name."""
+"""The newest `openai`; the variant `aiohttp` uses the transport of its extra of that name."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +13,7 @@ ERRORS = openai.OpenAIError
 
 @contextlib.asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[openai.AsyncOpenAI]:
-    """Made as documented; a pool of more than its 1,000 connections, or our certificate, needs an own HTTP client."""
+    """Made as documented; more than 1,000 connections, or our certificate, need an HTTP client of our own."""
     options: dict[str, Any] = {}
     if settings.ca:
         options["verify"] = settings.tls()
@@ -27,9 +27,11 @@ async def connect(settings: Settings) -> AsyncIterator[openai.AsyncOpenAI]:
     elif options:
         http_client = openai.DefaultAsyncHttpxClient(**options)
     # Documented: "timeout, which accepts a float or an httpx.Timeout", and max_retries=0 to switch retries off.
-    patience: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    time_limits: dict[str, Any] = (
+        {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    )
     async with openai.AsyncOpenAI(
-        api_key="x", base_url=settings.base_url, http_client=http_client, **patience
+        api_key="x", base_url=settings.base_url, http_client=http_client, **time_limits
     ) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""This library: chunks, or with the variant `text` the text deltas."""
+"""This library: its chunks, or in the variant `text` its text deltas."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -41,7 +41,7 @@ async def consume(client: Client, model: str, note: Note) -> None:
 
 
 async def chunks(client: Client, model: str, messages: list[Any], options: dict[str, Any]) -> AsyncIterator[Any]:
-    client.limiter.resume()  # one case's 402 is none of the next one's
+    client.limiter.resume()  # a 402 of one case must not stop the next
     async for chunk in client.client.stream(messages, model=model, **options):
         yield chunk
 

@@ -1,7 +1,7 @@
-"""The yardstick: the shortest correct-looking loop one can write with aiohttp and msgspec. It checks nothing.
+"""The yardstick: the shortest loop that looks correct, with aiohttp and msgspec. It checks nothing.
 
 It decodes into the library's own attrs classes. With `read_bytes` it also bounds what asyncio's transport reads at
-once, which spares an mmap per read; uvloop has no such attribute.
+once, which saves an mmap per read; uvloop has no such attribute.
 """
 
 import contextlib

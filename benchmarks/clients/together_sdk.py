@@ -1,4 +1,4 @@
-"""Together's own SDK, the newest and the one before it; with the variant `aiohttp` on the transport of its extra."""
+"""Together's own SDK, the newest and the one before it; the variant `aiohttp` uses the transport of its extra."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -27,9 +27,11 @@ async def connect(settings: Settings) -> AsyncIterator[together.AsyncTogether]:
     elif options:
         http_client = together.DefaultAsyncHttpxClient(**options)
     # Documented: "timeout, which accepts a float or an httpx.Timeout", and max_retries=0 to switch retries off.
-    patience: dict[str, Any] = {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    time_limits: dict[str, Any] = (
+        {} if settings.timeout_s is None else {"timeout": settings.timeout_s, "max_retries": 0}
+    )
     async with together.AsyncTogether(
-        api_key="x", base_url=settings.base_url, http_client=http_client, **patience
+        api_key="x", base_url=settings.base_url, http_client=http_client, **time_limits
     ) as client:
         yield client
 
@@ -47,7 +49,7 @@ async def chunks(
     known = {name: value for name, value in options.items() if name != "stream_options"}
     extra = {
         name: value for name, value in options.items() if name not in known
-    }  # documented for what it has no word for
+    }  # documented for fields that it has no keyword for
     stream = await client.chat.completions.create(
         model=model, messages=messages, stream=True, extra_body=extra or None, **known
     )

@@ -1,0 +1,1 @@
+"""Thousands of requests at once."""

@@ -1,0 +1,1 @@
+"""What the benchmarks share: processes, the server of canned streams, figures and reports."""

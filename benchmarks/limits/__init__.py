@@ -1,0 +1,1 @@
+"""Many calls under an account's rate limits."""

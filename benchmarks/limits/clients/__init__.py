@@ -1,0 +1,1 @@
+"""How each client makes many calls under limits: one module per client."""

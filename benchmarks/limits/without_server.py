@@ -1,0 +1,142 @@
+"""What can be measured without a server: a large request's wait among small ones, and what an admission costs."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from statistics import median
+
+from benchmarks.harness.figures import Figure, Target
+from benchmarks.limits.workload import FIXED, MODEL, RATES, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
+from together_async import Limits, RateLimiter
+from together_async.ratelimit.admission import Admission
+from together_async.ratelimit.headers import read_limits
+from together_async.testing import Rate
+
+SMALL, LARGE = 10_000, 0.9
+ROUNDS = 7
+HEADERS = {
+    "x-ratelimit-limit": "100000",
+    "x-ratelimit-remaining": "99999",
+    "x-ratelimit-reset": "0",
+    "x-tokenlimit-limit": "100000000",
+    "x-tokenlimit-remaining": "99999900",
+}
+
+
+def first_come_first_served(rate: Rate, tokens: Sequence[float]) -> list[float]:
+    """Returns when each of the requests, all waiting at time 0, is sent if the account itself serves them in order.
+
+    Its buckets are full at first; the first in line is sent when there is enough for it, or when they are full.
+    """
+    buckets = [(limit, limit * rate.burst_s) for limit in (rate.requests_per_second, rate.tokens_per_second) if limit]
+    levels = [size for _, size in buckets]
+    at = 0.0
+    times = []
+    for amount in tokens:
+        needed = (1.0, amount)
+        each = [(*bucket, level, need) for bucket, level, need in zip(buckets, levels, needed, strict=True)]
+        wait_s = max(max(0.0, min(need, size) - level) / limit for limit, size, level, need in each)
+        at += wait_s
+        times.append(at)
+        levels = [min(size, level + limit * wait_s) - need for limit, size, level, need in each]
+    return times
+
+
+def waits(tokens: Sequence[float]) -> list[float]:
+    """Returns how long each request waits in the admission, on a clock of its own; each is answered at once."""
+    admission = Admission(Limits(requests_per_minute=REQUESTS_PER_MINUTE, tokens_per_minute=TOKENS_PER_MINUTE))
+    now = 0.0
+    reservations = [admission.ask(MODEL, amount, now) for amount in tokens]
+    while admission.queued:
+        for reservation in admission.advance(now):
+            admission.record_response(reservation, now, None, good=True)
+            admission.release(reservation, now)
+        # At least the clock's smallest step: without it, the same moment would come again.
+        now = max(admission.next_at, now + 1e-6) if admission.queued else now
+    return [reservation.granted_at or 0.0 for reservation in reservations]
+
+
+def fairness(small: int = SMALL) -> list[Figure]:
+    """A request of 90 % of a minute's tokens in the middle of small ones."""
+    rng = random.Random(1)
+    tokens: list[float] = [rng.randint(20, 180) for _ in range(small)]
+    place = small // 2
+    tokens.insert(place, LARGE * TOKENS_PER_MINUTE)
+    served, waited = first_come_first_served(RATES[FIXED], tokens), waits(tokens)
+    overtaken = sum(wait < waited[place] for wait in waited[place + 1 :])
+    # The throughput may lack 3 % of the ideal, and so may this wait.
+    target = Target(round(served[place] / 0.97, 1))
+    note = f"first come, first served: {served[place]:.1f} s at the account's full rate"
+    who, what = "ours", f"a request of 54,000 tokens, {place:,} small before it"
+    return [
+        Figure("admission", who, f"wait of {what}", waited[place], "s", target, (), note),
+        Figure("admission", who, "later ones that went before it", overtaken, f"of {small - place:,}", Target(0)),
+    ]
+
+
+async def timed(count: int, once: Callable[[], Awaitable[object]]) -> tuple[float, ...]:
+    """Microseconds per call of `once`, several times."""
+    samples = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for _ in range(count):
+            await once()
+        samples.append((time.perf_counter() - started) / count * 1e6)
+    return tuple(samples)
+
+
+def limiter_round(limiter: RateLimiter) -> Callable[[], Awaitable[object]]:
+    """Everything a limiter does for a call that need not wait: its turn, its response's head, its end."""
+
+    async def once() -> None:
+        reservation = await limiter.acquire(MODEL, 100)
+        limiter.driver.record_response(reservation, read_limits(HEADERS), good=True)
+        limiter.driver.release(reservation, 90)
+
+    return once
+
+
+async def cost(count: int) -> list[Figure]:
+    """What an uncontended admission costs, and which timers and tasks are left when it is idle."""
+    limits = {
+        "ours, Limits()": Limits(),
+        "ours, rates given": Limits(requests_per_minute=6e6, tokens_per_minute=6e9),
+        'ours, concurrency="auto"': Limits(concurrency="auto"),
+    }
+    rounds = {name: limiter_round(RateLimiter(limit)) for name, limit in limits.items()}
+    rounds |= others()
+    loop = asyncio.get_running_loop()
+    tasks = len(asyncio.all_tasks())
+    figures = []
+    for name, once in rounds.items():
+        await timed(count // 20, once)
+        samples = await timed(count // ROUNDS, once)
+        target = Target(15) if name.startswith("ours") else None
+        figures.append(Figure("admission", name, "cost, uncontended", median(samples), "us", target, samples))
+    await asyncio.sleep(0)
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    left = len(timers) + len(asyncio.all_tasks()) - tasks
+    return [*figures, Figure("admission", "ours", "timers and tasks when idle", left, "", Target(0))]
+
+
+def others() -> dict[str, Callable[[], Awaitable[object]]]:
+    """What people put in front of their calls themselves."""
+    places = asyncio.Semaphore(10)
+
+    async def semaphore() -> None:
+        async with places:
+            pass
+
+    found: dict[str, Callable[[], Awaitable[object]]] = {"asyncio.Semaphore": semaphore}
+    try:
+        from aiolimiter import AsyncLimiter
+    except ImportError:
+        return found
+    capacity = AsyncLimiter(1e9, 60)
+
+    async def aiolimiter() -> None:
+        async with capacity:
+            pass
+
+    return {**found, "aiolimiter": aiolimiter}

@@ -1,0 +1,1 @@
+"""Streams relayed to browsers through a web backend."""

@@ -1,0 +1,1 @@
+"""A long run of streams with every outcome checked."""
