@@ -31,21 +31,21 @@ PACKAGES = """
     wire:           models errors request
     http:           _version errors timeouts wire
     ratelimit:      validation errors timeouts
-    calls:          models errors timeouts retry wire http ratelimit | | request http ratelimit
+    calls:          models errors timeouts retry wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | models request calls
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
     relay:          models errors tasks wire calls flow
     compat:         models request | | calls client
-    client:         models errors request timeouts retry pricing wire ratelimit calls fanout compat | http
-                    batch | http batch
+    client:         models request timeouts retry pricing wire http ratelimit calls fanout compat | http batch
+                    | batch
     __init__:       _version models errors request timeouts retry pricing wire ratelimit calls fanout client |
                     | flow batch
     local:          errors
     testing:        request wire
     examples:       relay __init__
     pytest_plugin:  | __init__ testing | __init__ testing
-    cli:            _version errors pricing ratelimit batch client __init__ local testing | http local
+    cli:            _version errors pricing http ratelimit batch __init__ local testing | http local
     __main__:       cli
 """
 MODULES = {
@@ -76,8 +76,10 @@ MODULES = {
     "calls": """
         __init__:
         call:
-        readers:   | | stream
-        stream:    readers | | call
+        stats:
+        reading:   stats | | call
+        readers:   reading
+        stream:    readers reading stats | | call
         whole:     | | call
     """,
     "cli": """
@@ -141,8 +143,9 @@ MODULES = {
         __init__:
         deadlines:
         errors:
-        response:   errors
-        transport:  deadlines response
+        response:     errors
+        transport:    deadlines response
+        connections:  | transport | transport
     """,
     "local": """
         process:

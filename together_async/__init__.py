@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from together_async._version import __version__
-from together_async.calls.stream import ChatCompletionStream, StreamStats
+from together_async.calls.stats import StreamStats
+from together_async.calls.stream import ChatCompletionStream
 from together_async.client import AsyncTogether
 from together_async.errors import (
     APIConnectionError,

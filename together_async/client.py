@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 import sys
-import urllib.parse
 import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, Unpack
 
 import attrs
 
-from together_async.calls.call import Call
+from together_async.calls.call import Call, CallSettings
 from together_async.calls.stream import ChatCompletionStream
 from together_async.calls.whole import read_completion
 from together_async.compat import Chat
-from together_async.errors import APIConnectionError, AuthenticationError, TogetherError
 from together_async.fanout.defaults import Defaults, checked_concurrency
 from together_async.fanout.map import MapGroup, Requester
 from together_async.fanout.results import MapResults, OnChunk, OnError
+from together_async.http.connections import DEFAULT_BASE_URL, Connections, checked_headers, checked_key, checked_url
 from together_async.models import ChatCompletion
 from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
@@ -47,11 +46,8 @@ if TYPE_CHECKING:
 
     from together_async.batch.progress import BatchSummary
     from together_async.batch.record import Record
-    from together_async.http.transport import Transport
 
-DEFAULT_BASE_URL: Final = "https://api.together.xyz/v1"
 DEFAULT_RETRY: Final = Retry()
-E = TypeVar("E", bound=TogetherError)
 R = TypeVar("R")
 T = TypeVar("T")
 _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
@@ -101,32 +97,27 @@ class AsyncTogether:
         proxy: str | None = None,
         max_event_size: int = DEFAULT_MAX_EVENT_SIZE,
     ) -> None:
-        self._transport: Transport | None = None
-        self._closed = False
-        self._base_url = ""  # for the repr in a traceback with locals, if a check below fails
         if api_key is None:
             api_key = os.environ.get("TOGETHER_API_KEY", "")
         if isinstance(api_key, str):
             api_key = Secret(api_key)  # from here on no traceback with locals shows it
-        self._api_key = _checked_key(api_key)
-        self._base_url = _checked_url(base_url or os.environ.get("TOGETHER_BASE_URL") or DEFAULT_BASE_URL)
+        key = checked_key(api_key)
+        url = checked_url(base_url or os.environ.get("TOGETHER_BASE_URL") or DEFAULT_BASE_URL)
         if session is not None and (ssl is not None or proxy is not None):
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
         self._retry = _checked_retry(retry) or DEFAULT_RETRY
         self._budget = RetryBudget(self._retry.budget)
-        self._headers = _checked_headers(headers or {})
-        self._session = session
-        self._ssl = ssl
-        self._proxy = proxy
+        self._connections = Connections(key, url, checked_headers(headers or {}), session=session, ssl=ssl, proxy=proxy)
         self._max_event_size = max_event_size
         frame = sys._getframe(1)
         self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else repr(self._transport) if self._transport else "not connected"
-        return f"<{type(self).__name__} {self._base_url.partition('?')[0]} {state}>"
+        # A traceback with locals shows this client even if a check in __init__ has failed.
+        connections = getattr(self, "_connections", None)
+        return f"<{type(self).__name__} {'not made' if connections is None else connections.describe()}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a client holds a key and connections and can't be pickled; make one where it is used")
@@ -164,9 +155,7 @@ class AsyncTogether:
         return self._stream(self._checked_call(request, headers, timeouts, retry, priority, streamed=True), request)
 
     def _stream(self, call: Call, request: ChatCompletionRequest) -> ChatCompletionStream:
-        return ChatCompletionStream(
-            call, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size, secrets=call.secrets
-        )
+        return ChatCompletionStream(call, time=_loop_time, choices=request.n or 1, max_event_size=self._max_event_size)
 
     async def create(
         self,
@@ -288,25 +277,21 @@ class AsyncTogether:
         _check_options(options)
         _check_map(model, timeouts, on_chunk, stream=stream)
         check_priority(priority)
-        headers = _checked_headers(headers) if headers else None
-        rules = _checked_retry(retry) or attrs.evolve(
+        headers = checked_headers(headers) if headers else None
+        retry = _checked_retry(retry) or attrs.evolve(
             self._retry, max_retry_after=max(self._retry.max_retry_after, MOST_PAUSE_S)
         )
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
-
-        skips_slow_start = concurrency is not None
-
         call = functools.partial(
             self._call,
             headers=headers,
             timeouts=timeouts or self._timeouts,
-            rules=rules,
+            retry=retry,
             priority=priority,
             streamed=stream,
             counts_as_queued=False,
-            skips_slow_start=skips_slow_start,
+            skips_slow_start=concurrency is not None,
         )
-
         return MapResults(
             MapGroup(
                 requests,
@@ -390,7 +375,7 @@ class AsyncTogether:
 
         _check_options(options)
         _check_map(model, timeouts, None, stream=stream)
-        _checked_headers(headers or {})
+        checked_headers(headers or {})
         settings = BatchOptions(
             format=format,
             template=template,
@@ -422,7 +407,7 @@ class AsyncTogether:
             APIConnectionError, APITimeoutError: Nothing came back.
             APIResponseValidationError: What came is not JSON.
         """
-        transport = self._transport_for(None)
+        transport = self._connections.transport()
         exchange = await transport.open(
             MODELS_REQUEST,
             headers=None,
@@ -432,7 +417,7 @@ class AsyncTogether:
         try:
             if not 200 <= exchange.status < 300:
                 body = await exchange.read_error_body()
-                raise status_error(exchange.status, exchange.headers, body, secrets=[self._api_key])
+                raise status_error(exchange.status, exchange.headers, body, secrets=[self._connections.api_key])
             return read_prices(json_of(await exchange.read_all()))
         finally:
             exchange.close()
@@ -441,6 +426,11 @@ class AsyncTogether:
     def chat(self) -> Chat:
         """The SDKs' own words: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
         return Chat(self)
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The deadlines of calls that bring none of their own."""
+        return self._timeouts
 
     @property
     def limits(self) -> LimitsState:
@@ -461,9 +451,9 @@ class AsyncTogether:
         check_priority(priority)
         return self._call(
             request,
-            headers=_checked_headers(headers) if headers else None,
+            headers=checked_headers(headers) if headers else None,
             timeouts=timeouts if timeouts is not None else self._timeouts,
-            rules=_checked_retry(retry) or self._retry,
+            retry=_checked_retry(retry) or self._retry,
             priority=priority,
             streamed=streamed,
         )
@@ -474,7 +464,7 @@ class AsyncTogether:
         *,
         headers: Mapping[str, str] | None,
         timeouts: Timeouts,
-        rules: Retry,
+        retry: Retry,
         priority: Priority,
         streamed: bool,
         counts_as_queued: bool = True,
@@ -482,77 +472,24 @@ class AsyncTogether:
     ) -> Call:
         """Returns a call that has yet to be opened."""
         return Call(
-            home=self,
-            request=request,
-            driver=self._limiter.driver,
-            budget=self._budget,
-            http=build_request(request, stream=streamed),
-            headers=headers,
-            timeouts=timeouts,
-            rules=rules,
-            priority=priority,
-            size=size_of(request.messages, request.max_tokens, request.n),
-            streamed=streamed,
-            counts_as_queued=counts_as_queued,
-            skips_slow_start=skips_slow_start,
+            CallSettings(
+                connections=self._connections,
+                driver=self._limiter.driver,
+                budget=self._budget,
+                request=request,
+                http_request=build_request(request, stream=streamed),
+                headers=headers,
+                timeouts=timeouts,
+                retry=retry,
+                priority=priority,
+                size=size_of(request.messages, request.max_tokens, request.n),
+                streamed=streamed,
+                counts_as_queued=counts_as_queued,
+                skips_slow_start=skips_slow_start,
+            )
         )
 
-    def _check_has_key(self, headers: Mapping[str, str] | None) -> None:
-        """Together's own API needs a key; other servers may not, and a caller's headers or session may bring one."""
-        if self._api_key or self._base_url != DEFAULT_BASE_URL or "authorization" in {*self._headers, *(headers or ())}:
-            return
-        if self._session is None or "Authorization" not in self._session.headers:
-            raise _unsent(
-                AuthenticationError(
-                    "no API key: set TOGETHER_API_KEY or pass api_key= (or a base_url of a server that needs none)",
-                    status_code=401,
-                )
-            )
-
-    def _secrets_of(self, request: ChatCompletionRequest) -> list[str]:
-        """What no error's text may repeat: the key, and what the messages say."""
-        texts: list[str] = [self._api_key]
-        for message in request.messages:
-            content = message.get("content")
-            parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
-            texts += [text for part in parts if isinstance(text := part.get("text"), str) and len(text) >= 8]
-        return texts
-
     # ------------------------------------------------------------------------------------------------------- lifetime
-
-    def _transport_for(self, headers: Mapping[str, str] | None) -> Transport:
-        """Returns the transport of the running loop, opened on first use; one of a loop that ended is given up."""
-        self._check_has_key(headers)
-        if self._closed:
-            raise _unsent(APIConnectionError("the client is closed; make a new one, or close it later"))
-        transport = self._transport
-        loop = asyncio.get_running_loop()
-        if transport is not None and transport.loop is not loop:
-            if not transport.loop.is_closed():
-                raise _unsent(
-                    APIConnectionError(
-                        "the client is in use in another event loop that still runs; make one client per loop"
-                    )
-                )
-            transport.discard()
-            if self._session is not None:
-                raise APIConnectionError(
-                    "the session that was passed belongs to an event loop that has ended; make session and client anew"
-                )
-            transport = None
-        if transport is None:
-            # Here and not above: aiohttp takes longer to import than everything else together.
-            from together_async.http.transport import Transport, default_headers  # noqa: PLC0415
-
-            transport = self._transport = Transport(
-                self._base_url,
-                default_headers(api_key=self._api_key, extra=self._headers),
-                session=self._session,
-                ssl=self._ssl,
-                proxy=self._proxy,
-                secret=self._api_key,
-            )
-        return transport
 
     async def __aenter__(self) -> Self:
         # Here rather than within the first call, whose time to the first token it would lengthen.
@@ -566,41 +503,28 @@ class AsyncTogether:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends live streams and calls with a typed error, and closes the connections. Twice is fine."""
-        transport = self._transport
-        here = transport is None or transport.loop is asyncio.get_running_loop()
-        if transport is not None and not here and not transport.loop.is_closed():
-            raise _unsent(
-                APIConnectionError("the client is in use in another event loop that still runs; close it there")
-            )
-        self._closed, self._transport = True, None
-        if transport is not None:
-            if here:
-                await transport.aclose()
-            else:
-                transport.discard()
+        """Ends live streams and calls with a typed error, and closes the connections. Twice is fine.
+
+        Raises:
+            APIConnectionError: The client is in use in another event loop, which still runs; close it there.
+        """
+        await self._connections.aclose()
 
     async def close(self) -> None:
         """`aclose`, by the name it has in the SDKs."""
         await self.aclose()
 
     def __del__(self) -> None:
-        transport = getattr(self, "_transport", None)
-        if transport is None or not transport.holds_resources:
+        connections = getattr(self, "_connections", None)  # __init__ may have failed
+        if connections is None or not connections.holds_resources:
             return
-        transport.discard()  # first: the warning may be an error
+        connections.discard()  # first: the warning may be an error
         warnings.warn(
             f"unclosed {type(self).__name__} made at {self._made_at}; use `async with` or `await client.aclose()`",
             ResourceWarning,
             source=self,
             stacklevel=1,
         )
-
-
-def _unsent(error: E) -> E:
-    """Returns an error of a call for which nothing was sent."""
-    error.attempts = 0
-    return error
 
 
 def _loop_time() -> float:
@@ -640,47 +564,7 @@ def _check_map(model: object, timeouts: object, on_chunk: object, *, stream: boo
         raise ValueError(f"model: got a {type(model).__name__}, expected the name of a model")
 
 
-def _checked_key(key: object) -> Secret:
-    """Returns the key without the blanks around it; a message about it never shows it."""
-    if not isinstance(key, str):
-        raise ValueError(f"api_key: got a {type(key).__name__}, expected a str")
-    key = Secret(key.strip(" \t\r\n"))
-    for position, character in enumerate(key):
-        if not 0x21 <= ord(character) <= 0x7E:
-            raise ValueError(
-                f"api_key: character {position} of {len(key)} is U+{ord(character):04X}, expected printable ASCII "
-                "without blanks; was something else pasted along?"
-            )
-    return key
-
-
 def _checked_retry(retry: object) -> Retry | None:
     if retry is not None and not isinstance(retry, Retry):
         raise ValueError(f"retry: got a {type(retry).__name__}, expected a Retry, as Retry(attempts=2)")
     return retry
-
-
-def _checked_url(url: object) -> str:
-    if not isinstance(url, str):
-        raise ValueError(f"base_url: got a {type(url).__name__}, expected a str")
-    parts = urllib.parse.urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"base_url: got scheme {parts.scheme!r}, host {parts.hostname!r}; expected http(s)://host[:port]/v1"
-        )
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url: carries credentials, which end up in logs; pass api_key= or headers=")
-    try:
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"base_url: {error}, expected 0 to 65535") from None
-    return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
-
-
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ValueError(f"headers[{name!r}]: got a {type(value).__name__}, expected a str")
-        if any((ord(c) < 0x20 and c != "\t") or c == "\x7f" for c in name + value):
-            raise ValueError(f"headers[{name!r}]: has control characters")
-    return {name.lower(): Secret(value) for name, value in headers.items()}

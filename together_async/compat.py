@@ -90,9 +90,9 @@ class Completions:
             extra_body={**unknown, **(extra_body or {})},
             **known,
         )
-        timeouts = None if timeout is None else attrs.evolve(self._client._timeouts, total=float(timeout))
+        timeouts = None if timeout is None else attrs.evolve(self._client.timeouts, total=float(timeout))
         if not stream:
             return await self._client.create(request, timeouts=timeouts, headers=extra_headers)
         opened = self._client.stream(request, timeouts=timeouts, headers=extra_headers)
-        await opened._begin()
+        await opened.open()
         return opened

@@ -21,12 +21,14 @@ TogetherError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from together_async.models import ChatCompletion, Retried
 
 TimeoutPhase: TypeAlias = Literal["connect", "first_token", "idle", "total", "queue"]
 """Which of the timeouts ran out; the names are the fields of `Timeouts`."""
+
+E = TypeVar("E", bound="TogetherError")
 
 _REMEDY: Mapping[str, str] = {
     "connect": "no connection was made; check the address, the network and the proxy, or raise Timeouts.connect",
@@ -63,6 +65,12 @@ def _restore(cls: type[TogetherError], args: tuple[Any, ...], state: dict[str, A
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
+    return error
+
+
+def unsent(error: E) -> E:
+    """Returns an error of a call for which no HTTP request was sent: its `attempts` is 0."""
+    error.attempts = 0
     return error
 
 

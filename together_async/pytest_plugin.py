@@ -146,10 +146,10 @@ def _close(client: AsyncTogether) -> None:
     """Closes a client from outside of its event loop: there, if it can still run, else without it."""
     import asyncio  # noqa: PLC0415 - see above
 
-    transport = client._transport  # private: the client has no public way to be closed from outside of a loop
-    if transport is None:
+    connections = client._connections
+    if connections.current is None:
         return
-    loop = transport.loop
+    loop = connections.current.loop
     try:
         here = asyncio.get_running_loop()
     except RuntimeError:
@@ -159,5 +159,4 @@ def _close(client: AsyncTogether) -> None:
     elif here is None and not loop.is_closed():
         loop.run_until_complete(client.aclose())
     else:
-        client._closed, client._transport = True, None
-        transport.discard()
+        connections.discard()

@@ -433,7 +433,7 @@ def longest_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chance makes each delay as long as it can be."""
     kwdefaults = Call.__init__.__kwdefaults__
     assert kwdefaults is not None
-    monkeypatch.setitem(kwdefaults, "chance", lambda: 1.0)
+    monkeypatch.setitem(kwdefaults, "rng", lambda: 1.0)
 
 
 class Timed(ScriptedServer):
@@ -1314,7 +1314,7 @@ def test_calls_left_waiting_in_one_loop_do_not_count_in_the_next(tidy: bool) -> 
         (asyncio.run if tidy else run_and_close)(first())
         assert limiter.state.queued == (0 if tidy else 5)
         asyncio.run(second())
-        left[0]._transport.discard()
+        left[0]._connections.current.discard()
         left.clear()
         gc.collect()
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)

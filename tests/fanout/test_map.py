@@ -153,7 +153,7 @@ def check_idle(client: AsyncTogether) -> None:
     """Nobody has a place, nobody waits for one, no response is open, no task is at work."""
     state = client.limits
     assert (state.in_flight, state.queued) == (0, 0), state
-    transport = client._transport
+    transport = client._connections.current
     assert transport is None or not transport.openings
     assert transport is None or not transport._deadlines._waiting
     assert not children()

@@ -108,10 +108,10 @@ async def test_end_of_the_body_may_come_after_done(monkeypatch: pytest.MonkeyPat
     async with ScriptedServer(script) as server, client_of(server) as client:
         for _ in range(5):
             assert await text_of(client) == "a"
-            exchange = next(iter(client._transport.exchanges))  # type: ignore[union-attr]
+            exchange = next(iter(client._connections.current.exchanges))  # type: ignore[union-attr]
             reading.set()
             async with asyncio.timeout(5):
-                while exchange in client._transport.exchanges:  # type: ignore[union-attr]  # noqa: ASYNC110
+                while exchange in client._connections.current.exchanges:  # type: ignore[union-attr]  # noqa: ASYNC110
                     await asyncio.sleep(0)
         assert len(server.connections) == 1
 
@@ -697,7 +697,7 @@ async def test_reads_are_small_on_plain_connections() -> None:
     going_on = asyncio.Event()
     async with ScriptedServer(script) as server, client_of(server) as client:
         async with client.stream("Hi", model=MODEL) as stream:
-            connection = stream._exchange._response.connection  # type: ignore[union-attr]
+            connection = stream._reading.response._response.connection  # type: ignore[union-attr]
             assert connection.transport.max_size == exchange_module.READ_SIZE
             going_on.set()
             assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
@@ -717,7 +717,7 @@ async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None
     async with ScriptedServer(script, ssl_context=server_tls(authority)) as server:
         async with client_of(server, ssl=client_tls(authority)) as client:
             async with client.stream("Hi", model=MODEL) as stream:
-                connection = stream._exchange._response.connection  # type: ignore[union-attr]
+                connection = stream._reading.response._response.connection  # type: ignore[union-attr]
                 protocol = connection.transport._ssl_protocol
                 assert len(protocol._ssl_buffer) == protocol.max_size == exchange_module.TLS_READ_SIZE
                 going_on.set()
@@ -935,7 +935,9 @@ async def test_the_key_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
                 await text_of(client)
                 with pytest.raises(InternalServerError):
                     await client.create("Hi", model=MODEL)
-                assert KEY not in repr(client) + repr(client._transport) + repr(vars(client._transport))
+                assert KEY not in repr(client) + repr(client._connections.current) + repr(
+                    vars(client._connections.current)
+                )
     finally:
         loop.set_debug(False)
     mine = [record.getMessage() for record in caplog.records if "test_transport" not in record.getMessage()]
@@ -1035,7 +1037,7 @@ def test_closed_in_the_turn_in_which_it_is_late(order: str) -> None:
             client = client_of(server, proxy="", timeouts=Timeouts(first_token=5.0))
             call = asyncio.ensure_future(client.create("Hi", model=MODEL))
             await server.call()
-            transport = client._transport
+            transport = client._connections.current
             assert transport is not None
             (opening,) = (one for one in transport.openings if isinstance(one, Opening))
             await asyncio.sleep(opening.at - loop.time() - 0.02)  # the deadline has a timer of its own now
@@ -1052,7 +1054,7 @@ async def test_no_timer_is_left_by_requests() -> None:
     """However many were made: the last one takes the timer along."""
     async with ScriptedServer(answers(response(whole()))) as server, client_of(server) as client:
         await asyncio.gather(*(client.create("Hi", model=MODEL) for _ in range(20)))
-        transport = client._transport
+        transport = client._connections.current
         assert transport is not None
         assert not transport._deadlines._waiting
         assert not transport.openings

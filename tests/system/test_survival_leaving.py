@@ -273,7 +273,7 @@ async def test_closing_the_client_interrupted_at_every_suspension(under_way: str
                 server.faults = InTurn(Cut())  # taken for a stale connection, and sent again by the other session
                 await client.create(PROMPT, model=MODEL)
                 assert server.journal.total == 3
-            sessions = list(client._transport._own_sessions())  # type: ignore[union-attr]
+            sessions = list(client._connections.current._own_sessions())  # type: ignore[union-attr]
             assert len(sessions) == 1 + (under_way == "two sessions")
             reached, task = await interrupted(lambda client: client.aclose(), client, at, how)
             with case(f"suspension {at}"):

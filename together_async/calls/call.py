@@ -1,11 +1,11 @@
-"""One call from its turn under the limits to a response: every attempt of it, and what the limits hear of them.
+"""`Call`: one call from its turn under the limits to a response, over all of its attempts.
 
-This is the one place that retries. A call waits for its turn, sends, and hands on a response whose status is a
-success; the stream, or `create`, reads it and says how it ended. What fails before anything was handed to the caller
-may be asked again here; what `retry` decides holds for all ways to ask.
+This is the one place that retries. A call waits for its turn, sends, and returns a response whose status is a success.
+The stream, or `calls.whole`, reads the response and reports how it ended. As long as the caller has seen nothing of an
+answer, another attempt may follow a failed one; the rules of `retry` hold for streams and whole responses alike.
 
-The order at the end of an attempt is: the connection is closed, the tokens that were not used are given back, the
-place is freed.
+At the end of an attempt three things happen, in this order: the connection is closed, tokens that were not used are
+given back, the place is freed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from together_async import retry
 from together_async.errors import (
@@ -24,161 +26,135 @@ from together_async.errors import (
     PaymentRequiredError,
     RateLimitError,
     TogetherError,
+    unsent,
 )
 from together_async.models import Retried, Usage
-from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
 from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts, due, earliest
 from together_async.wire.error_bodies import retry_after, status_error
-from together_async.wire.http_request import HTTPRequest
-from together_async.wire.redaction import scrub
+from together_async.wire.redaction import scrub, secrets_of
 
 if TYPE_CHECKING:
+    from together_async.http.connections import Connections
     from together_async.http.response import HTTPResponse
-    from together_async.http.transport import Abortable, Transport
+    from together_async.http.transport import Abortable, Opening, Transport
     from together_async.ratelimit.driver import Driver
+    from together_async.ratelimit.estimator import Size
     from together_async.ratelimit.limits import Priority
     from together_async.ratelimit.queue import Reservation
     from together_async.request import ChatCompletionRequest
+    from together_async.wire.http_request import HTTPRequest
 
 
-class CallContext(Protocol):
-    """What a call needs of the client that makes it."""
+@attrs.define
+class CallSettings:
+    """What stays the same over all attempts of a call.
 
-    def _transport_for(self, headers: Mapping[str, str] | None) -> Transport:
-        """Returns the connections of the running loop, if there is a key to use them with."""
-        ...
+    Attributes:
+        connections: Those of the client.
+        driver: The limiter's: it decides when the call may be sent, and learns from the responses.
+        budget: The retries that the client's calls may make together.
+        request: What is asked.
+        http_request: The same as it is sent.
+        headers: Added to, or in place of, the client's; None for none.
+        timeouts: The deadlines of the call.
+        retry: When another attempt follows a failed one.
+        priority: "interactive" or "batch".
+        size: The size of the request, from which its tokens are estimated.
+        streamed: Whether the answer comes token by token.
+        counts_as_queued: Whether `Limits.max_queued` counts the call and holds for it.
+        skips_slow_start: Whether the call is one of a number that the caller has named.
+    """
 
-    def _secrets_of(self, request: ChatCompletionRequest) -> list[str]:
-        """Returns what no error's text may repeat."""
-        ...
+    connections: Connections
+    driver: Driver
+    budget: RetryBudget
+    request: ChatCompletionRequest
+    http_request: HTTPRequest
+    headers: Mapping[str, str] | None
+    timeouts: Timeouts
+    retry: Retry
+    priority: Priority
+    size: Size
+    streamed: bool
+    counts_as_queued: bool = True
+    skips_slow_start: bool = False
 
 
 class Call:
     """One call and its attempts.
 
     Args:
-        home: The client.
-        request: What to ask.
-        driver: Of the limiter that grants its turns.
-        budget: The client's.
-        http: The same as it is sent.
-        headers: Added to, or in place of, the client's.
-        timeouts: The call's.
-        rules: When to ask again.
-        priority: Who goes first.
-        size: The request's size.
-        streamed: Whether the response comes token by token.
-        counts_as_queued: Whether `Limits.max_queued` holds for it.
-        skips_slow_start: Whether it is one of a number that the caller has named.
-        chance: A number from 0 to 1.
+        settings: What to send, and how.
+        rng: Returns a random number from 0 to 1.
 
     Attributes:
+        settings: As given.
         attempts: HTTP requests made so far.
         retries: Why there was more than one.
-        tokens: What the limits were told that it used, prompt and answer; None before its end.
-        estimated: Whether that is what was seen, because the server's own count did not come.
-        first_sent_at: When its first attempt began, on the event loop's clock; None when there was none.
-        on_wait: Hears when it begins (1) and ends (-1) to wait for its turn.
-        on_rest: The same for the wait before another attempt.
+        tokens: Tokens of prompt and answer, as they were settled with the limiter; None before the end.
+        estimated: Whether that is an estimate, because the server's own count did not come.
+        first_sent_at: When the first attempt began, on the event loop's clock; None before that.
+        on_wait: Called with 1 when the call begins to wait for its turn, with -1 when the wait ends; None for nobody.
+        on_backoff: The same for the wait before another attempt.
     """
 
     __slots__ = (
-        "_abort",
-        "_budget",
-        "_counts_as_queued",
-        "_driver",
-        "_headers",
-        "_home",
-        "_http",
+        "_aborted",
+        "_failed_at",
         "_loop",
-        "_model",
         "_number",
         "_pause_s",
-        "_priority",
-        "_request",
         "_reservation",
         "_retry_after_s",
-        "_rules",
+        "_rng",
         "_sent_at",
-        "_since",
-        "_size",
-        "_skips_slow_start",
         "_started",
-        "_streamed",
-        "_timeouts",
         "_tries",
         "_waiter",
         "attempts",
-        "chance",
         "estimated",
         "first_sent_at",
-        "on_rest",
+        "on_backoff",
         "on_wait",
         "retries",
+        "settings",
         "tokens",
     )
 
-    def __init__(
-        self,
-        *,
-        home: CallContext,
-        request: ChatCompletionRequest,
-        driver: Driver,
-        budget: RetryBudget,
-        http: HTTPRequest,
-        headers: Mapping[str, str] | None,
-        timeouts: Timeouts,
-        rules: Retry,
-        priority: Priority,
-        size: Size,
-        streamed: bool,
-        counts_as_queued: bool = True,
-        skips_slow_start: bool = False,
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        self._home = home
-        self._request = request
-        self._driver = driver
-        self._budget = budget
-        self._http = http
-        self._headers = headers
-        self._timeouts = timeouts
-        self._rules = rules
-        self._priority: Priority = priority
-        self._model = request.model
-        self._size = size
-        self._streamed = streamed
-        self.chance = chance
-        self.attempts = self._tries = 0
+    def __init__(self, settings: CallSettings, *, rng: Callable[[], float] = random.random) -> None:
+        self.settings = settings
+        self.attempts = 0
         self.retries: tuple[Retried, ...] = ()
         self.tokens: int | None = None
         self.estimated = False
         self.first_sent_at: float | None = None
         self.on_wait: Callable[[int], None] | None = None
-        self.on_rest: Callable[[int], None] | None = None
-        self._counts_as_queued, self._skips_slow_start = counts_as_queued, skips_slow_start
+        self.on_backoff: Callable[[int], None] | None = None
+        self._rng = rng
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
-        self._sent_at = 0.0
-        self._retry_after_s: float | None = None  # of an error within the response
-        self._pause_s = 0.0  # that the last 429 was taken for
-        self._since: float | None = None  # when the last attempt failed
-        self._number: int | None = None
+        self._sent_at = 0.0  # of the latest attempt
+        self._failed_at: float | None = None  # the latest attempt, until the next one is sent
+        self._tries = 0  # attempts as `Retry.attempts` counts them
+        self._retry_after_s: float | None = None  # what an error within the response asked for
+        self._pause_s = 0.0  # what the limiter was asked to pause for after the latest 429
         self._reservation: Reservation | None = None
-        self._waiter: asyncio.Future[None] | Abortable | None = None
-        self._abort: APIConnectionError | None = None
+        self._number: int | None = None  # of the first reservation: later ones keep the place in the queue
+        self._waiter: asyncio.Future[None] | Abortable | None = None  # what `abort` has to wake
+        self._aborted: APIConnectionError | None = None
 
     def __repr__(self) -> str:
-        return f"<Call to {self._model}, {self._tries} of {self._rules.attempts} attempts>"
+        settings = self.settings
+        return f"<Call to {settings.request.model}, {self._tries} of {settings.retry.attempts} attempts>"
 
     def secrets(self) -> list[str]:
-        """Returns what no error's text may repeat."""
-        return self._home._secrets_of(self._request)
+        """Returns what no error's text may repeat: the key, and the texts of the messages."""
+        return secrets_of(self.settings.connections.api_key, self.settings.request.messages)
 
-    # ----------------------------------------------------------------------------------------------------------- asking
+    # --------------------------------------------------------------------------------------------------------- sending
 
     async def open(self) -> HTTPResponse:
         """Returns the response of the first attempt whose status is a success.
@@ -186,57 +162,59 @@ class Call:
         Raises:
             TogetherError: What the last attempt came to, or why there was none; with attempts and retries.
         """
-        transport = self._home._transport_for(self._headers)
+        settings = self.settings
+        transport = settings.connections.transport(settings.headers)
         self._loop = transport.loop
         if self._started is None:
             self._started = self._loop.time()
-            self._budget.call(self._started)
+            settings.budget.call(self._started)
         transport.openings.add(self)  # so that closing the client reaches a call that waits
-        last: TogetherError | None = None
+        failure: TogetherError | None = None
         try:
             while True:
-                one = self._ask(last)
-                if not one.granted:
-                    await self._turn(one, last)
-                self._reservation, self._number = one, one.number
+                reservation = self._ask(failure)
+                if not reservation.granted:
+                    await self._wait_for_turn(reservation, failure)
+                self._reservation, self._number = reservation, reservation.number
                 try:
-                    return await self._attempt(transport, one)
+                    return await self._attempt(transport, reservation)
                 except TogetherError as error:
-                    await self._sleep(self._decide(error))
-                    last = error
+                    await self._back_off(self._delay_after(error))
+                    failure = error
         finally:
             transport.openings.discard(self)
 
     async def again(self, error: TogetherError) -> HTTPResponse:
-        """Returns another response after one that began and broke before anything of it was handed to the caller.
+        """Returns another response, after one that began and broke before the caller had seen anything of it.
 
         Raises:
             TogetherError: `error` itself, if there is no other attempt; else as `open`.
         """
-        delay_s = self._decide(error)
-        transport = self._home._transport_for(self._headers)
+        delay_s = self._delay_after(error)
+        transport = self.settings.connections.transport(self.settings.headers)
         transport.openings.add(self)
         try:
-            await self._sleep(delay_s)
+            await self._back_off(delay_s)
         finally:
             transport.openings.discard(self)
         return await self.open()
 
-    async def _attempt(self, transport: Transport, one: Reservation) -> HTTPResponse:
+    async def _attempt(self, transport: Transport, reservation: Reservation) -> HTTPResponse:
+        settings = self.settings
         self._tries += 1
         self._retry_after_s = None
         now = self._sent_at = transport.loop.time()
         if self.first_sent_at is None:
             self.first_sent_at = now
-        if self._since is not None:
-            self._note_wait()
+        if self._failed_at is not None:
+            self._note_waited()
         try:
-            if self._abort is not None:
+            if self._aborted is not None:
                 self._raise_if_aborted()
-            exchange = await transport.open(
-                self._http,
-                headers=self._headers,
-                timeouts=self._timeouts,
+            response = await transport.open(
+                settings.http_request,
+                headers=settings.headers,
+                timeouts=settings.timeouts,
                 started=self._started or now,
                 sent=now,
                 may_replace=self._may_replace,
@@ -245,129 +223,140 @@ class Call:
         except TogetherError as error:
             scrub(error, self.secrets())
             self.attempts += error.attempts
-            self._fail(one, sent=error.attempts > 0)
+            self._give_back(reservation, sent=error.attempts > 0)
             raise
         except BaseException:  # cancelled: the server may be at work by now
-            self.ended(None)
+            self.settle(None)
             raise
         finally:
             self._waiter = None
-        self.attempts += exchange.attempts
-        exchange.attempts = self.attempts
-        told = read_limits(exchange.raw_headers)
-        if 200 <= exchange.status < 300:
-            latency_s = exchange.arrived - now if self._streamed else None
-            self._driver.record_response(one, told, good=True, latency_s=latency_s)
-            return exchange
-        raise await self._refusal(one, exchange, told)
+        self.attempts += response.attempts
+        response.attempts = self.attempts
+        limits = read_limits(response.raw_headers)
+        if 200 <= response.status < 300:
+            latency_s = response.arrived - now if settings.streamed else None
+            settings.driver.record_response(reservation, limits, good=True, latency_s=latency_s)
+            return response
+        raise await self._refusal(reservation, response, limits)
 
-    def _ask(self, last: TogetherError | None) -> Reservation:
-        """Asks for a turn. What goes wrong here ends the call; `last` is what sent it here again."""
+    def _ask(self, failure: TogetherError | None) -> Reservation:
+        """Asks for a turn. An error here ends the call; `failure` is why it asks again."""
+        settings = self.settings
         try:
-            return self._driver.ask(
-                self._model,
-                self._size,
-                priority=self._priority,
+            return settings.driver.ask(
+                settings.request.model,
+                settings.size,
+                priority=settings.priority,
                 number=self._number,
-                max_pause_s=self._rules.max_retry_after,
-                counts_as_queued=self._counts_as_queued,
-                skips_slow_start=self._skips_slow_start,
+                max_pause_s=settings.retry.max_retry_after,
+                counts_as_queued=settings.counts_as_queued,
+                skips_slow_start=settings.skips_slow_start,
             )
         except TogetherError as error:
-            raise self._turned_away(error) from last
+            raise self._turned_away(error) from failure
 
-    async def _turn(self, one: Reservation, last: TogetherError | None) -> None:
-        """Waits for a turn that was asked for."""
-        timeouts = self._timeouts
-        assert self._loop is not None and self._started is not None  # noqa: S101, PT018 - opened
+    async def _wait_for_turn(self, reservation: Reservation, failure: TogetherError | None) -> None:
+        settings, timeouts = self.settings, self.settings.timeouts
+        assert self._loop is not None  # noqa: S101 - `open` has set it
+        assert self._started is not None  # noqa: S101 - `open` has set it
         deadline = earliest(
             due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started)
         )
-        is_new = self._number is None
         try:
-            await self._driver.wait(one, is_new=is_new, deadline=deadline, on_waiting=self._note_waiting)
+            await settings.driver.wait(
+                reservation,
+                is_new=self._number is None,
+                deadline=deadline,
+                on_waiting=self._note_waiting,
+            )
         except TogetherError as error:
-            raise self._turned_away(error) from last
+            raise self._turned_away(error) from failure
 
     def _turned_away(self, error: TogetherError) -> TogetherError:
-        self._note_wait()
+        """Returns an error that ends the call before its next attempt."""
+        self._note_waited()
         error.attempts, error.retries = self.attempts, self.retries
         return error
 
-    async def _refusal(self, one: Reservation, exchange: HTTPResponse, told: AccountLimits | None) -> TogetherError:
-        """Returns the error for a response that is none of success, when the limits have heard of it."""
-        status = exchange.status
+    async def _refusal(
+        self, reservation: Reservation, response: HTTPResponse, limits: AccountLimits | None
+    ) -> TogetherError:
+        """Returns the error for a response that is not a success, after reporting it to the limiter."""
+        settings = self.settings
         try:
-            self._waiter = exchange  # so that it can be given up
+            self._waiter = response  # so that `abort` reaches it
             try:
-                body = await exchange.read_error_body()
+                body = await response.read_error_body()
             finally:
                 self._waiter = None
-                exchange.close()
+                response.close()
             self._raise_if_aborted()
-            error = self._status_error(exchange, body)
+            error = self._status_error(response, body)
             if isinstance(error, RateLimitError):
-                self._limited(one, told, retry.retry_after_s(error), error.body)
+                self._record_rate_limit(reservation, limits, retry.retry_after_s(error), error.body)
             else:
-                if status == 503:
-                    self._driver.record_overload(one)
-                self._driver.record_response(one, told, good=False)
+                if response.status == 503:
+                    settings.driver.record_overload(reservation)
+                settings.driver.record_response(reservation, limits, good=False)
                 if isinstance(error, PaymentRequiredError):
-                    self._driver.record_payment_required(error)
+                    settings.driver.record_payment_required(error)
         finally:
-            self._fail(one, sent=True)
+            self._give_back(reservation, sent=True)
         return error
 
-    def _limited(self, one: Reservation, told: AccountLimits | None, retry_after_s: float | None, body: Any) -> None:
-        self._pause_s = retry.backoff(self._rules, self._tries, self.chance) if retry_after_s is None else retry_after_s
-        self._driver.record_rate_limit(one, told, wait_s=self._pause_s, kind=limited_kind(body))
+    def _record_rate_limit(
+        self, reservation: Reservation, limits: AccountLimits | None, retry_after_s: float | None, body: Any
+    ) -> None:
+        settings = self.settings
+        if retry_after_s is None:
+            retry_after_s = retry.backoff(settings.retry, self._tries, self._rng)
+        self._pause_s = retry_after_s
+        settings.driver.record_rate_limit(reservation, limits, wait_s=retry_after_s, kind=limited_kind(body))
 
-    def _status_error(self, exchange: HTTPResponse, body: bytes) -> APIStatusError:
-        headers = exchange.headers
-        note = (
-            f" (the redirect to {_origin(headers['location'])} was not followed)"
-            if 300 <= exchange.status < 400 and "location" in headers
-            else ""
-        )
-        return status_error(exchange.status, headers, body, secrets=self.secrets(), note=note)
+    def _status_error(self, response: HTTPResponse, body: bytes) -> APIStatusError:
+        headers, note = response.headers, ""
+        if 300 <= response.status < 400 and "location" in headers:
+            note = f" (the redirect to {_origin(headers['location'])} was not followed)"
+        return status_error(response.status, headers, body, secrets=self.secrets(), note=note)
 
-    def _fail(self, one: Reservation, *, sent: bool) -> None:
-        """Gives everything back."""
+    def _give_back(self, reservation: Reservation, *, sent: bool) -> None:
+        """Ends a reservation that brought no answer."""
         self._reservation = None
         if sent:
-            self._driver.release(one, 0)
+            self.settings.driver.release(reservation, 0)
         else:
-            self._driver.withdraw(one)
+            self.settings.driver.withdraw(reservation)
 
     # --------------------------------------------------------------------------------------------------------- retrying
 
-    def _decide(self, error: TogetherError) -> float:
-        """Returns the delay before the next attempt; raises `error` when there is none."""
+    def _delay_after(self, error: TogetherError) -> float:
+        """Returns the seconds until the next attempt; raises `error` if there is none."""
         error.attempts, error.retries = self.attempts, self.retries
+        settings = self.settings
         retry_after_s = retry.retry_after_s(error)
         if retry_after_s is None:
             retry_after_s = self._retry_after_s
         limited = isinstance(error, RateLimitError)
-        backoff_s = retry.backoff(self._rules, self._tries, self.chance)
+        backoff_s = retry.backoff(settings.retry, self._tries, self._rng)
         delay_s = self._pause_s if limited else (retry_after_s or 0.0) + backoff_s
-        ending = self._ending(error, retry_after_s, delay_s)
-        if ending is not None:
-            if self._rules.attempts > 1 and (self.retries or retry.is_retryable(error)):
-                error.add_note(retry.note(self.retries, ending))
+        reason = self._reason_to_end(error, retry_after_s, delay_s)
+        if reason is not None:
+            if settings.retry.attempts > 1 and (self.retries or retry.is_retryable(error)):
+                error.add_note(retry.note(self.retries, reason))
             try:
                 raise error
             finally:
-                del error  # whose traceback holds this frame
-        self._since = self._now()
+                del error  # its traceback holds this frame
+        self._failed_at = self._now()
         self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
-        # After a 429 the limiter pauses the model, for everybody; the call waits there, in its old place.
+        # After a 429 the limiter pauses the model for everybody; the call waits there, in its old place.
         return 0.0 if limited and delay_s <= MOST_PAUSE_S else delay_s
 
-    def _ending(self, error: TogetherError, retry_after_s: float | None, delay_s: float) -> str | None:
-        """Returns why there is no other attempt, None when there is one."""
-        rules, total, started = self._rules, self._timeouts.total, self._started or 0.0
-        for forbidden, why in (
-            (self._abort is not None, "the call was given up"),
+    def _reason_to_end(self, error: TogetherError, retry_after_s: float | None, delay_s: float) -> str | None:
+        """Returns why there is no other attempt; None if there is one."""
+        rules, total, started = self.settings.retry, self.settings.timeouts.total, self._started or 0.0
+        for forbidden, reason in (
+            (self._aborted is not None, "the call was given up"),
             (not retry.is_retryable(error), "such a failure is not asked again"),
             (self._tries >= rules.attempts, "Retry.attempts allows no more"),
             (
@@ -377,120 +366,120 @@ class Call:
             (total is not None and self._now() + delay_s >= started + total, "Timeouts.total leaves no time for it"),
         ):
             if forbidden:
-                return why
-        if not self._counts_as_queued and isinstance(error, RateLimitError):
-            # One of a bounded number, all of which wait together until the told time: that makes no storm, and a pause
-            # that hits hundreds at once would use the budget up.
+                return reason
+        if not self.settings.counts_as_queued and isinstance(error, RateLimitError):
+            # Calls of a `map` are bounded and wait for the same moment, so they can't cause a storm of retries; and a
+            # pause that hits hundreds of them at once would use up the budget.
             return None
-        return None if self._budget.spend() else "the client's retry budget is used up"
+        return None if self.settings.budget.spend() else "the client's retry budget is used up"
 
-    def _note_wait(self) -> None:
-        """The wait after the last failure is over: enters how long it was in the place of what was planned."""
-        since, self._since = self._since, None
-        if since is not None:
-            self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=self._now() - since))
+    def _note_waited(self) -> None:
+        """Replaces the planned delay of the latest retry by the time that was really waited."""
+        failed_at, self._failed_at = self._failed_at, None
+        if failed_at is not None:
+            self.retries = (*self.retries[:-1], self.retries[-1]._replace(waited_s=self._now() - failed_at))
 
     def _now(self) -> float:
-        assert self._loop is not None  # noqa: S101 - opened
+        assert self._loop is not None  # noqa: S101 - `open` has set it
         return self._loop.time()
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _back_off(self, seconds: float) -> None:
         if seconds <= 0:
             return
-        assert self._loop is not None  # noqa: S101 - opened
+        assert self._loop is not None  # noqa: S101 - `open` has set it
         waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, _end, waiter)
-        if self.on_rest is not None:
-            self.on_rest(1)
+        timer = self._loop.call_later(seconds, _wake, waiter)
+        if self.on_backoff is not None:
+            self.on_backoff(1)
         try:
             await waiter
         finally:
             timer.cancel()
             self._waiter = None
-            if self.on_rest is not None:
-                self.on_rest(-1)
+            if self.on_backoff is not None:
+                self.on_backoff(-1)
 
     # ---------------------------------------------------------------------------------------------------------- ending
 
     def abort(self, failure: APIConnectionError) -> None:
-        """Ends whatever the call waits for with `failure`: its turn, the next attempt, or a response's head."""
-        self._abort = failure
+        """Ends with `failure` whatever the call waits for: its turn, the next attempt, or the head of a response."""
+        self._aborted = failure
         waiter = self._waiter
         if isinstance(waiter, asyncio.Future):
             if not waiter.done():
-                self._note_wait()
+                self._note_waited()
                 failure.attempts, failure.retries = self.attempts, self.retries
                 waiter.set_exception(failure)
         elif waiter is not None:
-            waiter.abort(failure)  # a head, or an error's body, that is awaited
+            waiter.abort(failure)  # the head of a response, or the body of an error
 
     def _note_waiting(self, waiter: asyncio.Future[None] | None) -> None:
         self._waiter = waiter
         if self.on_wait is not None:
             self.on_wait(-1 if waiter is None else 1)
 
-    def _note_opening(self, opening: Any) -> None:
+    def _note_opening(self, opening: Opening) -> None:
         self._waiter = opening
 
     def _raise_if_aborted(self) -> None:
-        if self._abort is not None:
-            failure = self._abort
-            failure.attempts = 0  # of this attempt
-            raise failure
+        if self._aborted is not None:
+            raise unsent(self._aborted)  # this attempt was not sent; the others are counted already
 
     def _may_replace(self) -> bool:
-        """A pooled connection was stale; the server had closed it before it could have read the request.
+        """Whether the request may be sent again because a pooled connection was stale: the server had closed it.
 
-        That counts as an attempt, but not as a retry of the budget: a server that closes each connection a moment
-        after its answer would use it up although every call succeeds.
+        The server can't have read the request. The second request counts as an attempt, but not as a retry of the
+        budget: a server that closes each connection a moment after its answer would use the budget up although every
+        call succeeds.
         """
-        if self._tries >= self._rules.attempts:
+        if self._tries >= self.settings.retry.attempts:
             return False
         self._tries += 1
         self.retries = (*self.retries, Retried("stale connection", 0.0))
         return True
 
-    def ended(self, usage: Usage | None, seen: int = 0) -> None:
-        """Says that the response has ended, or was left. The first word counts.
+    def settle(self, usage: Usage | None, seen: int = 0) -> None:
+        """Settles the call with the limiter once its response has ended or was left. Later calls change nothing.
 
         Args:
-            usage: The server's own count, None when it did not come.
-            seen: Tokens that were seen of the answer; what counts then, with the estimate of the prompt.
+            usage: The server's count of tokens; None if it did not come.
+            seen: Tokens of the answer that have come. Without a `usage` they count, with an estimate of the prompt.
         """
-        one, self._reservation = self._reservation, None
-        if one is None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is None:
             return
-        driver = self._driver
+        settings = self.settings
         prompt, completion, total = _counts(usage)
-        estimator = one.estimator
+        estimator = reservation.estimator
         if total is None:
             self.estimated = True
-            total = estimator.prompt(self._size) + seen
+            total = estimator.prompt(settings.size) + seen
         else:
-            estimator.learn(self._size, prompt, completion)
+            estimator.learn(settings.size, prompt, completion)
             loop = self._loop
-            if one.timed and not self._streamed and completion and loop is not None and not loop.is_closed():
-                driver.record_latency(one, loop.time() - self._sent_at, tokens=completion)
+            if reservation.timed and not settings.streamed and completion and loop is not None and not loop.is_closed():
+                settings.driver.record_latency(reservation, loop.time() - self._sent_at, tokens=completion)
         self.tokens = total
-        driver.release(one, total)
+        settings.driver.release(reservation, total)
 
-    def heard(self, status: int | None, body: Any, headers: Mapping[str, str]) -> None:
-        """Says that the response, whose status was a success, holds an error with a status of its own."""
-        one = self._reservation
-        if one is None:
+    def record_error_in_body(self, status: int | None, body: Any, headers: Mapping[str, str]) -> None:
+        """Reports to the limiter that a response with a successful status holds an error with a status of its own."""
+        reservation = self._reservation
+        if reservation is None:
             return
+        driver = self.settings.driver
         self._retry_after_s = retry_after(headers, status=status or 0, now=time.time)
         if status == 429:
-            self._limited(one, None, self._retry_after_s, body)
+            self._record_rate_limit(reservation, None, self._retry_after_s, body)
         elif status == 503:
-            self._driver.record_overload(one)
+            driver.record_overload(reservation)
         elif status == 402:
             text = "402: the account's spending limit is reached (said within a response)"
-            self._driver.record_payment_required(PaymentRequiredError(text, status_code=402, body=body))
+            driver.record_payment_required(PaymentRequiredError(text, status_code=402, body=body))
 
 
 def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
-    """Returns what the server counted: prompt, completion, both together; None for what it did not."""
+    """Returns the server's counts of the prompt, the completion, and both together; None for each it did not give."""
     if usage is None:
         return None, None, None
     prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
@@ -499,12 +488,13 @@ def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
     return prompt, completion, total
 
 
-def _end(waiter: asyncio.Future[None]) -> None:
+def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
 
 
 def _origin(url: str) -> str:
+    """Returns a URL's scheme and host in words that repeat nothing else of it."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:  # "http://[::1"

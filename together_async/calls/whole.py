@@ -33,7 +33,7 @@ async def read_completion(call: Call) -> ChatCompletion:
 
 async def _read(call: Call, response: HTTPResponse) -> ChatCompletion:
     usage: Usage | None = None
-    response.on_close = functools.partial(call.ended, None)
+    response.on_close = functools.partial(call.settle, None)
     try:
         body = await response.read_all()
         completion = plain_completion(body) or completion_of(
@@ -43,7 +43,7 @@ async def _read(call: Call, response: HTTPResponse) -> ChatCompletion:
         record_attempts(completion, call.attempts, call.retries)
     except TogetherError as error:
         if isinstance(error, APIStatusError):
-            call.heard(error.status_code, error.body, response.headers)
+            call.record_error_in_body(error.status_code, error.body, response.headers)
         scrub(error, call.secrets())
         error.attempts, error.retries = call.attempts, call.retries
         error.request_id = error.request_id or request_id(response.headers)
@@ -51,5 +51,5 @@ async def _read(call: Call, response: HTTPResponse) -> ChatCompletion:
     finally:
         response.on_close = None  # the usage is known here
         response.close()
-        call.ended(usage)
+        call.settle(usage)
     return completion

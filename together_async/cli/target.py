@@ -6,7 +6,7 @@ from pathlib import Path
 import attrs
 import click
 
-from together_async.client import DEFAULT_BASE_URL
+from together_async.http.connections import DEFAULT_BASE_URL
 
 DEFAULT_MODEL = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
 

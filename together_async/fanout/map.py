@@ -347,7 +347,7 @@ class MapGroup(Group[MapResult[R]]):
         try:
             request = self._defaults.request(given)
             call = pending.call = requester.call(request)
-            call.on_wait, call.on_rest = self._waits.note_wait, self._waits.note_idle
+            call.on_wait, call.on_backoff = self._waits.note_wait, self._waits.note_idle
             if requester.whole is not None:
                 pending.completion = await requester.whole(call)
             else:

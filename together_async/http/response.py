@@ -1,8 +1,7 @@
-"""One HTTP response on its way in: its bytes, its deadlines, its end.
+"""One HTTP response on its way in: its head, its bytes, its deadlines, its end.
 
 A response that is being read has one timer, which looks at a stamp when it fires and sets itself anew; there is none
-per token. The private attributes of asyncio and aiohttp that this package touches are touched here, each with a
-fallback.
+per token. Private attributes of asyncio and aiohttp are touched here and in `transport` alone, each with a fallback.
 """
 
 from __future__ import annotations
@@ -23,48 +22,65 @@ READ_SIZE: Final = 65_536
 """Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and
 another system call for every token that arrives alone, a fifth of all its cost."""
 BULK_READ_SIZE: Final = 262_144
-"""The same while every read is full: then fewer reads are worth more."""
+"""The same while every read is full: then fewer reads are worth the cost."""
 TLS_READ_SIZE: Final = 32_768
 """The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
 """Most bytes of a whole response."""
 MAX_ERROR_BODY_SIZE: Final = 256 * 1024
 ERROR_BODY_SECONDS: Final = 5.0
-"""How long an error's body may take; its status is known, so what came by then has to do."""
+"""How long the body of an error may take. Its status is known, so the part that came by then has to do."""
 DRAIN_SECONDS: Final = 1.0
-"""How long a stream that said `[DONE]` may take to end its body before its connection is closed instead of reused."""
+"""How long a stream may take from `[DONE]` to the end of its body before its connection is closed and not reused."""
 _INFLATE_FREE: Final = 4 * 1024 * 1024
 _INFLATE_RATIO: Final = 100
-"""A compressed body may be this many times its size once it is above `_INFLATE_FREE`. JSON reaches 20, bombs 1,000."""
+"""A compressed body above `_INFLATE_FREE` bytes may inflate to so many times its size. JSON reaches 20, bombs 1,000."""
 _BYTES_PER_TURN: Final = 65_536
-"""Bytes which a reader may take before the event loop gets its turn: aiohttp inflates a body, and has it ready, for as
-long as somebody reads, so that bytes without content (pings) would keep everybody else waiting."""
+"""Inflated bytes that a reader may take before the event loop gets a turn. aiohttp inflates for as long as somebody
+reads, so bytes without content (pings) would keep all other tasks waiting."""
 
 
 class HTTPResponse:
-    """One HTTP response on its way in: its head, its bytes, its deadlines.
+    """One HTTP response on its way in.
 
-    `read` raises `APITimeoutError` or `APIConnectionError`; what they mean for a stream is the stream's business.
+    Reading and deadlines are one thing, with all these attributes: which deadline holds depends on whether somebody
+    waits for bytes, and since when. Failures are `APITimeoutError` and `APIConnectionError`; what they mean for a
+    stream is the stream's business.
+
+    Args:
+        response: aiohttp's response, with its head read.
+        timeouts: The limits of the call.
+        started: When the call began, on the event loop's clock.
+        sent: When this attempt was sent; None if that is `started`.
+        live: The responses that are open; this one is in it until it is closed.
+        loop: The running event loop; None looks it up.
+
+    Attributes:
+        status: The HTTP status.
+        raw_headers: The headers as they came. Names are found in any case; of a repeated one the first counts.
+        arrived: When bytes last came, or whatever else ended a read, on the event loop's clock.
+        attempts: HTTP requests that the call has made so far, for the errors that are raised here.
+        on_close: Called once, when the connection is closed, by whomever.
     """
 
     __slots__ = (
         "__weakref__",
-        "_armed",
+        "_body_read",
         "_bulk",
         "_compressed",
         "_content",
         "_failure",
-        "_generating",
-        "_inflated",
+        "_has_token",
+        "_inflated_this_turn",
         "_live",
         "_loop",
         "_response",
-        "_since",
-        "_spent",
+        "_silent_since",
         "_time",
         "_timeouts",
         "_timer",
-        "_total",
+        "_timer_covers_silence",
+        "_total_due",
         "_waiting",
         "arrived",
         "attempts",
@@ -88,27 +104,26 @@ class HTTPResponse:
         self._response = response
         self._content = response.content
         self.status = response.status
-        # As they came; names are asked for in any case, of a repeated one the first counts.
         self.raw_headers: Mapping[str, str] = response.headers
         self._compressed = "Content-Encoding" in response.headers
         self._timeouts = timeouts
-        self._total = None if timeouts.total is None else due("total", timeouts.total, started)
-        # When the silence began, had the reader been waiting ever since.
-        self._since = started if sent is None else sent
-        self.arrived = self._time()  # when bytes last came, or whatever else ended a read
-        self._generating = False  # the first token has come
-        self._inflated = 0  # bytes since the event loop's last turn; aiohttp inflates on without one
-        self._bulk = False  # bytes come faster than they are read
+        self._total_due = None if timeouts.total is None else due("total", timeouts.total, started)
+        # When the silence began, counting only the time in which somebody waited.
+        self._silent_since = started if sent is None else sent
+        self.arrived = self._time()
+        self._has_token = False
+        self._inflated_this_turn = 0  # bytes; aiohttp goes on inflating without giving the event loop a turn
+        self._bulk = False  # every read is full
         self._waiting = False
-        self._spent = False  # all of the body has been read at once
-        self._armed = False  # the timer is set for a silence, not just for the whole call
+        self._body_read = False  # in one go, with the head
+        self._timer_covers_silence = False  # not just the deadline of the whole call
         self._failure: APIConnectionError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._live = live
         self.attempts = 1
-        self.on_close: Callable[[], None] | None = None  # hears of it once the connection is closed, by whomever
+        self.on_close: Callable[[], None] | None = None
         live.add(self)
-        if self._total is not None:
+        if self._total_due is not None:
             self._watch()
 
     def __repr__(self) -> str:
@@ -137,23 +152,23 @@ class HTTPResponse:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is waiting for bytes."""
+        """Whether a task is waiting for bytes."""
         return self._waiting
 
     # ------------------------------------------------------------------------------------------------------- deadlines
 
     def _due(self) -> Due | None:
-        """What is late first. Silence counts while somebody waits; the whole call's deadline counts always."""
+        """Returns the deadline that comes first. Silence counts while somebody waits, `Timeouts.total` always."""
         if not self._waiting:
-            return self._total
-        if not self._generating:
-            return earliest(due("first_token", self._timeouts.first_token, self._since), self._total)
-        return earliest(due("idle", self._timeouts.idle, self._since), self._total)
+            return self._total_due
+        if not self._has_token:
+            return earliest(due("first_token", self._timeouts.first_token, self._silent_since), self._total_due)
+        return earliest(due("idle", self._timeouts.idle, self._silent_since), self._total_due)
 
     def _watch(self) -> None:
-        """Sets the timer for what is late first. It stays set while chunks come, and then looks again."""
+        """Sets the timer for the next deadline. It stays set while chunks come; when it fires, it looks again."""
         self._drop_timer()
-        self._armed = self._waiting
+        self._timer_covers_silence = self._waiting
         late = self._due()
         if late is None:
             return
@@ -169,29 +184,31 @@ class HTTPResponse:
         """Returns the next bytes of the body, at least one; empty at its end.
 
         Args:
-            progressed: Something was generated since the last call. Unless it was, the silence goes on, however many
+            progressed: Whether something was generated since the last read. If not, the silence goes on, however many
                 bytes came.
 
         Raises:
-            APITimeoutError: Late; `.phase` says for what. The connection is closed.
-            APIConnectionError: Lost, or the client was closed.
-            RuntimeError: Somebody else is reading; nothing happens to them.
+            APITimeoutError: A deadline has passed; `.phase` says which. The connection is closed.
+            APIConnectionError: The connection is lost, or the client was closed.
+            RuntimeError: Another task is reading; nothing happens to it.
         """
-        reading = self.reading(progressed, given=False)
+        data_to_come = self.start_read(progressed, caller_ran=False)
         try:
-            data = await reading
+            data = await data_to_come
         except BaseException as error:  # noqa: BLE001 - cancellation is raised again
-            return self.rescue(error)
-        return self.took(data)
+            return self.salvage_buffered(error)
+        return self.note_read(data)
 
-    # `read` in its parts, for the stream, which awaits a token in one coroutine less: `reading`, then `took`, or for
-    # whatever was raised `rescue`.
+    # The parts of `read`, for streams, which save a coroutine per token: `start_read`, then `note_read`, or
+    # `salvage_buffered` for whatever was raised.
 
-    def reading(self, progressed: bool, *, given: bool = True) -> Coroutine[Any, Any, bytes]:
-        """Enters a reader; returns what it has to await at once.
+    def start_read(self, progressed: bool, *, caller_ran: bool = True) -> Coroutine[Any, Any, bytes]:
+        """Begins a read; returns what to await at once.
 
-        `given` is whether the caller of the reader had its turn since the last read: then that time is not the
-        server's silence. Otherwise it is ours, which a server that sends nothing but pings keeps busy.
+        Args:
+            progressed: As for `read`.
+            caller_ran: Whether the caller of the reader had a turn since the last read. Then that time is not the
+                server's silence. Otherwise it was spent here, on a server that sends nothing but pings.
         """
         if self._failure is not None:
             raise self._failure
@@ -200,42 +217,42 @@ class HTTPResponse:
         now = self._time()
         if progressed:
             # The silence begins now, and after the first token it has another limit.
-            self._since = now
-            if not self._generating:
-                self._generating, self._armed = True, False
-        elif given:
-            self._since += now - self.arrived
-        if not self._armed and self._loop.is_closed():
+            self._silent_since = now
+            if not self._has_token:
+                self._has_token, self._timer_covers_silence = True, False
+        elif caller_ran:
+            self._silent_since += now - self.arrived
+        if not self._timer_covers_silence and self._loop.is_closed():
             raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True
-        if not self._armed:
+        if not self._timer_covers_silence:
             self._watch()
         return self._inflate() if self._compressed else self._content.readany()
 
-    def took(self, data: bytes) -> bytes:
-        """Returns what was read, once it has been looked at."""
+    def note_read(self, data: bytes) -> bytes:
+        """Ends a read that brought data, and returns the data."""
         self._waiting = False
         self.arrived = self._time()
         if (len(data) >= READ_SIZE) is not self._bulk:
             self._bulk = not self._bulk
             set_read_size(self._response, BULK_READ_SIZE if self._bulk else READ_SIZE)
         if self._compressed and data:
-            self._inflated += len(data)
+            self._inflated_this_turn += len(data)
             self._check_inflation(self._content.total_bytes, self._content.total_compressed_bytes or 0)
         return data
 
     async def _inflate(self) -> bytes:
-        if self._inflated > _BYTES_PER_TURN:
-            self._inflated = 0
+        if self._inflated_this_turn > _BYTES_PER_TURN:
+            self._inflated_this_turn = 0
             await asyncio.sleep(0)
         return await self._content.read(_BYTES_PER_TURN)
 
-    def rescue(self, error: BaseException) -> bytes:
-        """Returns what had arrived before the connection broke; aiohttp raises first and would drop it.
+    def salvage_buffered(self, error: BaseException) -> bytes:
+        """Ends a read that raised; returns the data that had arrived before, which aiohttp would drop.
 
         Raises:
-            APITimeoutError, APIConnectionError: There was nothing; this is what it means.
-            BaseException: The error itself if it is none of aiohttp's, as cancellation: nothing is lost then.
+            APITimeoutError, APIConnectionError: No data had arrived; this is what `error` means.
+            BaseException: `error` itself if it is a cancellation; nothing is lost then.
         """
         self._waiting = False
         self.arrived = self._time()
@@ -243,7 +260,7 @@ class HTTPResponse:
             try:
                 raise error
             finally:
-                del error  # else it holds its traceback, and that this frame, with the connection and all
+                del error  # its traceback holds this frame, and the frame holds the connection
         failure = self._failure
         if failure is None:
             failure = self._failure = _connection_error(error, self._response)
@@ -263,11 +280,11 @@ class HTTPResponse:
         """Returns the whole body.
 
         Raises:
-            APIResponseValidationError: Longer than `limit`, or inflating beyond reason.
+            APIResponseValidationError: It is longer than `limit`, or inflates beyond reason.
             APITimeoutError, APIConnectionError: As `read` does.
         """
         if self._content.is_eof() and not self._compressed and self._failure is None and not self._waiting:
-            return self._all_at_hand(limit)
+            return self._read_at_hand(limit)
         pieces: list[bytes] = []
         size = 0
         progressed = False
@@ -281,14 +298,14 @@ class HTTPResponse:
             raise APIResponseValidationError(str(error)) from error
         return b"".join(pieces)
 
-    def _all_at_hand(self, limit: int) -> bytes:
-        """A body that came with its head, as most short ones do: there is nothing to wait for, and no timer to set."""
+    def _read_at_hand(self, limit: int) -> bytes:
+        """Returns a body that came with its head, as most short ones do: no wait, no timer."""
         try:
             data = self._content.read_nowait(-1)
-        except Exception as error:  # noqa: BLE001 - rescue raises what it means
-            return self.rescue(error)
+        except Exception as error:  # noqa: BLE001 - salvage_buffered raises what it means
+            return self.salvage_buffered(error)
         self.arrived = self._time()
-        self._spent = True
+        self._body_read = True
         self._check_size(len(data), limit)
         return data
 
@@ -309,7 +326,7 @@ class HTTPResponse:
             raise failure
 
     async def read_error_body(self) -> bytes:
-        """Returns what can be had of an error's body: its status counts, so no failure of the body may hide it."""
+        """Returns as much of an error's body as comes: no failure of the body may hide the status."""
         pieces: list[bytes] = []
         size = 0
         with contextlib.suppress(APIConnectionError, TimeoutError):
@@ -323,46 +340,46 @@ class HTTPResponse:
     # --------------------------------------------------------------------------------------------------------- leaving
 
     def release_soon(self) -> None:
-        """Ends reading after the body's last useful byte, without waiting for its end.
+        """Ends the reading after the last useful byte of the body, without waiting for the end of the body.
 
-        The end of the body is usually here already or a moment away, and a connection whose body has ended goes back
-        to the pool. aiohttp does that by itself when the end arrives; a timer closes the connection when it does not.
+        The end is usually here already, or a moment away, and aiohttp then puts the connection back into the pool. A
+        timer closes the connection if the end does not come.
         """
         if self.closed:
             self.close()
             return
         self._drop_timer()
-        self._response.content.on_eof(self._forget)
+        self._response.content.on_eof(self._detach)
         self._timer = self._loop.call_later(DRAIN_SECONDS, self.close)
 
     def abort(self, failure: APIConnectionError) -> None:
-        """Closes the connection; a `read` that waits now, and every later one, raises `failure`."""
+        """Closes the connection; the read that waits now, and every later one, raises `failure`."""
         if self._failure is None:
             self._failure = failure
             failure.attempts = self.attempts
-        # Wakes the reader; closing alone leaves it waiting for ever.
+        # This wakes the reader; closing alone would leave it waiting for ever.
         self._response.content.set_exception(failure)
         self.close()
 
     def close(self) -> None:
-        """Closes the connection at once, unless the body has ended and it is back in the pool. Twice is fine."""
-        self._forget()
-        # A body that was there has ended: aiohttp has put its connection back, and there is nothing to close.
-        if not self._spent or not self._response.closed:
+        """Closes the connection at once, unless it is back in the pool because the body has ended. Twice is fine."""
+        self._detach()
+        # A body that came with the head has ended: aiohttp has put the connection back, and there is nothing to close.
+        if not self._body_read or not self._response.closed:
             connection = self._response.connection
             if connection is not None and self._loop.is_closed():
-                bury(connection.protocol)
+                close_without_loop(connection.protocol)
                 connection.close()
             elif connection is not None and connection.transport is not None:
-                connection.transport.abort()  # closing alone waits for the farewell of a TLS peer
+                connection.transport.abort()  # closing would wait for the TLS peer's close_notify
             self._response.close()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
 
-    def _forget(self) -> None:
+    def _detach(self) -> None:
         self._drop_timer()
-        self._armed = False
+        self._timer_covers_silence = False
         self._live.discard(self)
 
     def _drop_timer(self) -> None:
@@ -372,9 +389,10 @@ class HTTPResponse:
 
 
 def set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
-    """Makes asyncio read this connection in pieces of `size` (see READ_SIZE), or of TLS_READ_SIZE when it is TLS.
+    """Makes asyncio read this connection in pieces of `size` (see READ_SIZE), or of TLS_READ_SIZE if it is TLS.
 
-    Private attributes of asyncio, so set where they are as expected and left alone elsewhere (uvloop has none).
+    The attributes are private to asyncio: they are set where they are as expected, and left alone elsewhere (uvloop has
+    none of them).
     """
     connection = response.connection
     transport = None if connection is None else connection.transport
@@ -388,7 +406,7 @@ def set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
     if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(
         getattr(protocol, "_ssl_buffer", None), bytearray
     ):
-        # Between two reads nobody holds the view: asyncio fills it and empties it in one go.
+        # Nobody holds the view between two reads: asyncio fills it and empties it in one go.
         buffer = bytearray(TLS_READ_SIZE)
         protocol.max_size = TLS_READ_SIZE
         protocol._ssl_buffer = buffer
@@ -398,15 +416,16 @@ def set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
             inner.max_size = READ_SIZE  # type: ignore[union-attr]  # has the attribute, as just seen
 
 
-def bury(protocol: Any) -> None:
-    """Closes a connection whose event loop is closed, by asyncio's own last step, which it would leave undone.
+def close_without_loop(protocol: Any) -> None:
+    """Closes a connection whose event loop is closed, by asyncio's own last step, which nobody else would take.
 
-    That step is private, so it is taken where it is there: without it the socket is left to the garbage collector, and
-    a warning. Nothing of uvloop's may be touched once its loop is closed; it has closed the socket with the loop.
+    The step is private to asyncio, so it is taken only where it exists; without it the socket is left to the garbage
+    collector, with a warning. Nothing of uvloop may be touched once its loop is closed; it has closed the socket with
+    the loop.
     """
     transport = getattr(protocol, "transport", None)
     plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
-    with contextlib.suppress(RuntimeError):  # whoever waited for this connection ended with the loop
+    with contextlib.suppress(RuntimeError):  # its waiters ended with the loop
         end = getattr(plain, "_call_connection_lost", None)
         if end is not None and type(plain).__module__.startswith("asyncio."):
             end(None)
@@ -415,14 +434,14 @@ def bury(protocol: Any) -> None:
 
 
 def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:
-    return APIConnectionError(f"connection to {response.url.origin()} lost: {said(error)}")
+    return APIConnectionError(f"connection to {response.url.origin()} lost: {describe(error)}")
 
 
-def said(error: Exception) -> str:
-    """An exception's name and text in one line, at most 300 characters.
+def describe(error: Exception) -> str:
+    """Returns an exception's name and text in one line of at most 300 characters.
 
-    What aiohttp says about broken HTTP ends, after an empty line or as a bytes literal, with the bytes; they may be
-    anybody's text.
+    aiohttp's text about broken HTTP ends with the broken bytes, after an empty line or as a bytes literal. They are cut
+    off: they may be anybody's text.
     """
     text = " ".join(re.split(r"\n\s*\n|\\n\\n|\bb['\"]", str(error))[0].split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

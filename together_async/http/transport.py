@@ -23,9 +23,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async._version import __version__
-from together_async.errors import APIConnectionError, APITimeoutError
+from together_async.errors import APIConnectionError, APITimeoutError, unsent
 from together_async.http.deadlines import Deadline, Deadlines
-from together_async.http.response import READ_SIZE, HTTPResponse, bury, said, set_read_size
+from together_async.http.response import READ_SIZE, HTTPResponse, close_without_loop, describe, set_read_size
 from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.http_request import HTTPRequest
 from together_async.wire.redaction import Secret, redact
@@ -206,9 +206,7 @@ class Transport:
             APIConnectionError: Refused, reset, TLS failure, too many redirects, client closed.
         """
         if self.closed:
-            closed = ClientClosedError("the client is closed; make a new one")
-            closed.attempts = 0
-            raise closed
+            raise unsent(ClientClosedError("the client is closed; make a new one"))
         sent = started if sent is None else sent
         late = due("first_token", timeouts.first_token, sent)
         if timeouts.total is not None:
@@ -262,7 +260,7 @@ class Transport:
             failure = error
         else:
             failure = APIConnectionError(
-                redact(f"no response from {self._base.origin()}: {said(error)}", (self._secret,))
+                redact(f"no response from {self._base.origin()}: {describe(error)}", (self._secret,))
             )
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             failure.transient = False
@@ -535,7 +533,7 @@ def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> No
     protocols = [protocol for connections in pooled.values() for protocol, _ in connections]
     for protocol in protocols:
         if loop_closed:
-            bury(protocol)
+            close_without_loop(protocol)
         elif protocol.transport is not None:
             protocol.transport.abort()
     with contextlib.suppress(RuntimeError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 
 class Secret(str):
@@ -46,6 +46,19 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     for form in sorted(forms, key=len, reverse=True):
         text = re.sub(re.escape(form), "\0", text, flags=re.IGNORECASE)
     return text.replace("\0", "[redacted]")
+
+
+def secrets_of(api_key: str, messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns what no error's text may repeat: the key, and the texts of the messages.
+
+    Texts of fewer than 8 characters are left out: they are words that any error may use.
+    """
+    texts = [api_key]
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
+        texts += [text for part in parts if isinstance(text := part.get("text"), str) and len(text) >= 8]
+    return texts
 
 
 def scrub(error: BaseException, secrets: Sequence[str]) -> None:

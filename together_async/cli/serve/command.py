@@ -7,7 +7,7 @@ import click
 
 from together_async.cli.serve.options import Address, Emulated, Recorded, Shown
 from together_async.cli.terminal import as_unicode
-from together_async.client import DEFAULT_BASE_URL
+from together_async.http.connections import DEFAULT_BASE_URL
 
 DEFAULT_PORT = 8123
 

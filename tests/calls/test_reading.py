@@ -1,0 +1,296 @@
+"""`Reading`: its states are those of its table, and the quick paths of its readers are the full one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from support.any_chunks import encoded, focused, odd, plain
+from together_async import IncompleteStreamError, TogetherError
+from together_async.calls.readers import Reader
+from together_async.calls.reading import Reading, State
+from together_async.calls.stats import ArrivalTimes
+from together_async.calls.stream import ChatCompletionStream
+from together_async.errors import APIConnectionError
+from together_async.models import ChatCompletion
+
+EVENTS = 'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
+END = "data: [DONE]\n\n"
+
+
+class Response:
+    """A response whose reads bring what the test says: data, or an exception."""
+
+    status = 200
+    media_type = "text/event-stream"
+    headers: dict[str, str] = {"x-request-id": "r"}  # noqa: RUF012 - nobody changes it
+
+    def __init__(self, reads: list[bytes | BaseException]) -> None:
+        self.reads = reads
+        self.arrived = 1.0
+        self.busy = self.closed = False
+        self.on_close: Any = None
+
+    def start_read(self, progressed: bool, *, caller_ran: bool) -> Any:
+        return self._next()
+
+    async def _next(self) -> bytes:
+        read = self.reads.pop(0) if self.reads else b""
+        if isinstance(read, BaseException):
+            raise read
+        return read
+
+    def note_read(self, data: bytes) -> bytes:
+        return data
+
+    def salvage_buffered(self, error: BaseException) -> bytes:
+        raise error
+
+    def release_soon(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.closed = True
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+
+
+class FakeCall:
+    """A call that gives these responses, or errors, one for each attempt."""
+
+    tokens, estimated, attempts, retries = None, False, 1, ()
+
+    def __init__(self, *answers: Response | BaseException) -> None:
+        self.answers = list(answers)
+        self.aborted: BaseException | None = None
+        self.settled = 0
+
+    async def open(self) -> Response:
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def again(self, error: TogetherError) -> Response:
+        if not self.answers:
+            raise error
+        return await self.open()
+
+    def abort(self, failure: APIConnectionError) -> None:
+        self.aborted = failure
+
+    def secrets(self) -> list[str]:
+        return []
+
+    def settle(self, usage: Any, seen: int = 0) -> None:
+        self.settled += 1
+
+    def record_error_in_body(self, status: int | None, body: Any, headers: Any) -> None: ...
+
+
+def stream_of(*answers: Response | BaseException) -> ChatCompletionStream:
+    return ChatCompletionStream(FakeCall(*answers), time=lambda: 0.0, max_event_size=1 << 20)  # type: ignore[arg-type]  # a fake
+
+
+def check_legal(reading: Reading) -> None:
+    """What the table at the head of `calls.reading` says of each state."""
+    assert (reading.response is not None) == (reading.state is State.OPEN)
+    assert reading.error is None or reading.state in (State.ENDED, State.LEAVING)
+    assert not reading.payloads or reading.state is State.OPEN
+    assert reading.decoder is not None or reading.state is not State.OPEN
+    assert reading.over == (reading.state in (State.ENDED, State.LEAVING))
+
+
+READS = st.lists(
+    st.sampled_from(
+        [
+            EVENTS.encode(),
+            EVENTS.encode() * 3,
+            b": ping\n\n",
+            EVENTS[:20].encode(),
+            END.encode(),
+            (EVENTS + END).encode(),
+            b"data: {{{\n\n",
+            b'data: {"error": {"message": "no", "code": 503}}\n\n',
+            b"<html>",
+            b'{"choices": [{"message": {"content": "whole"}}]}',
+            "lost",
+            "cancelled",
+        ]
+    ),
+    max_size=5,
+)
+STEPS = st.lists(
+    st.sampled_from(["chunk", "text", "batch", "raw", "enter", "leave", "open", "completion", "so far", "stats"]),
+    max_size=8,
+)
+
+
+class LeftError(BaseException):
+    """Stands for a cancellation, which would end the test."""
+
+
+def failure(read: Any) -> Any:
+    if read == "lost":
+        return APIConnectionError("lost")
+    return LeftError() if read == "cancelled" else read
+
+
+@settings(max_examples=400)
+@given(st.lists(READS, min_size=1, max_size=3), STEPS)
+async def test_every_step_ends_in_a_legal_state(attempts: list[Any], steps: list[str]) -> None:
+    """Whatever the server sends and the caller does; the place is given back once, and not before the end."""
+    responses = [Response([failure(read) for read in reads]) for reads in attempts]
+    stream = stream_of(*responses, APIConnectionError("nobody there"))
+    reading, call = stream._reading, stream._call
+    loops = {"chunk": stream, "text": stream.text(), "batch": stream.batches()}
+    for step in steps:
+        with contextlib.suppress(TogetherError, RuntimeError, StopAsyncIteration, LeftError):
+            match step:
+                case "enter":
+                    await stream.__aenter__()
+                case "leave":
+                    stream.leave()
+                case "open":
+                    await stream.open()
+                case "completion":
+                    await stream.completion()
+                case "so far":
+                    assert isinstance(stream.so_far(), ChatCompletion)
+                case "stats":
+                    assert stream.stats.chunks == reading.accumulator.generated
+                case "raw":
+                    loops["raw"] = stream.raw()
+                    await anext(loops["raw"])
+                case _:
+                    await anext(loops[step])
+        check_legal(reading)
+        assert repr(stream).startswith("<ChatCompletionStream ")
+    error = reading.error
+    stream.leave()
+    check_legal(reading)
+    assert reading.state is State.ENDED
+    assert reading.error is error
+    opened = [response for response in responses if response.closed]
+    assert call.settled <= len(responses)  # type: ignore[attr-defined]  # a fake
+    assert all(response.on_close is None for response in opened)
+    if not reading.complete:
+        with pytest.raises(TogetherError):
+            await stream.completion()
+
+
+async def test_a_stream_that_is_left_while_it_opens_is_leaving() -> None:
+    """The task that opens it finds out, and ends it."""
+    response = Response([])
+    stream = stream_of()
+    reading = stream._reading
+
+    async def opens() -> Response:
+        assert reading.state is State.OPENING
+        stream.leave()
+        check_legal(reading)
+        assert reading.state is State.LEAVING
+        with pytest.raises(IncompleteStreamError):  # another reader
+            await anext(stream)
+        with pytest.raises(RuntimeError, match="two tasks"):
+            await reading.open()
+        check_legal(reading)
+        return response
+
+    stream._call.open = opens  # type: ignore[method-assign]  # a fake
+    with pytest.raises(IncompleteStreamError, match="closed while its request"):
+        await stream.open()
+    check_legal(reading)
+    assert reading.state is State.ENDED
+    assert response.closed
+
+
+# ------------------------------------------------------------------------------------------------------- quick and full
+
+CALLS = [{"index": 0, "id": "call", "function": {"name": "f", "arguments": "{}"}}]
+EXTRAS = [
+    {"delta": {"content": "b", **extra}}
+    for extra in (
+        {"tool_calls": CALLS},
+        {"reasoning": "hm"},
+        {"reasoning_content": "hm"},
+        {"refusal": "no"},
+        {"function_call": {"name": "f", "arguments": "{}"}},
+        {"annotations": ["unknown"]},
+    )
+] + [{"delta": {"content": "b"}, **extra} for extra in ({"index": 1}, {"finish_reason": "stop"}, {"logprobs": -0.5})]
+NEARLY_PLAIN = [{"choices": [{"index": 0, **extra}]} for extra in EXTRAS] + [
+    {"choices": [{"index": 0, "delta": {"content": "b"}}], **extra}
+    for extra in ({"usage": {"total_tokens": 3}}, {"error": {"message": "no"}}, {"warnings": ["beware"]})
+]
+"""A plain chunk and one thing that makes it another: each must leave the quick path."""
+MIDDLES = st.lists(st.one_of(st.sampled_from(NEARLY_PLAIN), plain, odd, *focused), max_size=6)
+
+
+FACTS = {
+    "id": "c",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "m",
+    "system_fingerprint": "fp",
+    "service_tier": "default",
+    "prompt": [{"text": "Hi"}],
+    "x_gateway": 1,
+}
+FIRST = {**FACTS, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a", "refusal": None}}]}
+"""Its facts are those of the whole answer: readers on their quick path ignore what a later plain chunk says of it."""
+
+
+def without_seed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what may differ: of a seed that changes, the quick path keeps the last that it has seen."""
+    choices = [{name: value for name, value in choice.items() if name != "seed"} for choice in document["choices"]]
+    return {**document, "choices": choices}
+
+
+async def results(body: bytes, way: str) -> tuple[Any, ...]:
+    """What a reader gives, how it ended, what adds up, and how many chunks were counted."""
+    stream = stream_of(Response([body]))
+    loops: dict[str, AsyncIterator[Any]] = {"chunks": aiter(stream), "text": stream.text(), "batches": stream.batches()}
+    read: list[Any] = []
+    error = None
+    try:
+        async for item in loops[way]:
+            read += item if way == "batches" else [item]
+    except TogetherError as caught:
+        error = (type(caught), str(caught))
+    shown = "".join(read) if way == "text" else json.dumps([chunk.to_dict() for chunk in read])
+    return shown, error, stream.so_far().to_dict(), stream.stats.chunks
+
+
+@pytest.mark.parametrize("way", ["chunks", "text", "batches"])
+@settings(max_examples=200)
+@given(MIDDLES)
+async def test_the_quick_paths_are_the_full_one(way: str, documents: list[dict[str, Any]]) -> None:
+    """Readers give the same, and the same adds up, with their quick path and without it."""
+    body = b"".join(b"data: " + encoded(without_seed(document)) + b"\n\n" for document in [FIRST, *documents])
+    quick = await results(body + END.encode(), way)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "_begin", lambda self: None)
+        full = await results(body + END.encode(), way)
+    assert quick == full
+
+
+def test_times_are_those_of_what_was_generated() -> None:
+    times = ArrivalTimes()
+    assert times.stats(chunks=0, completion_tokens=None, total_tokens=None, estimated=False).first_token_s is None
+    times.started = 1.0
+    for arrived in (3.0, 3.5, 7.0):
+        times.note(arrived)
+    stats = times.stats(chunks=3, completion_tokens=9, total_tokens=20, estimated=True)
+    assert (stats.first_token_s, stats.largest_gap_s, stats.elapsed_s, stats.tokens_per_s) == (2.0, 3.5, 6.0, 2.0)
+    assert times.stats(chunks=3, completion_tokens=None, total_tokens=None, estimated=False).tokens_per_s == 0.5
+    times.clear()
+    assert times.started == 1.0
+    assert times.stats(chunks=0, completion_tokens=None, total_tokens=7, estimated=False).total_tokens == 7
