@@ -168,14 +168,16 @@ MODULES = {
     "relay": """
         browser_errors:
         events:
-        hub:             browser_errors
         lifespan:
         passthrough:
+        feed:            events passthrough
+        hub:             browser_errors feed
         shutdown:
-        session:         browser_errors events passthrough shutdown
-        aiohttp:         browser_errors events session shutdown
-        asgi:            browser_errors events session shutdown
-        iterator:        browser_errors events session shutdown
+        session:         browser_errors events feed shutdown
+        iterator:        browser_errors events feed session shutdown
+        respond:         browser_errors feed session
+        aiohttp:         browser_errors events feed respond session shutdown
+        asgi:            browser_errors events feed respond session shutdown
         __init__:        aiohttp asgi browser_errors events hub iterator lifespan passthrough session shutdown
                          | | asgi
     """,

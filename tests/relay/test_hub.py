@@ -48,7 +48,7 @@ async def through(hub: Hub, id: str, said: str = "abc") -> Tap:
     tap = Tap(said)
     tap.end()
     hub.start(tap, id)
-    await hub._runs[id].broadcast.wait()
+    await hub._kept[id].broadcast.wait()
     return tap
 
 
@@ -271,7 +271,7 @@ def test_a_client_that_loses_its_connection_has_the_text_once(
                 if last:
                     reader.resume(last)
                 for _ in range(reads):
-                    if reader.position < hub._runs[key].broadcast.position:
+                    if reader.position < hub._kept[key].broadcast.position:
                         had.extend(await reader.read())
                         last = last_event_id(reader)
                 reader.leave()
@@ -655,7 +655,7 @@ def test_the_size_is_nothing_when_nothing_is_kept(steps: list[tuple[str, str]]) 
         for deed, key in steps:
             await getattr(clerk, deed)(key)
             await settle()
-            assert hub.size == sum(run.broadcast.kept for run in hub._runs.values())
+            assert hub.size == sum(run.broadcast.kept for run in hub._kept.values())
             assert len(hub) <= 3
         await hub.aclose()
         assert (hub.size, len(hub)) == (0, 0)
@@ -893,7 +893,7 @@ def test_a_reader_may_be_dropped_when_its_loop_has_ended(monkeypatch: pytest.Mon
     hub, reader = asyncio.run(main())
     del reader
     gc.collect()
-    assert hub._runs["a"].broadcast.consumers == 0
+    assert hub._kept["a"].broadcast.consumers == 0
     assert said == []
 
 
@@ -964,7 +964,7 @@ async def test_a_loop_over_a_reader_leaves_it() -> None:
         async for _ in hub.join("a"):
             break
         await settle()
-        assert hub._runs["a"].broadcast.consumers == 0
+        assert hub._kept["a"].broadcast.consumers == 0
         assert not tap.left
 
 

@@ -27,7 +27,7 @@ class Answer:
     """Something that is relayed."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self.told = asyncio.Event()
 
     def shut_down(self) -> None:
@@ -40,11 +40,11 @@ class Answer:
 @contextlib.contextmanager
 def relaying() -> Iterator[Answer]:
     one = Answer()
-    shutdown.enter(one)
+    shutdown.register(one)
     try:
         yield one
     finally:
-        shutdown.leave(one)
+        shutdown.unregister(one)
 
 
 class Server:
@@ -184,7 +184,7 @@ async def test_what_has_no_loop_any_more_is_in_nobodys_way(server: Server) -> No
     """An answer whose loop was closed before it could leave."""
     loop = asyncio.new_event_loop()
     with relaying() as one, relaying() as lost:
-        lost._loop = loop
+        lost.loop = loop
         loop.close()
         shut_down()
         await one.wait_told()

@@ -30,7 +30,7 @@ from together_async.relay.iterator import sse
 from together_async.relay.lifespan import lifespan
 from together_async.relay.passthrough import Passthrough, passthrough
 from together_async.relay.session import End
-from together_async.relay.shutdown import tell_all as shut_down
+from together_async.relay.shutdown import shut_down
 from together_async.wire.sse import ServerSentEvent
 
 if TYPE_CHECKING:

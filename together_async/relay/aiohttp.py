@@ -8,24 +8,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from together_async.errors import TogetherError
-from together_async.relay.browser_errors import CANNOT_RESUME, AllReadError, error_for_browser, headers_of, status_of
+from together_async.relay.browser_errors import error_for_browser, headers_of, status_of
 from together_async.relay.events import HEADERS, Format
-from together_async.relay.session import (
-    DEFAULT_HEARTBEAT,
-    OnEnd,
-    Relayed,
-    RelaySession,
-    check_times,
-    feed_of,
-    finish_unsent,
-    run,
-)
+from together_async.relay.feed import Relayed, feed_of
+from together_async.relay.respond import respond
+from together_async.relay.session import DEFAULT_HEARTBEAT, OnEnd, RelaySession, check_times
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-_LOOK_S: Final = 0.025
+_POLL_S: Final = 0.025
 
 
 async def aiohttp_response(
@@ -59,53 +52,86 @@ async def aiohttp_response(
     check_times(heartbeat, grace)
     feed = feed_of(stream, format, ids=ids)
     response = web.StreamResponse(headers={**HEADERS, **{name.lower(): v for name, v in (headers or {}).items()}})
-    if request.method == "HEAD":
-        await finish_unsent(feed, on_end)
-        return response
-    own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
-    last = request.headers.get("Last-Event-ID", "")
-    if last and not feed.resumable:
-        await finish_unsent(feed, on_end, AllReadError(CANNOT_RESUME))
-        return web.Response(status=204, headers=own)
-    if last:
-        feed.resume(last)
-    relaying = RelaySession(feed, heartbeat=heartbeat, grace=grace)
-    refused: list[web.Response] = []
+    responder = _AiohttpResponder(request, response)
+    await respond(
+        feed,
+        responder,
+        method=request.method,
+        last_event_id=request.headers.get("Last-Event-ID", ""),
+        heartbeat=heartbeat,
+        grace=grace,
+        on_end=on_end,
+    )
+    return responder.refusal or response
 
-    async def pump() -> None:
-        try:
-            data = await relaying.first()
-        except TogetherError as error:
-            refused.append(
-                web.Response(status=204, headers=own)
-                if status_of(error) == 204
-                else web.json_response(
-                    {"error": error_for_browser(error)},
-                    status=status_of(error),
-                    headers={**own, "cache-control": "no-store", **headers_of(error)},
-                )
+
+class _AiohttpResponder:
+    """One response of an aiohttp.web handler.
+
+    Attributes:
+        refusal: The response to return in place of the stream; None if the stream, or its head alone, is the answer.
+    """
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        self.refusal: web.Response | None = None
+        self.write = response.write
+        self.finish = response.write_eof
+        self._request = request
+        self._response = response
+        self._own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
+
+    async def answer_head(self) -> None:
+        """Leaves it to aiohttp, which sends the head of what the handler returns."""
+
+    async def refuse(self, error: TogetherError) -> None:
+        """Makes a refusal with the app's own headers: without those for CORS, no page may read why it was refused."""
+        from aiohttp import web  # noqa: PLC0415 - the server's half of aiohttp, which only this needs
+
+        status = status_of(error)
+        if status == 204:
+            self.refusal = web.Response(status=204, headers=self._own)
+        else:
+            self.refusal = web.json_response(
+                {"error": error_for_browser(error)},
+                status=status,
+                headers={**self._own, "cache-control": "no-store", **headers_of(error)},
             )
-            return
-        await response.prepare(request)
-        while data:
-            await response.write(data)
-            data = await relaying.next()
-        await response.write_eof()
 
-    left: bool | None = None
-    try:
-        left = await run(relaying, pump(), _gone(request))
-    finally:
-        await relaying.end(on_end, left=relaying.gone or _is_gone(request) if left is None else left)
-    relaying.raise_what_is_not_ours()
-    return refused[0] if refused else response
+    async def start(self) -> None:
+        """Sends the head of the stream."""
+        await self._response.prepare(self._request)
+
+    async def wait_gone(self) -> None:
+        """Returns when the client has gone."""
+        try:
+            # A body that nobody has read stops aiohttp's reading, and with it the sight of the client's end.
+            while not self._request.content.at_eof():
+                await self._request.content.readany()
+        except Exception:  # noqa: BLE001 - whatever happened to the body, its sender has gone
+            return
+        loop = asyncio.get_running_loop()
+        watch = _watches.get(loop)
+        if watch is None:
+            watch = _watches[loop] = _ConnectionWatch()
+        await watch.wait_gone(self._request)
+
+    def is_gone(self) -> bool:
+        """Whether the connection is closed or closing."""
+        return _is_gone(self._request)
+
+    async def answer_gone_client(self) -> None:
+        """Sends nothing: aiohttp lets a handler return what can't be sent any more."""
+
+    async def send_shutdown_event(self, session: RelaySession) -> bool:  # noqa: ARG002 - the protocol's
+        """Sends nothing, and returns whether the client is still there."""
+        return not _is_gone(self._request)
 
 
 def _is_gone(request: web.Request) -> bool:
     return request.transport is None or request.transport.is_closing()
 
 
-class _Watch:
+class _ConnectionWatch:
     """Looks at the connections of all relays of an event loop.
 
     aiohttp.web has no word for "tell me when the client leaves" (3.14), but for the cancellation of all handlers, which
@@ -116,11 +142,11 @@ class _Watch:
         self._waiting: dict[asyncio.Future[None], web.Request] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    async def gone(self, request: web.Request) -> None:
+    async def wait_gone(self, request: web.Request) -> None:
         waiter = asyncio.get_running_loop().create_future()
         self._waiting[waiter] = request
         if self._timer is None:
-            self._look()
+            self._poll()
         try:
             await waiter
         finally:
@@ -129,25 +155,11 @@ class _Watch:
                 self._timer.cancel()
                 self._timer = None
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         for waiter, request in self._waiting.items():
             if _is_gone(request) and not waiter.done():
                 waiter.set_result(None)
-        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        self._timer = asyncio.get_running_loop().call_later(_POLL_S, self._poll)
 
 
-_watches: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Watch]] = weakref.WeakKeyDictionary()
-
-
-async def _gone(request: web.Request) -> None:
-    try:
-        # A body that nobody has read stops aiohttp's reading, and with it the sight of the client's end.
-        while not request.content.at_eof():
-            await request.content.readany()
-    except Exception:  # noqa: BLE001 - whatever became of the body, its sender is no more
-        return
-    loop = asyncio.get_running_loop()
-    watch = _watches.get(loop)
-    if watch is None:
-        watch = _watches[loop] = _Watch()
-    await watch.gone(request)
+_watches: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _ConnectionWatch]] = weakref.WeakKeyDictionary()

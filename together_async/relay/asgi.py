@@ -12,26 +12,11 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from together_async.errors import TogetherError
-from together_async.relay.browser_errors import (
-    CANNOT_RESUME,
-    AllReadError,
-    ServerShutdownError,
-    error_for_browser,
-    headers_of,
-    status_of,
-)
+from together_async.relay.browser_errors import ServerShutdownError, error_for_browser, headers_of, status_of
 from together_async.relay.events import HEADERS, Format, error_event
-from together_async.relay.session import (
-    DEFAULT_HEARTBEAT,
-    OnEnd,
-    Relayed,
-    RelaySession,
-    check_times,
-    feed_of,
-    finish_unsent,
-    run,
-)
+from together_async.relay.feed import Relayed, feed_of
+from together_async.relay.respond import respond
+from together_async.relay.session import DEFAULT_HEARTBEAT, OnEnd, RelaySession, check_times
 from together_async.relay.shutdown import DEFAULT_GRACE
 from together_async.wire.codec import encode
 
@@ -41,12 +26,12 @@ else:
     Response = object  # see `response_class`
 
 T = TypeVar("T")
-_HEADS: Final = frozenset((*HEADERS, "content-length", "retry-after"))
-"""Headers that are of the stream, or of its refusal."""
+_STREAM_HEADERS: Final = frozenset((*HEADERS, "content-length", "retry-after"))
+"""Headers that describe the stream or its refusal; all others are the app's, and go with both."""
 CLIENT_CLOSED_REQUEST: Final = 499
-"""nginx's status for it; nobody gets it, but logs do."""
-_FAREWELL_S: Final = 0.5
-"""Seconds for the last event of a response that is cancelled: a client who does not read must not hold its server."""
+"""nginx's status for a client that left early. No client gets it; it shows in logs."""
+_SHUTDOWN_EVENT_S: Final = 0.5
+"""Seconds for the last event of a cancelled response: a client that does not read must not hold up its server."""
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -128,110 +113,98 @@ class EventSourceResponse(Response):
         """Answers one request.
 
         Raises:
-            RuntimeError: It is none of HTTP, or the second one.
+            RuntimeError: It is called a second time, or for something other than an HTTP request.
         """
         if self._sent:
             raise RuntimeError("this response has been sent already; make one for each request")
         self._sent = True
         if scope["type"] != "http":
             raise RuntimeError(f"an event stream answers HTTP requests, and not one of {scope['type']!r}")
-        if not await self._answered_without(scope, send):
-            await self._relay(receive, send)
+        last = next((value for name, value in scope["headers"] if name.lower() == b"last-event-id"), b"")
+        await respond(
+            self._feed,
+            _ASGIResponder(receive, send, self.status_code, self.raw_headers),
+            method=scope["method"],
+            last_event_id=last.decode("utf-8", "replace"),
+            heartbeat=self._heartbeat,
+            grace=self._grace,
+            on_end=self._on_end,
+        )
         if self.background is not None:
             await self.background()
 
-    async def _answered_without(self, scope: MutableMapping[str, Any], send: Send) -> bool:
-        """Answers what needs no stream; returns whether it did."""
-        if scope["method"] == "HEAD":
-            await self._start(send)
-            await send({"type": "http.response.body", "body": b""})
-            await finish_unsent(self._feed, self._on_end)
-            return True
-        last = next((value for name, value in scope["headers"] if name.lower() == b"last-event-id"), b"")
-        if not last:
-            return False
-        if self._feed.resumable:
-            self._feed.resume(last.decode("utf-8", "replace"))
-            return False
-        error = AllReadError(CANNOT_RESUME)
-        await self._refusal(error).answer(send)
-        await finish_unsent(self._feed, self._on_end, error)
-        return True
 
-    async def _relay(self, receive: Receive, send: Send) -> None:
-        relaying = RelaySession(self._feed, heartbeat=self._heartbeat, grace=self._grace)
-        left: bool | None = None
-        sent = _Sent()
-        try:
-            left = await run(relaying, self._pump(relaying, send, sent), _gone(receive))
-            if left and not sent.begun:
-                await _nobody(send)
-        except asyncio.CancelledError:
-            left = relaying.gone or not await self._send_shutdown_event(relaying, send, sent)
-            raise
-        finally:
-            await relaying.end(self._on_end, left=relaying.gone if left is None else left)
-        relaying.raise_what_is_not_ours()
+class _ASGIResponder:
+    """One response by ASGI's `receive` and `send`."""
 
-    async def _pump(self, relaying: RelaySession, send: Send, sent: _Sent) -> None:
-        try:
-            data = await relaying.first()
-        except TogetherError as error:
-            sent.begun = sent.ended = True
-            await self._refusal(error).answer(send)
-            return
-        sent.begun = True
-        await self._start(send)
-        while data:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = await relaying.next()
-        sent.ended = True
-        await send({"type": "http.response.body", "body": b""})
+    def __init__(self, receive: Receive, send: Send, status_code: int, raw_headers: list[tuple[bytes, bytes]]) -> None:
+        self._receive = receive
+        self._send = send
+        self._status_code = status_code
+        self._raw_headers = raw_headers
+        self._begun = False
+        self._ended = False
 
-    async def _send_shutdown_event(self, relaying: RelaySession, send: Send, sent: _Sent) -> bool:
-        """Tells a client that is still there why its answer ends: the server cancels what it has to stop.
+    async def answer_head(self) -> None:
+        """Sends the head of the stream, and no body."""
+        await self.start()
+        await self.finish()
 
-        Returns whether it could be told. Some servers tell their workers nothing before they do (Hypercorn), and wait
-        only so long.
-        """
-        error = relaying.error = ServerShutdownError("the server stopped the response")
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(_FAREWELL_S):
-                if not sent.begun:
-                    await self._refusal(error).answer(send)
-                elif not sent.ended:
-                    last = error_event(error_for_browser(error), relaying.end_id())
-                    await send({"type": "http.response.body", "body": last, "more_body": True})
-                    await send({"type": "http.response.body", "body": b""})
-            return True
-        return False
-
-    def _refusal(self, error: BaseException) -> Refusal:
-        """With the app's own headers: without those of CORS, say, no page may read why it was refused."""
+    async def refuse(self, error: BaseException) -> None:
+        """Sends a status with the app's own headers: without those for CORS, no page may read why it was refused."""
+        self._begun = self._ended = True
         refusal = Refusal(error)
         refusal.raw_headers += [
-            (name, value) for name, value in self.raw_headers if name.decode("latin-1") not in _HEADS
+            (name, value) for name, value in self._raw_headers if name.decode("latin-1") not in _STREAM_HEADERS
         ]
-        return refusal
+        await refusal.answer(self._send)
 
-    async def _start(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def start(self) -> None:
+        """Sends the head of the stream."""
+        self._begun = True
+        await self._send({"type": "http.response.start", "status": self._status_code, "headers": self._raw_headers})
 
+    def write(self, data: bytes) -> Awaitable[None]:
+        """Sends events, once awaited."""
+        return self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-class _Sent:
-    """How far a response is."""
+    async def finish(self) -> None:
+        """Ends the response."""
+        self._ended = True
+        await self._send({"type": "http.response.body", "body": b""})
 
-    __slots__ = ("begun", "ended")
+    async def wait_gone(self) -> None:
+        """Returns when the client has gone. The request's body, if nobody has read it, comes first."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
-    def __init__(self) -> None:
-        self.begun = self.ended = False
+    def is_gone(self) -> bool:
+        """ASGI has no other sign of it than what `receive` returns."""
+        return False
 
+    async def answer_gone_client(self) -> None:
+        """Sends a response that nobody gets, for middleware that waits for one (Starlette's BaseHTTPMiddleware)."""
+        if self._begun:
+            return
+        with contextlib.suppress(Exception):
+            await self._send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
+            await self._send({"type": "http.response.body", "body": b""})
 
-async def _nobody(send: Send) -> None:
-    """Answers a client that has gone, for those in between who wait for a response (Starlette's BaseHTTPMiddleware)."""
-    with contextlib.suppress(Exception):
-        await send({"type": "http.response.start", "status": CLIENT_CLOSED_REQUEST, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+    async def send_shutdown_event(self, session: RelaySession) -> bool:
+        """Tells the client why its answer ends: the server has cancelled it. Returns whether that could be sent.
+
+        Some servers (Hypercorn) give no other notice that they stop, and wait only so long.
+        """
+        error = session.error = ServerShutdownError("the server stopped the response")
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_SHUTDOWN_EVENT_S):
+                if not self._begun:
+                    await self.refuse(error)
+                elif not self._ended:
+                    await self.write(error_event(error_for_browser(error), session.end_id()))
+                    await self.finish()
+            return True
+        return False
 
 
 class Refusal(Response):
@@ -275,12 +248,6 @@ async def refuse(_request: Any, error: Exception) -> Refusal:
     ```
     """
     return Refusal(error)
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has gone. The request's body, if nobody has read it, comes first."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def response_class() -> type[EventSourceResponse]:

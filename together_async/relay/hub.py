@@ -1,14 +1,14 @@
-"""`Hub`: keeps running completions while their browsers reconnect.
+"""`Hub`: keeps completions running while their browsers reconnect.
 
-A browser that lost its connection comes back with the id of the last event it had (WHATWG HTML, 9.2.5 "Last-Event-ID")
-and gets the rest, from there on. What is kept is bounded in number, size and time.
+A browser that lost its connection comes back with the id of the last event it got (`Last-Event-ID`, WHATWG HTML, 9.2.5)
+and gets the rest from there. What a hub keeps is bounded in number, size and time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -21,25 +21,37 @@ from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.relay.browser_errors import AllReadError, IdError, NotKeptError, StoppedError, TooLargeError
 
 _WINDOW: Final = 16
-"""Chunks of a completion that are kept as they came; who is further behind gets the missing ones as one."""
+"""Chunks of a completion that are kept as they came. A reader that is further behind gets the missing ones as one."""
 _MIB: Final = 1024 * 1024
 
 
-class _Run:
-    """One completion that is kept."""
+class _KeptCompletion:
+    """A completion of a hub, running or complete, and its timer."""
 
-    __slots__ = ("broadcast", "loop", "named", "size", "timer")
+    __slots__ = ("broadcast", "id_given", "loop", "size", "timer")
 
-    def __init__(self, broadcast: Broadcast, *, named: bool) -> None:
+    def __init__(self, broadcast: Broadcast, *, id_given: bool) -> None:
         self.broadcast = broadcast
         self.loop = asyncio.get_running_loop()
-        self.named = named  # its id is the app's own, and may be one that can be guessed
-        self.size = 0
-        self.timer: asyncio.TimerHandle | None = None
+        self.id_given = id_given  # by the app, so it may be one that can be guessed
+        self.size = 0  # bytes, by estimate, as the hub's sum has it
+        self.timer: asyncio.TimerHandle | None = None  # stops it, or forgets it, unless a reader comes
+
+
+def _broadcast(kept: Mapping[str, _KeptCompletion], id: str) -> Broadcast:
+    """Returns the broadcast of a completion.
+
+    Raises:
+        NotKeptError: No completion is kept under this id.
+    """
+    completion = kept.get(id)
+    if completion is None:
+        raise NotKeptError("no completion is kept under this id: none was, it is forgotten, or it ran elsewhere")
+    return completion.broadcast
 
 
 class Hub:
-    """Completions under ids, for readers who come, go and come back, from this tab or another.
+    """Completions under ids, for readers that come, go and come back, from this tab or another.
 
     ```python
     hub = Hub()
@@ -53,23 +65,23 @@ class Hub:
         return EventSourceResponse(hub.join(id))
     ```
 
-    A completion runs whether or not somebody reads it, for `abandon` seconds without a reader; when it is through it is
-    kept for `keep` seconds. Leave the `async with` block, or call `aclose`, to end them all.
+    A completion runs whether or not it has a reader, for `abandon` seconds without one. When it is complete it is kept
+    for `keep` seconds. Leave the `async with` block, or call `aclose`, to end all of them.
 
-    It works in one process, so behind several workers a browser has to come back to the same one. Nothing in its
-    interface depends on that: readers are found by id and position, and nobody is told more than bytes and ids.
+    A hub works in one process, so behind several workers a browser has to come back to the same worker. Nothing in its
+    interface depends on that: readers are found by id and position, and get nothing but bytes and ids.
 
     Args:
-        max_streams: How many completions may be kept, from 1. Where there are so many, those that are through and not
-            being read make room, the oldest first; where none is, `start` raises.
-        max_size: Most bytes of all of them together, by estimate; the same is done for room, and a completion for which
-            there is none is stopped.
-        keep: Seconds for which a completion is kept when it is through.
-        abandon: Seconds for which one goes on without a reader, before its first and after its last; None lets it run
-            to its end.
+        max_streams: How many completions may be kept, from 1. Where there are so many, completions that are complete
+            and have no reader make room, the oldest first; where there is no such completion, `start` raises.
+        max_size: Most bytes of all completions together, by estimate, from 1. They make room in the same way; a running
+            completion that still does not fit is stopped.
+        keep: Seconds for which a completion is kept after its end or its last reader, from 0.
+        abandon: Seconds for which a completion runs without a reader, before its first and after its last, from 0; None
+            lets it run to its end.
 
     Raises:
-        ValueError: A value out of range.
+        ValueError: A value is out of range.
     """
 
     def __init__(
@@ -89,71 +101,77 @@ class Hub:
         self.max_size = max_size
         self.keep = keep
         self.abandon = abandon
-        self._runs: dict[str, _Run] = {}  # the oldest first
+        self._kept: dict[str, _KeptCompletion] = {}  # the oldest first
         self._size = 0
 
     def __repr__(self) -> str:
-        running = sum(not run.broadcast.over for run in self._runs.values())
-        return f"<Hub {running} running, {len(self._runs) - running} kept, {self._size} bytes>"
+        running = sum(not completion.broadcast.over for completion in self._kept.values())
+        return f"<Hub {running} running, {len(self._kept) - running} kept, {self._size} bytes>"
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._kept)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._runs))
+        return iter(tuple(self._kept))
 
     def __contains__(self, id: object) -> bool:
-        return id in self._runs
+        return id in self._kept
 
     @property
     def size(self) -> int:
-        """Bytes that are kept, by estimate."""
+        """Bytes of all completions that are kept, by estimate."""
         return self._size
 
     # ----------------------------------------------------------------------------------------------------- completions
 
     def start(self, stream: Chunks, id: str | None = None) -> str:
-        """Starts a completion, and returns its id. It begins at once, whether or not somebody reads it.
+        """Starts a completion, and returns its id. It begins at once, whether or not it has a reader.
 
         Args:
             stream: A stream that is not yet open, or any other async iterable of chunks.
-            id: What it is known by: a str without control characters. None makes one that can't be guessed. Whoever
+            id: The id to keep it under: a str without control characters. None makes one that can't be guessed. Whoever
                 knows the id can read the answer.
 
         Raises:
-            IdError: The id is taken, or none that a header can hold. It is a ValueError; a relay answers 409 or 400.
-            QueueFullError: There is no room: all that are kept are running or being read.
+            TypeError: `stream` is not a stream.
+            IdError: The id is taken, or a header can't hold it. It is a ValueError; a relay answers 409 or 400.
+            QueueFullError: There is no room: all completions that are kept are running or have a reader. Try again
+                later, or raise `max_streams`.
             RuntimeError: There is no running event loop, as in an endpoint without `async`, which runs in a thread.
         """
-        asyncio.get_running_loop()  # before anything is entered
+        asyncio.get_running_loop()  # raises before anything is kept
         key = uuid.uuid4().hex if id is None else id
         if not (isinstance(key, str) and key and key.isprintable()):
             raise IdError(f"id: got {key!r}, expected a text without control characters", status_code=400)
-        if key in self._runs:
+        if key in self._kept:
             text = f"id: there is a completion with the id {key!r}; join it, or take another id"
             raise IdError(text, status_code=409)
-        if not self._made_room(streams=1):
+        if not self._make_room(streams=1):
             raise QueueFullError(
-                f"the hub keeps {len(self._runs)} completions, all of them running or being read, expected at most "
+                f"the hub keeps {len(self._kept)} completions, all of them running or being read, expected at most "
                 f"{self.max_streams}; try again later, or raise max_streams"
             )
         broadcast = Broadcast(stream, size=_WINDOW, on_empty="continue")
-        run = self._runs[key] = _Run(broadcast, named=id is not None)
-        broadcast.on_change = lambda: self._changed(key, run)
+        completion = self._kept[key] = _KeptCompletion(broadcast, id_given=id is not None)
+        broadcast.on_change = lambda: self._note_change(key, completion)
         broadcast.start()
-        self._changed(key, run)
+        self._note_change(key, completion)
         return key
 
     def join(self, id: str, last_event_id: str = "") -> HubReader:
         """Returns a reader of a completion: from its beginning, or after the event whose id is given.
 
-        The relay's doors pass a request's `Last-Event-ID` on by themselves. What has been said since is one chunk, then
-        the rest comes as it is generated.
+        The relay's doors pass a request's `Last-Event-ID` on by themselves. What has come since then is one chunk; the
+        rest comes as it is generated.
+
+        Args:
+            id: The id that `start` returned.
+            last_event_id: The id of the last event that the client has; empty reads from the beginning.
 
         Raises (when it is opened):
-            NotKeptError: There is none under this id (now); a relay answers 410.
+            NotKeptError: No completion is kept under this id; a relay answers 410.
         """
-        reader = HubReader(self, id)
+        reader = HubReader(self.start, self._kept, id)
         if last_event_id:
             reader.resume(last_event_id)
         return reader
@@ -161,52 +179,52 @@ class Hub:
     def open(self, stream: Chunks, id: str | None = None) -> HubReader:
         """Starts a completion and joins it: for a page that asks and reads in one request.
 
-        A request that comes back with a `Last-Event-ID` joins the completion which that names, if its id is one that
-        the hub made or the one that is given here; the new stream is then not opened, and nothing is asked again.
+        A request that comes back with a `Last-Event-ID` joins the completion which that names, if the hub made its id,
+        or if it is the `id` given here; the new stream is then not opened, and nothing is asked again.
 
         Args:
             stream: As for `start`.
-            id: As for `start`, but if there is a completion under it, that is joined.
+            id: As for `start`, but a completion that is already kept under it is joined.
 
         Raises:
-            TypeError: It is no stream.
+            TypeError: `stream` is not a stream.
 
         Raises (when it is opened):
-            NotKeptError: It came back, and what it wants is not kept any more.
-            QueueFullError: As `start` does.
+            NotKeptError: The client came back, and its completion is not kept any more.
+            IdError, QueueFullError: As `start` raises them.
         """
         if not isinstance(stream, AsyncIterable):
             raise stream_type_error(stream)
-        return HubReader(self, id, stream)
+        return HubReader(self.start, self._kept, id, stream)
 
     async def stop(self, id: str) -> bool:
-        """Stops a completion, as a stop button does; who reads it gets its end. Returns whether there was one running.
+        """Stops a completion, as a stop button does, and returns whether it was running.
 
-        What had come by then is kept as of one that is through.
+        Its readers get `StoppedError`, after what had come by then. That is kept like a complete one.
         """
-        run = self._runs.get(id)
-        if run is None or run.broadcast.over:
+        completion = self._kept.get(id)
+        if completion is None or completion.broadcast.over:
             return False
-        run.broadcast.leave(StoppedError("the completion was stopped"))
-        await run.broadcast.aclose()
+        completion.broadcast.leave(StoppedError("the completion was stopped"))
+        await completion.broadcast.aclose()
         return True
 
     def so_far(self, id: str) -> ChatCompletion:
-        """Returns what a completion is so far.
+        """Returns what has come of a completion so far.
 
         Raises:
-            NotKeptError: There is none under this id.
+            NotKeptError: No completion is kept under this id.
         """
-        return self._run(id).broadcast.so_far()
+        return _broadcast(self._kept, id).so_far()
 
     async def aclose(self) -> None:
-        """Ends all and forgets them. They have ended when this returns; twice is fine."""
-        runs = [run.broadcast for run in self._runs.values()]
-        for key in tuple(self._runs):
+        """Ends all completions and forgets them. Their tasks have ended when this returns; twice is fine."""
+        broadcasts = [completion.broadcast for completion in self._kept.values()]
+        for key in tuple(self._kept):
             self._forget(key)
-        for broadcast in runs:
+        for broadcast in broadcasts:
             broadcast.leave()  # all of them at once, before any is waited for
-        for broadcast in runs:
+        for broadcast in broadcasts:
             await broadcast.aclose()
 
     async def __aenter__(self) -> Self:
@@ -219,120 +237,137 @@ class Hub:
 
     # ------------------------------------------------------------------------------------------------------- the bounds
 
-    def _run(self, id: str) -> _Run:
-        run = self._runs.get(id)
-        if run is None:
-            raise NotKeptError("no completion is kept under this id: none was, it is forgotten, or it ran elsewhere")
-        return run
-
-    def _changed(self, id: str, run: _Run) -> None:
-        """Something has come to a completion, a reader has, or one has left, or it is through."""
-        if self._runs.get(id) is not run:
+    def _note_change(self, id: str, completion: _KeptCompletion) -> None:
+        """Follows a change of a completion: chunks have come, a reader has come or left, or it has ended."""
+        if self._kept.get(id) is not completion:
             return
-        broadcast = run.broadcast
-        self._size += broadcast.kept - run.size
-        run.size = broadcast.kept
-        if self._size > self.max_size and not self._made_room() and not broadcast.over:
+        broadcast = completion.broadcast
+        self._size += broadcast.kept - completion.size
+        completion.size = broadcast.kept
+        if self._size > self.max_size and not self._make_room() and not broadcast.over:
             broadcast.leave(
                 TooLargeError(
                     f"all completions of this hub have {self._size} bytes, expected at most {self.max_size}; this one "
                     "was stopped. Raise max_size, or keep for a shorter time"
                 )
             )
-        if self._runs.get(id) is not run:
-            return  # it made room itself
+        if self._kept.get(id) is not completion:
+            return  # it was forgotten to make room
         wait_s = self.keep if broadcast.over else self.abandon
         if broadcast.consumers or wait_s is None:
-            if run.timer is not None:
-                run.timer.cancel()
-                run.timer = None
-        elif run.timer is None or broadcast.over:
-            if run.timer is not None:
-                run.timer.cancel()
-            run.timer = run.loop.call_later(wait_s, self._late, id, run)
+            if completion.timer is not None:
+                completion.timer.cancel()
+                completion.timer = None
+        elif completion.timer is None or broadcast.over:
+            if completion.timer is not None:
+                completion.timer.cancel()
+            completion.timer = completion.loop.call_later(wait_s, self._expire, id, completion)
 
-    def _late(self, id: str, run: _Run) -> None:
-        run.timer = None
-        if run.broadcast.over:
-            if self._runs.get(id) is run:
+    def _expire(self, id: str, completion: _KeptCompletion) -> None:
+        """Forgets a completion that has ended, stops one that runs; it had no reader for as long as may be."""
+        completion.timer = None
+        if completion.broadcast.over:
+            if self._kept.get(id) is completion:
                 self._forget(id)
         else:
-            run.broadcast.leave(StoppedError(f"the completion was stopped: nobody read it for {self.abandon:g} s"))
+            error = StoppedError(f"the completion was stopped: nobody read it for {self.abandon:g} s")
+            completion.broadcast.leave(error)
 
-    def _made_room(self, streams: int = 0) -> bool:
-        """Forgets what is through and not being read, the oldest first, for room; returns whether there is any."""
-        for key, run in tuple(self._runs.items()):
-            if len(self._runs) + streams <= self.max_streams and self._size <= self.max_size:
+    def _make_room(self, streams: int = 0) -> bool:
+        """Forgets completions that have ended and have no reader, the oldest first, until there is room.
+
+        Args:
+            streams: For how many more completions there must be room, besides the size.
+
+        Returns:
+            Whether there is room now.
+        """
+        for key, completion in tuple(self._kept.items()):
+            if len(self._kept) + streams <= self.max_streams and self._size <= self.max_size:
                 break
-            if run.broadcast.over and not run.broadcast.consumers:
+            if completion.broadcast.over and not completion.broadcast.consumers:
                 self._forget(key)
-        return len(self._runs) + streams <= self.max_streams and self._size <= self.max_size
+        return len(self._kept) + streams <= self.max_streams and self._size <= self.max_size
 
     def _forget(self, id: str) -> None:
-        run = self._runs.pop(id)
-        self._size -= run.size
-        if run.timer is not None:
-            run.timer.cancel()
-            run.timer = None
-        run.broadcast.on_change = None
+        completion = self._kept.pop(id)
+        self._size -= completion.size
+        if completion.timer is not None:
+            completion.timer.cancel()
+            completion.timer = None
+        completion.broadcast.on_change = None
 
 
 class HubReader(Loopable):
-    """Somebody who reads a completion of a hub. Made by `Hub.join` and `Hub.open`; for the relay's doors."""
+    """A reader of one completion of a hub. Made by `Hub.join` and `Hub.open`; for the relay's doors, or for a loop.
 
-    __slots__ = ("__weakref__", "_after", "_hub", "_id", "_named", "_place", "_stream")
+    Args:
+        start: Starts a completion, and returns its id.
+        kept: The completions of the hub.
+        id: The completion's id; None takes it from the client's last event, or from `start`.
+        stream: The stream to start if there is no completion yet; None never starts one.
+    """
 
-    def __init__(self, hub: Hub, id: str | None, stream: Chunks | None = None) -> None:
+    __slots__ = ("__weakref__", "_after", "_id", "_id_given", "_kept", "_start", "_stream", "_subscription")
+
+    def __init__(
+        self,
+        start: Callable[[Chunks, str | None], str],
+        kept: Mapping[str, _KeptCompletion],
+        id: str | None,
+        stream: Chunks | None = None,
+    ) -> None:
         super().__init__()
-        self._hub = hub
+        self._start = start
+        self._kept = kept
         self._id = id
-        self._named = id is not None
+        self._id_given = id is not None
         self._stream = stream
-        self._after: int | None = 0  # None for an event that is none of this completion's
-        self._place: Subscription | None = None
+        self._after: int | None = 0  # None if the client's last event is not of this completion
+        self._subscription: Subscription | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._id!r} at {self.position}>"
 
     @property
     def id(self) -> str:
-        """What the completion is known by; empty before it is opened, if the hub makes it."""
+        """The completion's id; empty before it is opened, if the hub makes it."""
         return self._id or ""
 
     @property
     def id_prefix(self) -> str:
-        """What stands before the position in the ids of events, so that one names the completion too."""
+        """What stands before the position in the ids of events, so that an id names the completion too."""
         return f"{self.id}:"
 
     @property
     def position(self) -> int:
-        """The position of the last chunk that was read."""
-        return (self._after or 0) if self._place is None else self._place.position
+        """The position of the last chunk that was read; before the first read, of the client's last event."""
+        return (self._after or 0) if self._subscription is None else self._subscription.position
 
     def resume(self, last_event_id: str) -> None:
-        """Says which event the client has had last. Nobody gets another completion by it than he may read."""
+        """Makes it start after this event. A client can't reach another completion with a forged id."""
         key, colon, position = last_event_id.rpartition(":")
         known = bool(colon and key) and position.isascii() and position.isdecimal() and len(position) < 10
         self._stream = None
-        if self._named:
+        if self._id_given:
             known = known and key == self._id
         else:
-            run = self._hub._runs.get(key)
-            known = known and run is not None and not run.named
-            self._id = key if known else None  # what a client says is not repeated
+            completion = self._kept.get(key)
+            known = known and completion is not None and not completion.id_given
+            self._id = key if known else None  # nothing that a client sends is sent back
         self._after = int(position) if known else None
 
     async def open(self) -> None:
-        """Finds the completion, or starts it; waits until the service has begun its response."""
-        if self._place is not None:
+        """Finds the completion, or starts it; returns once the service has begun its response."""
+        if self._subscription is not None:
             return
         if self._after is None:
             raise NotKeptError(
                 "the client has had an event that is none of this completion's, or of one not kept any more"
             )
-        if self._stream is not None and self._id not in self._hub:
-            self._id = self._hub.start(self._stream, self._id)
-        broadcast = self._hub._run(self.id).broadcast
+        if self._stream is not None and self._id not in self._kept:
+            self._id = self._start(self._stream, self._id)
+        broadcast = _broadcast(self._kept, self.id)
         if self._after == broadcast.position + 1 and broadcast.over:
             raise AllReadError("the client has had all of the completion")
         if self._after > broadcast.position:
@@ -340,26 +375,26 @@ class HubReader(Loopable):
                 f"the completion has {broadcast.position} chunks, and the client says it has had {self._after}"
             )
         self._stream = None
-        self._place = broadcast.subscribe(self._after)
-        await self._place.open()
+        self._subscription = broadcast.subscribe(self._after)
+        await self._subscription.open()
 
     @property
     def at_end(self) -> bool:
-        """Whether the client has had all there ever will be: it need not come back."""
-        return self._place is not None and self._place.at_end
+        """Whether the last chunk has been read and no other will come: the client need not come back."""
+        return self._subscription is not None and self._subscription.at_end
 
     async def read(self, most: int = MAX_BATCH) -> list[ChatCompletionChunk]:
-        """Returns the chunks that wait, at most so many and at least one; waits for it. An empty list is the end."""
+        """Returns the chunks that wait, from 1 to `most`, as soon as there is one; an empty list is the end."""
         await self.open()
-        assert self._place is not None  # noqa: S101 - just opened
-        return await self._place.read(most)
+        assert self._subscription is not None  # noqa: S101 - just opened
+        return await self._subscription.read(most)
 
     def leave(self) -> None:
-        """Leaves; the completion goes on for others, and for when this one comes back."""
+        """Stops reading. The completion goes on, for other readers and for a client that comes back."""
         self._stream = None
-        if self._place is not None:
-            self._place.leave()
+        if self._subscription is not None:
+            self._subscription.leave()
 
     def so_far(self) -> ChatCompletion:
-        """Returns what has come so far."""
-        return ChatCompletion() if self._place is None else self._place.so_far()
+        """Returns what has come from the model so far, also what this reader has not read."""
+        return ChatCompletion() if self._subscription is None else self._subscription.so_far()

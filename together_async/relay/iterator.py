@@ -6,16 +6,8 @@ from collections.abc import AsyncIterator
 
 from together_async.relay.browser_errors import CANNOT_RESUME, AllReadError
 from together_async.relay.events import Format
-from together_async.relay.session import (
-    DEFAULT_HEARTBEAT,
-    Feed,
-    OnEnd,
-    Relayed,
-    RelaySession,
-    check_times,
-    feed_of,
-    finish_unsent,
-)
+from together_async.relay.feed import Feed, Relayed, feed_of
+from together_async.relay.session import DEFAULT_HEARTBEAT, OnEnd, RelaySession, check_times, finish_unsent
 from together_async.relay.shutdown import DEFAULT_GRACE
 
 
@@ -64,18 +56,18 @@ def sse(
 
 
 async def _events(feed: Feed, *, heartbeat: float | None, grace: float, on_end: OnEnd | None) -> AsyncIterator[bytes]:
-    relaying = RelaySession(feed, heartbeat=heartbeat, grace=grace)
+    session = RelaySession(feed, heartbeat=heartbeat, grace=grace)
     left = True
     try:
-        data = await relaying.next()
+        data = await session.next()
         while data:
             yield data
-            data = await relaying.next()
+            data = await session.next()
         left = False
     finally:
-        relaying.leave()
-        await relaying.end(on_end, left=left)
-    relaying.raise_what_is_not_ours()
+        session.close()
+        await session.end(on_end, left=left)
+    session.raise_foreign_error()
 
 
 async def _nothing(feed: Feed, on_end: OnEnd | None) -> AsyncIterator[bytes]:

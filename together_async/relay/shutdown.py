@@ -1,8 +1,8 @@
-"""When the server is told to stop, streams end politely.
+"""When the server is told to stop, relayed answers end politely.
 
-Servers wait for their responses, some for ever, and a stream of tokens may take minutes; others cut it. So while
-anything is relayed, SIGINT and SIGTERM are heard here too, before whoever heard them so far, who is then called as
-always. No handler of ours stays when nothing is relayed.
+Servers wait for their responses, some for ever, and a stream of tokens may take minutes; other servers cut it. So while
+anything is relayed, this package handles SIGINT and SIGTERM too, and then calls the handler that was there before. When
+nothing is relayed, no handler of this package is installed.
 """
 
 from __future__ import annotations
@@ -16,69 +16,73 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 DEFAULT_GRACE: Final = 2.0
-"""Seconds an answer may go on when the server is told to stop. Servers that cut do it after three or more."""
+"""Seconds an answer may go on after the server was told to stop. Servers that cut do so after three or more."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stoppable(Protocol):
-    """What is told."""
+    """An answer that is relayed."""
 
-    _loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop
+    """The event loop in which `shut_down` is called."""
 
     def shut_down(self) -> None:
-        """The server is told to stop."""
+        """Notes that the server was told to stop."""
         ...
 
 
 _live: Final[set[Stoppable]] = set()
 
 
-def enter(one: Stoppable) -> None:
-    """Says that something is relayed."""
-    _live.add(one)
+def register(answer: Stoppable) -> None:
+    """Notes that an answer is relayed from now on."""
+    _live.add(answer)
     if threading.current_thread() is threading.main_thread():
-        _listen()
+        _install_handlers()
 
 
-def leave(one: Stoppable) -> None:
-    """Says that it is not any more. Twice is fine."""
-    _live.discard(one)
+def unregister(answer: Stoppable) -> None:
+    """Notes that an answer is no longer relayed. Twice is fine."""
+    _live.discard(answer)
     if not _live and threading.current_thread() is threading.main_thread():
-        _stop_listening()
+        _remove_handlers()
 
 
-def tell_all() -> None:
-    """Tells everything that is relayed, as a signal does: for servers that are stopped in another way."""
-    for one in tuple(_live):
+def shut_down() -> None:
+    """Ends all relayed answers as a signal does, each after its `grace`: for servers that are stopped in another way.
+
+    It may be called from any thread, and returns at once.
+    """
+    for answer in tuple(_live):
         with contextlib.suppress(RuntimeError):  # its loop is closed
-            one._loop.call_soon_threadsafe(one.shut_down)
+            answer.loop.call_soon_threadsafe(answer.shut_down)
 
 
 class _SignalHandler:
-    """A signal handler that stands before another one.
+    """A signal handler that calls `shut_down`, and then the handler that was there before it.
 
-    Whoever takes its place may give it back at any time, even when nothing is relayed any more, as a second server in
-    the process does when it stops. So each knows for itself whom to call.
+    Someone may replace it and put it back at any time, even when nothing is relayed any more, as a second server in the
+    process does when it stops. So each one keeps the handler that it calls.
     """
 
     def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
         self.before = before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        tell_all()
+        shut_down()
         self.before(number, frame)
 
 
-def _listen() -> None:
+def _install_handlers() -> None:
     for number in _SIGNALS:
         before = signal.getsignal(number)
-        # Where a signal ends the process, or nobody of Python's hears it, there is no server to be polite for.
+        # Where a signal ends the process, or no Python handler gets it, there is no server to be polite for.
         if callable(before) and before is not signal.default_int_handler and not isinstance(before, _SignalHandler):
             signal.signal(number, _SignalHandler(before))
 
 
-def _stop_listening() -> None:
+def _remove_handlers() -> None:
     for number in _SIGNALS:
-        ear = signal.getsignal(number)
-        if isinstance(ear, _SignalHandler):  # else somebody has taken our place
-            signal.signal(number, ear.before)
+        handler = signal.getsignal(number)
+        if isinstance(handler, _SignalHandler):  # else someone has replaced it
+            signal.signal(number, handler.before)
