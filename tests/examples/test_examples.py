@@ -100,7 +100,7 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-web.run_app = lambda app, **given: print(sorted(given.items()), *sorted(one.method for one in app.router.routes()))
+web.run_app = lambda app, **given: print(sorted(given.items()), *sorted(route.method for route in app.router.routes()))
 runpy.run_module("together_async.examples.aiohttp_app", run_name="__main__")
 """
     command = [sys.executable, "-W", "error", "-c", code]

@@ -1,4 +1,4 @@
-"""Who hears a signal while something is relayed: we, and whoever heard it before; nobody else, and nobody twice.
+"""Who hears a signal while something is relayed: we, and whoever received it before; nobody else, and nobody twice.
 
 A server takes signals by `signal.signal` when it starts and gives back what it found when it stops; a process may have
 several, which start and stop in any order.
@@ -28,34 +28,34 @@ class Answer:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.told = asyncio.Event()
+        self.stopped = asyncio.Event()
 
     def shut_down(self) -> None:
-        self.told.set()
+        self.stopped.set()
 
-    async def wait_told(self) -> None:
-        await asyncio.wait_for(self.told.wait(), SOON)
+    async def wait_stopped(self) -> None:
+        await asyncio.wait_for(self.stopped.wait(), SOON)
 
 
 @contextlib.contextmanager
 def relaying() -> Iterator[Answer]:
-    one = Answer()
-    shutdown.register(one)
+    answer = Answer()
+    shutdown.register(answer)
     try:
-        yield one
+        yield answer
     finally:
-        shutdown.unregister(one)
+        shutdown.unregister(answer)
 
 
 class Server:
     """A server as signals know it. `stop` gives back what was there when it started."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.received = 0
         self._found: Any = None
 
     def handle(self, *_: object) -> None:
-        self.heard += 1
+        self.received += 1
 
     def start(self) -> None:
         self._found = signal.signal(TERM, self.handle)
@@ -73,9 +73,9 @@ class Server:
 def server() -> Iterator[Server]:
     """The one of the app. The handler of before is back when the test is over, whatever became of it."""
     before = signal.getsignal(TERM)
-    one = Server()
-    one.start()
-    yield one
+    server = Server()
+    server.start()
+    yield server
     signal.signal(TERM, before)
     assert not shutdown._live
 
@@ -88,12 +88,12 @@ def second(server: Server) -> Server:
 
 async def test_all_that_is_relayed_and_the_server_hear_a_signal(server: Server) -> None:
     """Each once; and no handler of ours stays."""
-    with relaying() as one, relaying() as two:
+    with relaying() as answer, relaying() as other:
         assert not server.listens
         signal.raise_signal(TERM)
-        await one.wait_told()
-        await two.wait_told()
-    assert server.heard == 1
+        await answer.wait_stopped()
+        await other.wait_stopped()
+    assert server.received == 1
     assert server.listens
 
 
@@ -103,7 +103,7 @@ async def test_our_handler_given_back_when_nothing_is_relayed_passes_signals_on(
         second.start()
     second.stop()
     signal.raise_signal(TERM)
-    assert (server.heard, second.heard) == (1, 0)
+    assert (server.received, second.received) == (1, 0)
 
 
 async def test_our_handler_given_back_is_the_next_answers(server: Server, second: Server) -> None:
@@ -113,8 +113,8 @@ async def test_our_handler_given_back_is_the_next_answers(server: Server, second
     second.stop()
     with relaying() as later:
         signal.raise_signal(TERM)
-        await later.wait_told()
-        assert server.heard == 1
+        await later.wait_stopped()
+        assert server.received == 1
     assert server.listens
 
 
@@ -122,44 +122,44 @@ async def test_a_second_server_that_comes_and_goes_between_answers(server: Serve
     """It hears what is sent while it is there, together with what is relayed; when it has gone, the first one does."""
     with relaying():
         second.start()
-    with relaying() as one:
+    with relaying() as answer:
         signal.raise_signal(TERM)
-        await one.wait_told()
-        assert (server.heard, second.heard) == (0, 1)
+        await answer.wait_stopped()
+        assert (server.received, second.received) == (0, 1)
         second.stop()
-        one.told.clear()
+        answer.stopped.clear()
         signal.raise_signal(TERM)
-        await one.wait_told()
-        assert (server.heard, second.heard) == (1, 1)
+        await answer.wait_stopped()
+        assert (server.received, second.received) == (1, 1)
     signal.raise_signal(TERM)
-    assert (server.heard, second.heard) == (2, 1)
+    assert (server.received, second.received) == (2, 1)
 
 
 async def test_a_second_server_within_an_answer(server: Server, second: Server) -> None:
     """It takes signals for itself while it is there; what is relayed hears them again when it has gone."""
-    with relaying() as one:
+    with relaying() as answer:
         second.start()
         signal.raise_signal(TERM)
         await asyncio.sleep(0)
-        assert not one.told.is_set()
-        assert (server.heard, second.heard) == (0, 1)
+        assert not answer.stopped.is_set()
+        assert (server.received, second.received) == (0, 1)
         second.stop()
         signal.raise_signal(TERM)
-        await one.wait_told()
-    assert server.heard == 1
+        await answer.wait_stopped()
+    assert server.received == 1
     assert server.listens
 
 
 @pytest.mark.parametrize("first", ["the thread's", "the main thread's"])
 async def test_answers_of_several_threads(server: Server, first: str) -> None:
     """A handler is the main thread's affair: its answers hear of signals whoever was first, and so do the others'."""
-    entered, told = threading.Event(), threading.Event()
+    entered, stopped = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
         with relaying() as other:
             entered.set()
-            await other.wait_told()
-        told.set()
+            await other.wait_stopped()
+        stopped.set()
 
     thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
 
@@ -169,26 +169,26 @@ async def test_answers_of_several_threads(server: Server, first: str) -> None:
 
     if first == "the thread's":
         begin()
-    with relaying() as one:
+    with relaying() as answer:
         if first != "the thread's":
             begin()
         signal.raise_signal(TERM)
-        await one.wait_told()
-        assert await asyncio.to_thread(told.wait, SOON)
+        await answer.wait_stopped()
+        assert await asyncio.to_thread(stopped.wait, SOON)
     thread.join(SOON)
-    assert server.heard == 1
+    assert server.received == 1
     assert server.listens
 
 
 async def test_what_has_no_loop_any_more_is_in_nobodys_way(server: Server) -> None:
     """An answer whose loop was closed before it could leave."""
     loop = asyncio.new_event_loop()
-    with relaying() as one, relaying() as lost:
+    with relaying() as answer, relaying() as lost:
         lost.loop = loop
         loop.close()
         shut_down()
-        await one.wait_told()
-    assert not lost.told.is_set()
+        await answer.wait_stopped()
+    assert not lost.stopped.is_set()
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])

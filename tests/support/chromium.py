@@ -23,7 +23,7 @@ from typing import Any, Self
 import aiohttp
 
 EXECUTABLE = shutil.which("chromium")
-PATIENCE_S = 10.0
+DEADLINE_S = 10.0
 """Real seconds after which something that does not happen counts as missing."""
 _SWITCHES = (
     "--headless=new",
@@ -62,14 +62,14 @@ class Process:
 
     def _announced(self, file: Path) -> str:
         """The address which it writes into a file when it is ready: the port, and a path."""
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + DEADLINE_S
         while time.monotonic() < until:
             with contextlib.suppress(FileNotFoundError, ValueError):
                 port, path = file.read_text().split("\n")
                 return f"ws://127.0.0.1:{port}{path}"
             assert self._process.poll() is None, f"chromium ended with {self._process.returncode}"
             time.sleep(0.01)
-        raise AssertionError(f"chromium did not start within {PATIENCE_S:g} s")
+        raise AssertionError(f"chromium did not start within {DEADLINE_S:g} s")
 
     def close(self) -> None:
         """Ends it, with all processes of its own."""
@@ -125,10 +125,10 @@ class Browser:
         message = {"id": number, "method": method, "params": parameters}
         await self._socket.send_json(message if session is None else {**message, "sessionId": session})
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(DEADLINE_S):
                 return await answer
         except TimeoutError:
-            raise BrowserError(f"{method} took longer than {PATIENCE_S:g} s") from None
+            raise BrowserError(f"{method} took longer than {DEADLINE_S:g} s") from None
         finally:
             del self._answers[number]
 
@@ -156,7 +156,7 @@ class Browser:
             case "Runtime.exceptionThrown":
                 self.complaints.append(_told(given["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if given["type"] == "error":
-                self.complaints.append(" ".join(str(one.get("value", one)) for one in given["args"]))
+                self.complaints.append(" ".join(str(argument.get("value", argument)) for argument in given["args"]))
 
     async def tab(self, url: str, *, width: int = 1000, height: int = 800, dark: bool = False) -> Tab:
         """Opens a tab and loads a page in it."""
@@ -181,7 +181,7 @@ class Browser:
 
     async def destroyed(self, target: str) -> None:
         """Waits until a tab is gone."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(DEADLINE_S):
             await self._destroyed.setdefault(target, asyncio.Event()).wait()
 
 
@@ -213,7 +213,7 @@ class Tab:
         await self._loaded(loaded)
 
     async def _loaded(self, loaded: asyncio.Future[None]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(DEADLINE_S):
             await loaded
 
     async def run(self, expression: str) -> Any:
@@ -225,7 +225,7 @@ class Tab:
 
     async def until(self, condition: str) -> None:
         """Waits until an expression of JavaScript holds; it is looked at whenever something on the page changes."""
-        patience_ms = PATIENCE_S * 900
+        deadline_ms = DEADLINE_S * 900
         await self.run(f"""
             new Promise((resolve, reject) => {{
                 const look = () => {{
@@ -239,7 +239,7 @@ class Tab:
                     reject(new Error({json.dumps(condition)} + " did not become true; the page says: "
                         + document.body.dataset.state + ": " + document.body.innerText));
                 }};
-                const timer = setTimeout(late, {patience_ms});
+                const timer = setTimeout(late, {deadline_ms});
                 const observer = new MutationObserver(look);
                 const all = {{ attributes: true, characterData: true, childList: true, subtree: true }};
                 observer.observe(document, all);

@@ -39,7 +39,7 @@ from together_async.testing import ByModel, EmulatorServer, Entry, Model, Reply,
 KEY = "tgp_v1_relay-tests-0123456789"
 SOON = 0.1
 """Seconds within which the upstream is left when the client is."""
-PATIENCE = 10.0
+DEADLINE_S = 10.0
 """Seconds after which something has certainly not happened."""
 
 # ------------------------------------------------------------------------------------------------------------ the app
@@ -68,20 +68,20 @@ class Relay:
         elif door == "hub":
             stream = self.hub.open(stream, query["prompt"])
         options: dict[str, Any] = {name: float(query[name]) for name in ("heartbeat", "grace") if name in query}
-        options["on_end"] = lambda end: self.note(query["prompt"], end)
+        options["on_end"] = lambda end: self.record_end(query["prompt"], end)
         if "format" in query:
             options["format"] = query["format"]
         return stream, options
 
-    def note(self, prompt: str, end: End) -> None:
+    def record_end(self, prompt: str, end: End) -> None:
         """Keeps how a relay ended."""
         error = "" if end.error is None else type(end.error).__name__
         self.ended.append(f"{prompt} {'left' if end.left else 'read'} {error}".rstrip())
 
     async def aclose(self) -> None:
         """Closes what the lifetime of an app closes, for frameworks that have none."""
-        for one in (self.hub, self.narrow, self.client):
-            await one.aclose()
+        for closable in (self.hub, self.narrow, self.client):
+            await closable.aclose()
 
     def facts(self) -> dict[str, Any]:
         """What the app knows about itself: places that are taken, tasks, handlers of signals, how relays ended."""
@@ -174,7 +174,7 @@ def main(port: str, mode: str) -> None:
 TOKEN = "tok "
 COMMENT = b"\r\n:\n\r\n"
 """A heartbeat, in a block of a chunked body."""
-SAID = b'"content":"tok '
+TOKEN_MARK = b'"content":"tok '
 """What a chunk that holds tokens has in it, once."""
 BULK = "x" * 16_000
 
@@ -189,7 +189,7 @@ class Upstream:
     def __init__(self) -> None:
         models = [Model("tokens", tokens_per_second=100), *map(Model, ("head", "first", "silence", "bulk", "say"))]
         faults = {"head": Stall(), "first": Stall(after_token=0), "silence": Stall(after_token=3)}
-        self.emulator = EmulatorServer(_say, models=models, faults=ByModel(faults))
+        self.emulator = EmulatorServer(_reply, models=models, faults=ByModel(faults))
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -216,13 +216,13 @@ class Upstream:
         return None
 
 
-def _say(request: Any) -> Any:
+def _reply(request: Any) -> Any:
     if request.model == "bulk":
         return Reply((BULK,) * 1_000)
     return Reply((TOKEN,) * (10 if request.model == "say" else 1_000))
 
 
-async def until(look: Callable[[], Any], what: str, within: float = PATIENCE) -> Any:
+async def until(look: Callable[[], Any], what: str, within: float = DEADLINE_S) -> Any:
     """Waits until something is there; returns it."""
     end = time.monotonic() + within
     while not (found := look()):
@@ -277,7 +277,7 @@ class Visitor:
 
     async def read(self) -> bytes:
         """Returns the next bytes; empty at the end."""
-        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 65_536), PATIENCE)
+        data = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 65_536), DEADLINE_S)
         self.got += data
         return data
 
@@ -287,7 +287,7 @@ class Visitor:
             assert await self.read(), f"the response ended without {text!r}: {self.got[-500:]!r}"
         return self.got
 
-    async def rest(self) -> bytes:
+    async def read_to_end(self) -> bytes:
         """Reads until the server closes the connection, or cuts it; returns all."""
         with contextlib.suppress(ConnectionError):
             while await self.read():
@@ -313,7 +313,7 @@ async def get(port: int, path: str, *, method: str = "GET", headers: Sequence[st
     """Returns a whole response as it came."""
     with Visitor(port) as visitor:
         await visitor.ask(path, method=method, headers=("connection: close", *headers), **query)
-        return await visitor.rest()
+        return await visitor.read_to_end()
 
 
 async def facts_of(port: int) -> dict[str, Any]:
@@ -333,7 +333,7 @@ async def nothing_left(process: Process) -> AsyncIterator[None]:
     """Fails where a server has, afterwards, a place taken, a task, or a handler of a signal that it had not before."""
     before = after = quiet(await facts_of(process.port))
     yield
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
         after = quiet(await facts_of(process.port))
         if after == before:
@@ -351,7 +351,7 @@ async def leaving(port: int, upstream: Upstream, stage: str, how: str, door: str
 
     Of three tries the best, because a busy machine may hold up each: what is late by design is late three times.
     """
-    best = PATIENCE
+    best = DEADLINE_S
     for _ in range(3):
         best = min(best, await _leaving(port, upstream, stage, how, door))
         if best < SOON:
@@ -375,7 +375,7 @@ async def _leaving(port: int, upstream: Upstream, stage: str, how: str, door: st
         elif stage in ("silence", "tokens"):
             await until(lambda: entry.tokens_written >= 3, "three tokens")
         at = visitor.leave(how)
-        return await entry.wait_left(PATIENCE / 2) - at
+        return await entry.wait_left(DEADLINE_S / 2) - at
 
 
 # ------------------------------------------------------------------------------------------------------------- servers
@@ -391,7 +391,7 @@ class Process:
 
     async def ready(self) -> None:
         """Waits until it answers."""
-        end = time.monotonic() + 3 * PATIENCE
+        end = time.monotonic() + 3 * DEADLINE_S
         while True:
             with contextlib.suppress(ConnectionError, ValueError):
                 await facts_of(self.port)
@@ -408,7 +408,7 @@ class Process:
         else:
             self.popen.send_signal(getattr(signal, name))
 
-    async def exited(self, within: float = PATIENCE) -> int:
+    async def exited(self, within: float = DEADLINE_S) -> int:
         """Waits for its end; returns its exit status."""
         await until(lambda: self.popen.poll() is not None, f"the server's exit; {self.log.read_text()}", within)
         return self.popen.wait()
@@ -439,9 +439,9 @@ SERVERS: Mapping[str, Sequence[str]] = {
 
 def free_port() -> int:
     """Returns a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
         return port
 
 

@@ -1,11 +1,11 @@
-"""Streams into web backends: three lines, for every framework.
+"""Streams in web backends: three lines, for every framework.
 
     return EventSourceResponse(client.stream(question, model=MODEL))        # Starlette, FastAPI, Litestar
     return await aiohttp_response(request, client.stream(...))              # aiohttp.web
-    return Response(sse(client.stream(...)), headers=HEADERS)               # Quart, and whatever sends an iterator
+    return Response(sse(client.stream(...)), headers=HEADERS)               # Quart, and others that send an iterator
 
-When the browser leaves, the model stops. What is slow, what comes late and what comes back is seen to by `Buffer`,
-`Broadcast` and `Hub`.
+When the browser leaves, the model stops. For slow readers there is `Buffer`, for several or late ones `Broadcast`, for
+those that come back `Hub`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The class that fits: FastAPI wants a subclass of Starlette's response, in annotations too.
+    # FastAPI wants a subclass of Starlette's response, in annotations too, so the class depends on what is loaded.
     if name == "EventSourceResponse":
         return asgi.response_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,20 +32,33 @@ async def aiohttp_response(
     on_end: OnEnd | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> web.StreamResponse:
-    """Sends a stream as server-sent events, and returns the response when all is sent.
+    """Sends a stream as server-sent events, and returns the response once all is sent.
 
     ```python
     async def chat(request: web.Request) -> web.StreamResponse:
         return await aiohttp_response(request, client.stream(await request.text(), model=MODEL))
     ```
 
-    The client's leaving closes the stream, also while nothing is being sent, and whether or not the server cancels its
-    handlers.
-    Statuses, events and arguments are those of `EventSourceResponse`.
+    When the client leaves, the stream is closed at once, also while nothing is being sent, and whether or not the
+    server cancels its handlers. Statuses, events and arguments are those of `EventSourceResponse`.
+
+    Args:
+        request: The request that a handler got.
+        stream: The result of `client.stream(...)`, or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
+        format: "chunks", "text", or a function of a chunk.
+        ids: Whether events have ids.
+        heartbeat: Seconds of silence after which a comment is sent, above 0; None sends no comments.
+        grace: Seconds it may go on after the server was told to stop, from 0.
+        on_end: Called with an `End` in every case, once the stream is closed; it may be async.
+        headers: Added headers, or replacements of the usual ones.
+
+    Returns:
+        The response for the handler to return.
 
     Raises:
-        TypeError, ValueError: No stream; no such format.
-        Exception: What a function of yours raises, once the client has been told that something went wrong.
+        TypeError: `stream` is not a stream, or `format` is an async function.
+        ValueError: There is no such format, or `heartbeat` or `grace` is out of range.
+        Exception: An exception of your own function, once the client has got its `error` event.
     """
     from aiohttp import web  # noqa: PLC0415 - the server's half of aiohttp, which only this needs
 
@@ -62,7 +75,7 @@ async def aiohttp_response(
         grace=grace,
         on_end=on_end,
     )
-    return responder.refusal or response
+    return response if responder.refusal is None else responder.refusal
 
 
 class _AiohttpResponder:
@@ -78,7 +91,7 @@ class _AiohttpResponder:
         self.finish = response.write_eof
         self._request = request
         self._response = response
-        self._own = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
+        self._own_headers = {name: value for name, value in response.headers.items() if name.lower() not in HEADERS}
 
     async def answer_head(self) -> None:
         """Leaves it to aiohttp, which sends the head of what the handler returns."""
@@ -89,12 +102,12 @@ class _AiohttpResponder:
 
         status = status_of(error)
         if status == 204:
-            self.refusal = web.Response(status=204, headers=self._own)
+            self.refusal = web.Response(status=204, headers=self._own_headers)
         else:
             self.refusal = web.json_response(
                 {"error": error_for_browser(error)},
                 status=status,
-                headers={**self._own, "cache-control": "no-store", **headers_of(error)},
+                headers={**self._own_headers, "cache-control": "no-store", **headers_of(error)},
             )
 
     async def start(self) -> None:
@@ -122,7 +135,7 @@ class _AiohttpResponder:
     async def answer_gone_client(self) -> None:
         """Sends nothing: aiohttp lets a handler return what can't be sent any more."""
 
-    async def send_shutdown_event(self, session: RelaySession) -> bool:  # noqa: ARG002 - the protocol's
+    async def send_shutdown_event(self, session: RelaySession) -> bool:  # noqa: ARG002 - by the protocol's signature
         """Sends nothing, and returns whether the client is still there."""
         return not _is_gone(self._request)
 
@@ -132,10 +145,10 @@ def _is_gone(request: web.Request) -> bool:
 
 
 class _ConnectionWatch:
-    """Looks at the connections of all relays of an event loop.
+    """Polls the connections of all relays in an event loop.
 
-    aiohttp.web has no word for "tell me when the client leaves" (3.14), but for the cancellation of all handlers, which
-    is the server's choice. A look costs 0.1 us for each.
+    aiohttp.web (3.14) does not tell a handler that the client has left, except by cancelling it, which is an option of
+    the server. A poll costs 0.1 us for each connection.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""`EventSourceResponse`: a stream as a plain ASGI response, for Starlette, FastAPI, Litestar and whoever speaks ASGI.
+"""`EventSourceResponse`: a stream as a plain ASGI response, for Starlette, FastAPI, Litestar and every ASGI framework.
 
-It imports none of them. Where Starlette is loaded, it is one of Starlette's responses, because FastAPI takes no other.
+It imports no framework. Where Starlette is loaded, it is one of Starlette's responses, because FastAPI takes no other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class EventSourceResponse(Response):
-    """A response that sends a stream as server-sent events. It is made with a stream that is not yet open.
+    """An ASGI response that sends a stream as server-sent events. The stream is not yet open when it is made.
 
     ```python
     @app.post("/chat")
@@ -45,35 +45,34 @@ class EventSourceResponse(Response):
         return EventSourceResponse(client.stream(question.text, model=MODEL))
     ```
 
-    The client's leaving closes the stream at once, also while nothing is being sent. What goes wrong before the first
-    event is a status with a JSON body; afterwards it is a last event of type `error`. A request that says by
-    `Last-Event-ID` that it comes back is answered with 204, which ends its attempts, unless the stream can be resumed
-    (see `Hub`): it would be asked, and paid, again.
+    When the client leaves, the stream is closed at once, also while nothing is being sent. An error before the first
+    event becomes a status with a JSON body; after it, a last event of type `error`. A client that comes back (its
+    request has a `Last-Event-ID`) gets a 204, which ends its attempts, unless the stream can be resumed (see `Hub`): it
+    would be asked for, and paid for, again.
 
     Args:
-        stream: What `client.stream(...)` returns; or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
+        stream: The result of `client.stream(...)`, or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
         format: "chunks" as the API sends them; "text", the texts of choice 0; or a function of a chunk, which returns a
-            str, bytes, something that becomes JSON, a `ServerSentEvent`, or None for no event.
+            str, bytes, a value that becomes JSON, a `ServerSentEvent`, or None for no event.
         ids: Whether events have ids: the position of their chunk, from 1.
-        heartbeat: Seconds of silence after which a comment is sent; None sends none (the head comes
-            with the first event then).
-        grace: Seconds it may go on when the server is told to stop.
-        on_end: Called with an `End` at the end, whatever it is; it may be async.
-        status_code: That of an answer that has begun.
-        headers: More headers, or others in place of the usual ones; those are the stream's alone, the others also of
-            the status that tells of an error.
-        background: Starlette's background tasks: awaited when all is over.
+        heartbeat: Seconds of silence after which a comment is sent, above 0. None sends no comments; the head is then
+            sent with the first event.
+        grace: Seconds it may go on after the server was told to stop, from 0.
+        on_end: Called with an `End` in every case, once the stream is closed; it may be async.
+        status_code: The status of an answer that has begun.
+        headers: Added headers, or replacements of the usual ones. Added ones also go with the status of an error.
+        background: Starlette's background task: awaited after `on_end`.
 
     Raises:
-        TypeError, ValueError: No stream; no such format.
-        Exception (when it is called): What a function of yours raises, once the client has been told that something
-            went wrong.
+        TypeError: `stream` is not a stream, or `format` is an async function.
+        ValueError: There is no such format, or `heartbeat` or `grace` is out of range.
+        Exception (when it is called): An exception of your own function, once the client has got its `error` event.
     """
 
-    media_type = "text/event-stream"  # FastAPI's documentation of an app asks the class
+    media_type = "text/event-stream"  # read from the class by FastAPI, for an app's documentation
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__'s
-        """Makes the one that fits where Starlette was loaded later than this module."""
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - for __init__
+        """Makes one of Starlette's responses, even where Starlette was loaded later than this module."""
         return object.__new__(response_class() if cls is EventSourceResponse else cls)  # type: ignore[return-value]  # a subclass
 
     def __init__(
@@ -98,15 +97,15 @@ class EventSourceResponse(Response):
         self.status_code = status_code
         self.body = b""
         self.background: Any = background
-        given = {**HEADERS, **{name.lower(): value for name, value in (headers or {}).items()}}
-        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given.items()]
+        merged = {**HEADERS, **{name.lower(): value for name, value in (headers or {}).items()}}
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in merged.items()]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._feed!r}>"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> dict[str, str]:
-        """Any value: so that FastAPI takes it as a return annotation too where Starlette was loaded later."""
+        """Accepts any value, so that FastAPI takes the annotation where Starlette was loaded later."""
         return {"type": "any"}
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -211,12 +210,12 @@ class Refusal(Response):
     """A status and a JSON body in the shape of the API's errors, as a plain ASGI response.
 
     Args:
-        error: What went wrong (see `problems`: what a browser is told, and what it is not).
+        error: The error that the client gets as much of as it may (see `error_for_browser`).
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - __init__'s
-        """Makes the one that fits (see `response_class`)."""
-        return object.__new__(_fitting(Refusal) if cls is Refusal else cls)  # type: ignore[return-value]  # a subclass
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - for __init__
+        """Makes one of Starlette's responses where Starlette is loaded."""
+        return object.__new__(_for_starlette(Refusal) if cls is Refusal else cls)  # type: ignore[return-value]  # a subclass
 
     def __init__(self, error: BaseException) -> None:
         self.status_code = status_of(error)
@@ -230,18 +229,18 @@ class Refusal(Response):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status_code}>"
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:  # noqa: ARG002 - by ASGI's signature
         """Answers one request."""
         await self.answer(send)
 
     async def answer(self, send: Send) -> None:
-        """Sends it; there is nothing in the request that it depends on."""
+        """Sends it; it depends on nothing in the request."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body})
 
 
 async def refuse(_request: Any, error: Exception) -> Refusal:
-    """Answers a request with what an error of this package means: an exception handler for a whole app.
+    """Answers a request with the status that an error of this package means: an exception handler for a whole app.
 
     ```python
     app = FastAPI(exception_handlers={TogetherError: refuse})  # Starlette too
@@ -252,13 +251,13 @@ async def refuse(_request: Any, error: Exception) -> Refusal:
 
 def response_class() -> type[EventSourceResponse]:
     """Returns the class itself, or, where Starlette is loaded, one that is also a `starlette.responses.Response`."""
-    return _fitting(EventSourceResponse)
+    return _for_starlette(EventSourceResponse)
 
 
-def _fitting(cls: type[T]) -> type[T]:
+def _for_starlette(cls: type[T]) -> type[T]:
     starlette = sys.modules.get("starlette.responses")
-    found: Any = cls
-    fitting: type[T] = found if starlette is None else _with_base(found, starlette.Response)
+    untyped: Any = cls
+    fitting: type[T] = untyped if starlette is None else _with_base(untyped, starlette.Response)
     return fitting
 
 

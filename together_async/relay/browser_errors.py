@@ -1,7 +1,7 @@
-"""What a browser is told when an answer fails: a status, a JSON object in the shape of the API's errors.
+"""What a browser gets when an answer fails: a status, and a JSON object in the shape of the API's errors.
 
-It is told what it can use. What concerns the app and its account alone (its key, its bill, the address of the server
-behind it) stays in the app's log.
+It gets what it can use. What concerns only the app and its account (its key, its bill, the address of the server behind
+it) stays in the app's log.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ from together_async.errors import (
 from together_async.flow.broadcast import SlowConsumerError
 from together_async.wire.error_bodies import error_facts
 
-_MOST: Final = 500
-"""Characters of a message."""
+_MAX_MESSAGE_CHARS: Final = 500
 
 
 class ServerShutdownError(TogetherError):
-    """The app's server is told to stop, and the answer was not finished by then."""
+    """The app's server was told to stop, and the answer was not finished within `grace` seconds."""
 
 
 class NotKeptError(TogetherError, LookupError):
-    """No completion is kept under this id: there never was one, it was stopped, or its time is over."""
+    """No completion is kept under this id: there never was one, or it was forgotten (see `Hub`)."""
 
 
 class IdError(TogetherError, ValueError):
-    """No completion can be kept under an id: there is one already, or no event's id can hold it.
+    """A completion can't be kept under this id: there is one already, or an event's id can't hold it.
 
     Attributes:
-        status_code: 409 or 400, for the page that chose it.
+        status_code: The HTTP status for the page that chose the id: 409 if it is taken, 400 if it can't be held.
     """
 
     def __init__(self, message: str, *, status_code: int) -> None:
@@ -57,31 +56,32 @@ class IdError(TogetherError, ValueError):
 
 
 class TooLargeError(QueueFullError):
-    """A completion is larger than a hub may keep; it was stopped."""
+    """A completion became larger than a hub may keep, and was stopped."""
 
 
 class StoppedError(TogetherError):
-    """The completion was stopped before its end: by a stop button, or because nobody read it any more."""
+    """The completion was stopped before its end: by `Hub.stop`, or because it had no reader for too long."""
 
 
 class AllReadError(TogetherError):
-    """A client came back that has had everything. A relay answers 204, which ends a browser's attempts."""
+    """A client came back that has the whole answer, or can't resume it. A 204 ends a browser's attempts."""
 
 
 CANNOT_RESUME: Final = "the client comes back to what can't be resumed"
-_APP: Final = "the service behind this app refuses its requests; its operator has to see to it"
+_REFUSED: Final = "the service behind this app refuses its requests; its operator has to see to it"
 _LOST: Final = "the service behind this app can't be reached, or the connection to it was lost; try again"
 _LATE: Final = "the service behind this app took too long; try again"
 _WRONG: Final = "the service behind this app gave an answer that is not understood"
-_OURS: Final = {
-    401: _APP,
-    402: _APP,
-    403: _APP,
+_APP_ERRORS: Final = {
+    401: _REFUSED,
+    402: _REFUSED,
+    403: _REFUSED,
     404: "the service behind this app does not have what it asks for; its operator has to see to it",
     429: "too many requests are under way; try again later",
 }
+"""Statuses that concern the app and its account, and the message in place of the service's own."""
 _TABLE: Final[tuple[tuple[type[TogetherError], int | None, str | None], ...]] = (
-    # the first that fits; a status of None is the error's own, a message of None too
+    # class, status, message; the first class that fits. None takes the status or message from the error itself.
     (APIStatusError, None, None),
     (IdError, None, "no new answer can have this id; join the one that has it, or take another id"),
     (TooLargeError, 503, "this answer became larger than this app can keep; it was stopped"),
@@ -106,7 +106,15 @@ _UNKNOWN: Final = "something went wrong in this app"
 
 
 def status_of(error: BaseException) -> int:
-    """Returns the HTTP status for an answer that failed before its first event: the service's own, else 5xx."""
+    """Returns the HTTP status for an answer that failed before its first event.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The service's own status where it sent one, else the one that fits the error's class; 500 for an exception that
+        is not of this package.
+    """
     for cls, status, _ in _TABLE:
         if isinstance(error, cls):
             own = status if status is not None else getattr(error, "status_code", None)
@@ -115,29 +123,37 @@ def status_of(error: BaseException) -> int:
 
 
 def error_for_browser(error: BaseException) -> dict[str, Any]:
-    """Returns what a browser is told: `message`, `type` (the error's class), `code` (the service's, else a status)."""
+    """Returns what a browser may know of an error, in the shape of the API's errors.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        `message` (at most 500 characters, without keys, prompts, accounts or addresses), `type` (the error's class),
+        `param` (None), and `code` (the service's own, else the HTTP status).
+    """
     status = status_of(error)
-    said = next((text for cls, _, text in _TABLE if isinstance(error, cls)), _UNKNOWN)
+    message = next((text for cls, _, text in _TABLE if isinstance(error, cls)), _UNKNOWN)
     code: str | int = status
-    if said is None:
+    if message is None:
         facts = error_facts(getattr(error, "body", None))
         if facts is not None and facts.code is not None:
             code = facts.code
-        said = _said_by_the_service(error, getattr(error, "status_code", None))
-    return {"message": said[:_MOST], "type": type(error).__name__, "param": None, "code": code}
+        message = _service_message(error, getattr(error, "status_code", None))
+    return {"message": message[:_MAX_MESSAGE_CHARS], "type": type(error).__name__, "param": None, "code": code}
 
 
-def _said_by_the_service(error: BaseException, status: int | None) -> str:
-    """Returns its words where they are about the request; in the others are accounts, links and addresses."""
-    if status in _OURS and not isinstance(error, ContextLengthError):
-        return _OURS[status]
+def _service_message(error: BaseException, status: int | None) -> str:
+    """Returns the service's own message if it is about the request: others hold accounts, links and addresses."""
+    if status in _APP_ERRORS and not isinstance(error, ContextLengthError):
+        return _APP_ERRORS[status]
     if status is not None and not 400 <= status <= 499:
         return _FAILED
     return str(error).removeprefix(f"{status}: ")
 
 
 def headers_of(error: BaseException) -> Mapping[str, str]:
-    """Returns the headers of such a response: when to come back, where that is known."""
+    """Returns the headers for an error's response: `retry-after`, in whole seconds, where it is known."""
     wait_s = getattr(error, "retry_after", None)
     if wait_s is None and isinstance(error, (QueueFullError, ServerShutdownError)):
         wait_s = 1.0

@@ -1,7 +1,7 @@
 """Chunks as server-sent events: what goes over the wire to a browser.
 
 Formats: the API's own chunks, so that every client of the API is a client of the relay; plain texts; or what a function
-makes of a chunk. An event's id is the position of its chunk, so that a client that comes back says how far it was.
+makes of each chunk. An event's id is the position of its chunk, so a client that comes back says how far it got.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ Format = Literal["chunks", "text"] | Callable[[ChatCompletionChunk], Any]
 Render = Callable[[ChatCompletionChunk, str | None], bytes]
 
 DONE: Final = b"data: [DONE]\n\n"
-"""The last event of an answer that is complete."""
+"""The last event of a complete answer."""
 RECONNECT: Final = b"retry: 1000\n"
-"""A line of the first event: tells a browser to come back after a second, where it can go on; its own default is three
-or five."""
+"""A line of the first event of an answer that can be resumed: a browser that loses it comes back after one second, not
+after its own three or five."""
 BOM: Final = b"\xef\xbb\xbf"
-"""A byte order mark, which an event stream may begin with (WHATWG HTML, 9.2.6)."""
+"""A byte order mark, with which an event stream may begin (WHATWG HTML, 9.2.6)."""
 HEARTBEAT: Final = b":\n"
-"""A comment: bytes for proxies and browsers that give up on silence, and no event.
+"""A comment: bytes, but no event, for proxies and browsers that give up on silence.
 
-It stands in the block of the next event. An empty line after it would be right too, but the parser of the `openai` SDK
-takes every empty line that comes after an id for an event, and fails on its empty data.
+It stands in the block of the next event. An empty line after it would be valid, but the parser of the `openai` SDK
+takes every empty line after an id for an event, and fails on its empty data.
 """
 HEADERS: Final[Mapping[str, str]] = {
     "content-type": "text/event-stream; charset=utf-8",
-    # `no-transform` keeps compressing proxies away, which collect before they send.
+    # `no-transform` keeps compressing proxies off, which collect data before they send it.
     "cache-control": "no-cache, no-transform",
-    # nginx, and those who speak its words, pass on at once what they would collect.
+    # nginx, and others that know this header, would collect the response; with it they pass it on at once.
     "x-accel-buffering": "no",
 }
-"""Of every response that is a stream."""
+"""The headers of every event stream."""
 
 
 def renderer(format: Format) -> Render:
-    """Returns the function that makes events of a chunk, given its id or None.
+    """Returns the function that renders a chunk, given the event's id or None, as bytes.
 
     Raises:
-        ValueError: No such format.
-        TypeError: An async function, for which nobody would wait.
+        ValueError: There is no such format.
+        TypeError: The format is an async function, which would never be awaited.
     """
     if callable(format):
         if inspect.iscoroutinefunction(format):
@@ -59,24 +59,24 @@ def renderer(format: Format) -> Render:
 
 
 def chunk_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
-    """Returns the event of a chunk as the API sends it, to the last key where its bytes are known."""
+    """Returns the event of a chunk as the API sends it, byte by byte if the chunk still has its bytes."""
     data: bytes = getattr(chunk, "raw_json", None) or encode(chunk.to_dict())
     if b"\n" in data or b"\r" in data:
-        # Between JSON's tokens, where a blank means the same; within a string no line break can stand.
+        # Line breaks can only be between JSON's tokens, where a space means the same; strings have none.
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")
     return _plain_event(data, id)
 
 
 def _plain_event(data: bytes, id: str | None) -> bytes:
-    """What `encode_event` makes of one line, at a third of the price."""
+    """Returns what `encode_event` makes of a single line."""
     return b"data: %b\n\n" % data if id is None else b"id: %b\ndata: %b\n\n" % (id.encode(), data)
 
 
 def text_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
-    """Returns the event of the text of choice 0; nothing where there is none.
+    """Returns the event of the text of choice 0; empty if the chunk has no text.
 
-    Line breaks are lines of the event's data, which every parser joins again with LF. A piece of text that reads
-    `[DONE]` comes as two events, so that it is not taken for the end.
+    Each line of the text is a line of the event's data; every parser joins them again with LF. A text that reads
+    `[DONE]` becomes two events, so that no client takes it for the end.
     """
     text = "".join(text_of(choice) for choice in chunk.choices if not choice.index)
     if not text:
@@ -96,9 +96,10 @@ def _by_function(function: Callable[[ChatCompletionChunk], Any]) -> Render:
 
 
 def value_event(value: Any, id: str | None = None) -> bytes:
-    """Returns the event of what somebody's function returned.
+    """Returns the event of a value that a user's format function returned.
 
-    A str or bytes is the data; a `ServerSentEvent` says its type too; None is no event; all else becomes JSON.
+    A str or bytes is the data; a `ServerSentEvent` has its own type, id and retry; None is no event; all else becomes
+    JSON.
     """
     if value is None:
         return b""
@@ -110,28 +111,28 @@ def value_event(value: Any, id: str | None = None) -> bytes:
     return encode_event(encode(plain(value)), id=id)
 
 
-def error_event(problem: Mapping[str, Any], id: str | None = None) -> bytes:
-    """Returns the last event of an answer that is not complete: of type `error`, in the shape of the API's errors."""
-    return encode_event(encode({"error": problem}), event="error", id=id)
+def error_event(error: Mapping[str, Any], id: str | None = None) -> bytes:
+    """Returns the last event of an incomplete answer: of type `error`, in the shape of the API's errors."""
+    return encode_event(encode({"error": error}), event="error", id=id)
 
 
 def render_all(
     render: Render, chunks: Sequence[ChatCompletionChunk], last: int, prefix: str | None
 ) -> tuple[bytes, Exception | None]:
-    """Returns the events of chunks with consecutive positions, the last of which is given; and what stopped that.
+    """Returns the events of a batch of chunks, and the exception that a user's function raised, or None.
 
-    What comes together does so by chance: the events before one that can't be made are good.
+    The network groups chunks by chance, so the events before the failed one are returned all the same.
 
     Args:
-        render: What makes an event.
-        chunks: The chunks.
-        last: The position of the last of them.
+        render: Renders one chunk (see `renderer`).
+        chunks: The batch, with consecutive positions.
+        last: The position of its last chunk.
         prefix: What stands before the position in an id; None leaves ids out.
     """
     events: list[bytes] = []
     try:
         for position, chunk in enumerate(chunks, last - len(chunks) + 1):
             events.append(render(chunk, None if prefix is None else f"{prefix}{position}"))
-    except Exception as error:  # noqa: BLE001 - somebody's function; it is raised after the events
+    except Exception as error:  # noqa: BLE001 - the user's function; it is raised after the events
         return b"".join(events), error
     return b"".join(events), None

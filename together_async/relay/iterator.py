@@ -1,4 +1,4 @@
-"""`sse`: an async iterator of bytes, for every framework that can send one."""
+"""`sse`: a stream as an async iterator of bytes, for every framework that can send one."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ def sse(
     grace: float = DEFAULT_GRACE,
     on_end: OnEnd | None = None,
 ) -> AsyncIterator[bytes]:
-    """Returns an iterator of a stream's server-sent events, all that is there at once in one piece.
+    """Returns an iterator of a stream's server-sent events, as bytes; events that come together are one piece.
 
     ```python
     return Response(sse(client.stream(messages, model=MODEL)), headers=relay.HEADERS)
     ```
 
-    An error becomes the last event, of type `error`; for a status instead, open the stream first, with `async with` or
-    `await stream.__aenter__()`. The stream is closed when the iterator is: by the end of its loop, its `aclose`, or the
-    cancellation of who reads it, which is how frameworks say that the client has left.
+    An error becomes the last event, of type `error`; to get a status instead, open the stream first, with `async with`
+    or `await stream.__aenter__()`. The stream is closed with the iterator: at the end of its loop, by its `aclose`, or
+    when the task that reads it is cancelled, as frameworks do when the client has left.
 
     Args:
-        stream: What `client.stream(...)` returns, opened or not; or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
+        stream: The result of `client.stream(...)`, opened or not, or of `Hub`, `Broadcast`, `buffered`, `passthrough`.
         format: "chunks" as the API sends them; "text", the texts of choice 0; or a function of a chunk, which returns a
-            str, bytes, something that becomes JSON, a `ServerSentEvent`, or None for no event.
+            str, bytes, a value that becomes JSON, a `ServerSentEvent`, or None for no event.
         ids: Whether events have ids: the position of their chunk, from 1.
-        last_event_id: The `Last-Event-ID` of the request, if it has one. What can be resumed continues there. Of
-            anything else nothing is sent and nothing asked: it would be paid again, and shown twice.
-        heartbeat: Seconds of silence after which a comment is sent; None sends none.
-        grace: Seconds it may go on when the server is told to stop.
-        on_end: Called with an `End` at the end, whatever it is; it may be async.
+        last_event_id: The `Last-Event-ID` of the request; None or empty if it has none. A stream that can be resumed
+            continues after it. Any other is neither asked for nor sent: it would be paid for and shown twice.
+        heartbeat: Seconds of silence after which a comment is sent, above 0; None sends no comments.
+        grace: Seconds it may go on after the server was told to stop, from 0.
+        on_end: Called with an `End` in every case, once the stream is closed; it may be async.
 
     Raises:
-        TypeError, ValueError: No stream; no such format.
-        Exception: What a function of yours raises, once the client has been told that something went wrong.
+        TypeError: `stream` is not a stream, or `format` is an async function.
+        ValueError: There is no such format, or `heartbeat` or `grace` is out of range.
+        Exception (while reading): An exception of your own function, after the `error` event.
     """
     check_times(heartbeat, grace)
     feed = feed_of(stream, format, ids=ids)

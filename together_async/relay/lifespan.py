@@ -1,4 +1,4 @@
-"""A client as long as its app: one line for each framework."""
+"""`lifespan`: closes clients and hubs at the end of an app, in one line for each framework."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 class Closable(Protocol):
-    """A client, a hub, or whatever else has to be closed."""
+    """A client, a hub, or anything else with an `aclose`."""
 
     async def aclose(self) -> None:
         """Closes it."""
@@ -17,7 +17,7 @@ class Closable(Protocol):
 
 
 def lifespan(*closables: Closable) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """Returns what a framework takes as the lifetime of an app: at its end all are closed, the last first.
+    """Returns a lifespan for a framework's app: at its end all closables are closed, the last one first.
 
     ```python
     client = AsyncTogether()
@@ -28,22 +28,22 @@ def lifespan(*closables: Closable) -> Callable[[Any], AbstractAsyncContextManage
     A client makes its connections on first use, in the app's event loop, so nothing has to be done when the app starts.
 
     Args:
-        *closables: Clients, hubs, and all else with an `aclose`.
+        *closables: Clients, hubs, and anything else with an `aclose`.
 
     Raises:
-        TypeError: Something has none.
+        TypeError: An argument has no `aclose`.
     """
-    for one in closables:
-        if isinstance(one, type) or not callable(getattr(one, "aclose", None)):
+    for closable in closables:
+        if isinstance(closable, type) or not callable(getattr(closable, "aclose", None)):
             raise TypeError(
-                f"lifespan: got a {type(one).__name__}, expected clients, hubs, and what else has an aclose"
+                f"lifespan: got a {type(closable).__name__}, expected clients, hubs, and what else has an aclose"
             )
 
     @contextlib.asynccontextmanager
     async def run(_app: Any = None) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for one in closables:
-                stack.push_async_callback(one.aclose)
+            for closable in closables:
+                stack.push_async_callback(closable.aclose)
             yield
 
     return run

@@ -1,4 +1,4 @@
-"""`passthrough`: a stream for a proxy, whose bytes go out as they came in."""
+"""`passthrough`: a stream whose bytes go out as they came in, for proxies."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from together_async.models import ChatCompletion, Usage
 
 
 def passthrough(stream: ChatCompletionStream) -> Passthrough:
-    """Returns a stream as its bytes, unchanged and not decoded, for any of the relay's doors or for a loop of yours.
+    """Returns a stream as bytes, unchanged and not decoded, for any of the relay's doors or a loop of your own.
 
     ```python
     return EventSourceResponse(passthrough(client.stream(messages, model=MODEL)))
     ```
 
-    Whether it is complete, what it cost and what went wrong is known all the same: limits are settled by `usage`, a
-    stream that is cut off ends with an event that says so, retries and timeouts hold as for every stream. (What is kept
-    for that is the end of the stream; a finish reason or an error far from there is passed on and not seen.) Bytes are
-    passed on in whole events; where the service compresses, they are what was compressed.
+    Limits are settled by its `usage`, a stream that is cut off ends with an `error` event, and retries and timeouts
+    hold as for every stream. Only the last bytes are kept for that: a finish reason or an error far from the end is
+    passed on unseen. Bytes are passed on in whole events; if the service compresses them, they are decompressed.
 
     Args:
         stream: What `client.stream(...)` returns, not yet open.
 
     Raises:
-        TypeError: It is something else: only a stream of this package has bytes.
+        TypeError: `stream` is something else: only a stream of this package has bytes.
     """
     if not isinstance(stream, ChatCompletionStream):
         raise TypeError(f"stream: got a {type(stream).__name__}, expected what `client.stream(...)` returns")
@@ -37,7 +36,11 @@ class Passthrough:
     """A stream as bytes. Made by `passthrough`: an async iterator of bytes, whole events at a time.
 
     Raises (while reading):
-        TogetherError: As every stream does; after all whole events that had come, if any of them were passed on before.
+        TogetherError: As every stream does, after all whole events that had come.
+
+    Attributes:
+        resumable: False: its events have the service's ids, if any.
+        error: The error that the service sent inside the stream, if it ended it; the event itself was passed on.
     """
 
     __slots__ = ("_begun", "_raw", "_stream", "error", "resumable")
@@ -57,19 +60,19 @@ class Passthrough:
 
     @property
     def complete(self) -> bool:
-        """Whether all of the answer has been passed on."""
+        """Whether the whole answer has been passed on."""
         return self._stream.complete
 
     @property
     def usage(self) -> Usage | None:
-        """What the service counted, once it has come."""
+        """The service's count of tokens; None before it has come, or if the service sends none."""
         return self._stream.so_far().usage
 
     async def open(self) -> None:
-        """Asks for the first response.
+        """Sends the request, and returns once the service has begun its response.
 
         Raises:
-            RuntimeError: The stream is at its end: somebody has read it.
+            RuntimeError: The stream has been read to its end already.
         """
         if self._stream.complete:
             raise RuntimeError(READ_ALREADY)
@@ -88,25 +91,25 @@ class Passthrough:
         except StreamAPIError as error:
             if not self._begun:
                 raise
-            self.error = error  # the service's own words about it have been passed on
+            self.error = error  # the service's own event has been passed on
             return b""
         self._begun = True
         return data
 
     def leave(self) -> None:
-        """Closes the stream."""
+        """Closes the stream, without waiting. Twice is fine."""
         self._stream.leave()
 
     def resume(self, last_event_id: str) -> None:
-        """There is nothing to resume from: its events have the service's ids, if any."""
+        """Does nothing: it can't be resumed (see `resumable`)."""
 
     async def aclose(self) -> None:
         """Closes the stream."""
         self.leave()
 
     def end_id(self) -> None:
-        """An event that ends it has no id: those before have none of ours."""
+        """Returns None: an error event that ends it has no id, like those before it."""
 
     def so_far(self) -> ChatCompletion:
-        """Returns what is known of the completion: usage and finish reasons, and not its text."""
+        """Returns what is known of the completion: usage and finish reasons, but not its text."""
         return self._stream.so_far()

@@ -16,11 +16,11 @@ import aiohttp
 import pytest
 
 from support.relay_apps import (
+    DEADLINE_S,
     KEY,
-    PATIENCE,
-    SAID,
     SOON,
     TOKEN,
+    TOKEN_MARK,
     Relay,
     Upstream,
     Visitor,
@@ -174,8 +174,8 @@ async def running_app(name: str, relay: Relay) -> AsyncIterator[int]:
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
-    with Upstream() as one:
-        yield one
+    with Upstream() as running:
+        yield running
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +204,7 @@ async def test_a_framework_relays_and_lets_go(upstream: Upstream, name: str, no_
             assert response.status == 200
             assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert response.headers["x-accel-buffering"] == "no"
-            assert body.count(SAID) == 10
+            assert body.count(TOKEN_MARK) == 10
             assert body.endswith(b"data: [DONE]\n\n")
         for stage in ("head", "first", "silence", "tokens"):
             for how in ("close", "reset"):
@@ -214,11 +214,11 @@ async def test_a_framework_relays_and_lets_go(upstream: Upstream, name: str, no_
         async with nothing_lives_on():
             with Visitor(port) as visitor:
                 await visitor.ask("/chat", model="silence", prompt=upstream.prompt(), heartbeat=60)
-                await visitor.until(SAID, 3)  # while the model is silent
+                await visitor.until(TOKEN_MARK, 3)  # while the model is silent
     await relay.aclose()
     ended = relay.facts()["ended"]
     assert len(ended) == 10
-    assert [one.split()[1] for one in ended] == ["read"] + ["left"] * (len(ended) - 1)
+    assert [line.split()[1] for line in ended] == ["read"] + ["left"] * (len(ended) - 1)
 
 
 @pytest.mark.parametrize("name", ["starlette", "starlette-middleware"])
@@ -245,11 +245,11 @@ async def test_leaving_before_the_first_token_is_no_error_of_the_app(
             with Visitor(port) as visitor:
                 await visitor.ask("/chat", model=model, prompt=prompt)
                 entry = await upstream.entry(prompt)
-            await entry.wait_left(PATIENCE)
-            await asyncio.wait_for(requests.get(), PATIENCE)
+            await entry.wait_left(DEADLINE_S)
+            await asyncio.wait_for(requests.get(), DEADLINE_S)
     await relay.aclose()
     assert not failed
-    assert [one.split()[1:] for one in relay.ended] == [["left"], ["left"]]
+    assert [line.split()[1:] for line in relay.ended] == [["left"], ["left"]]
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -286,7 +286,7 @@ async def test_an_error_after_the_first_token(name: str, no_leaks: None) -> None
                 body = await response.read()
         await relay.aclose()
     assert response.status == 200
-    assert body.count(SAID) == 2
+    assert body.count(TOKEN_MARK) == 2
     assert b"event: error\n" in body
     assert b"[DONE]" not in body
 
@@ -341,7 +341,7 @@ async def test_what_starlettes_responses_have(upstream: Upstream, no_leaks: None
         left = upstream.prompt()
         with Visitor(port) as visitor:
             await visitor.ask("/chat", model="silence", prompt=left)
-            await visitor.until(SAID, 3)
+            await visitor.until(TOKEN_MARK, 3)
         assert await asyncio.wait_for(done.get(), 5) == left
 
 

@@ -40,17 +40,17 @@ SOON_S = 0.1
 @pytest.fixture(scope="module")
 def process() -> Iterator[Process]:
     """One chromium for all."""
-    one = Process()
-    yield one
-    one.close()
+    chromium = Process()
+    yield chromium
+    chromium.close()
 
 
 @pytest_asyncio.fixture
 async def browser(process: Process, no_leaks: None) -> AsyncIterator[Browser]:
     """A fresh profile in it; a script that fails fails the test."""
-    async with Browser(process) as one:
-        yield one
-        assert one.complaints == []
+    async with Browser(process) as profile:
+        yield profile
+        assert profile.complaints == []
 
 
 @pytest_asyncio.fixture
@@ -150,9 +150,9 @@ class Wire:
         try:
             await asyncio.wait((asked, answered), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for one in (writer, app_writer):
-                one.close()
-                del self._open[one]
+            for end in (writer, app_writer):
+                end.close()
+                del self._open[end]
             await asyncio.wait((asked, answered))
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, browser: bool) -> None:
@@ -273,7 +273,7 @@ async def test_bytes_may_be_cut_anywhere(size: int, browser: Browser) -> None:
         tab = await browser.tab(url)
         # How a network cuts a stream can't be said from outside; here each piece is a read of its own.
         await tab.run(f"""window.fetch = async () => {{
-            const data = Uint8Array.from(atob({base64.b64encode(stream).decode()!r}), (one) => one.charCodeAt(0));
+            const data = Uint8Array.from(atob({base64.b64encode(stream).decode()!r}), (byte) => byte.charCodeAt(0));
             let at = 0;
             const body = new ReadableStream({{
                 pull(reads) {{
@@ -320,7 +320,8 @@ async def test_the_stop_button_stops_the_model(
             await stop()
             await emulator.journal[number].wait_left()
             await tab.until(state("stopped"))
-            assert [await tab.text(one) for one in ("#answer", "#end", "#note")] == ["Blue light", "Stopped", "Stopped"]
+            texts = [await tab.text(part) for part in ("#answer", "#end", "#note")]
+            assert texts == ["Blue light", "Stopped", "Stopped"]
             assert await tab.text("#problem") == ""
 
 
@@ -458,16 +459,16 @@ async def test_a_reload_and_another_tab(
         other = await browser.tab(await tab.run("location.href"))
         await other.until(shows("Blue light"))
         emulator.release()
-        for one in (tab, other):
-            await one.until(shows("Blue light is scattered"))
+        for page in (tab, other):
+            await page.until(shows("Blue light is scattered"))
         emulator.release()
-        for one in (tab, other):
-            await one.until(state("done"))
+        for page in (tab, other):
+            await page.until(state("done"))
         await other.reload()
         await other.until(state("done"))
-        for one in (tab, other):
-            assert (await one.text("#answer"), await one.text("#question")) == (ANSWER, "Why?")
-            assert await one.text("#note") == "6 tokens"  # their speed was not seen from the beginning
+        for page in (tab, other):
+            assert (await page.text("#answer"), await page.text("#question")) == (ANSWER, "Why?")
+            assert await page.text("#note") == "6 tokens"  # their speed was not seen from the beginning
     assert emulator.journal.total == 1
 
 
@@ -506,8 +507,8 @@ async def test_stopping_what_is_kept(
         await other.until(state("stopped"))
         await other.reload()
         await other.until(state("stopped"))
-        for one in (tab, other):
-            assert [await one.text(part) for part in ("#answer", "#end", "#problem")] == ["Blue light", "Stopped", ""]
+        for page in (tab, other):
+            assert [await page.text(part) for part in ("#answer", "#end", "#problem")] == ["Blue light", "Stopped", ""]
 
 
 async def test_what_is_not_kept_any_more(

@@ -19,12 +19,12 @@ from h2.errors import ErrorCodes
 
 from support.relay_apps import (
     COMMENT,
-    PATIENCE,
-    SAID,
+    DEADLINE_S,
     SERVERS,
     SOON,
     STAGES,
     TOKEN,
+    TOKEN_MARK,
     Process,
     Upstream,
     Visitor,
@@ -42,8 +42,8 @@ DOORS = ("chat", "raw", "buffered", "broadcast")
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
-    with Upstream() as one:
-        yield one
+    with Upstream() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ async def test_who_leaves_the_queue_gives_up_his_place(server: Process, upstream
 
 
 async def queued(server: Process, count: int) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + DEADLINE_S
     while (await facts_of(server.port))["queued"] != count:
         assert time.monotonic() < end
 
@@ -158,7 +158,7 @@ async def test_a_heartbeat_finds_who_is_hidden_by_another_request(
     with Visitor(server.port) as visitor:
         await visitor.ask("/chat", model="silence", prompt=prompt, heartbeat=0.05)
         entry = await upstream.entry(prompt)
-        await visitor.until(SAID, 3)
+        await visitor.until(TOKEN_MARK, 3)
         await visitor.send(b"GET /facts HTTP/1.1\r\nhost: relay.test\r\n\r\n")
         await visitor.until(COMMENT, 3)
         at = visitor.leave()
@@ -170,7 +170,7 @@ async def test_a_run_of_a_hub_goes_on_without_its_visitor(server: Process, upstr
     prompt = upstream.prompt()
     with Visitor(server.port) as visitor:
         await visitor.ask("/hub", model="tokens", prompt=prompt)
-        await visitor.until(SAID, 3)
+        await visitor.until(TOKEN_MARK, 3)
         visitor.leave()
     entry = await upstream.entry(prompt)
     with Visitor(server.port) as visitor:
@@ -181,7 +181,7 @@ async def test_a_run_of_a_hub_goes_on_without_its_visitor(server: Process, upstr
     position, said = first_of(got)
     assert position > 3
     assert said == TOKEN * (position - 3)
-    assert sum(one.body["messages"][0]["content"] == prompt for one in upstream.emulator.journal) == 1
+    assert sum(entry.body["messages"][0]["content"] == prompt for entry in upstream.emulator.journal) == 1
     assert (await get(server.port, "/stop", prompt=prompt)).endswith(b"true")
     await entry.wait_left()
 
@@ -205,7 +205,7 @@ async def test_how_it_ended_is_told_to_the_app(server: Process, upstream: Upstre
 
 async def ended(server: Process, told: str) -> None:
     """Waits until the app has been told: that is after the model was left."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + DEADLINE_S
     while told not in (found := (await facts_of(server.port))["ended"]):
         assert time.monotonic() < end, found
 
@@ -213,7 +213,7 @@ async def ended(server: Process, told: str) -> None:
 async def leaving_of(server: Process, upstream: Upstream, prompt: str) -> None:
     with Visitor(server.port) as visitor:
         await visitor.ask("/chat", model="silence", prompt=prompt)
-        await visitor.until(SAID, 3)
+        await visitor.until(TOKEN_MARK, 3)
     await (await upstream.entry(prompt)).wait_left()
 
 
@@ -233,9 +233,9 @@ async def test_a_stop_button_over_http_2(processes: dict[str, Process], upstream
         writer.write(connection.data_to_send())
         entry = await upstream.entry(prompt)
         got = b""
-        while stage != "head" and got.count(SAID) < 3:
-            for one in connection.receive_data(await asyncio.wait_for(reader.read(65_536), PATIENCE)):
-                got += getattr(one, "data", b"")
+        while stage != "head" and got.count(TOKEN_MARK) < 3:
+            for event in connection.receive_data(await asyncio.wait_for(reader.read(65_536), DEADLINE_S)):
+                got += getattr(event, "data", b"")
         connection.reset_stream(1, ErrorCodes.CANCEL)
         writer.write(connection.data_to_send())
         at = time.monotonic()
@@ -283,7 +283,7 @@ def doomed(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Servers that will be told to stop, started at the same time."""
     directory = tmp_path_factory.mktemp("doomed")
     with contextlib.ExitStack() as stack:
-        yield {one: stack.enter_context(running(one[0], upstream.emulator.base_url, directory)) for one in STOPS}
+        yield {stop: stack.enter_context(running(stop[0], upstream.emulator.base_url, directory)) for stop in STOPS}
 
 
 @pytest.mark.parametrize(("name", "signal_name"), STOPS)
@@ -302,11 +302,11 @@ async def test_a_shutdown_ends_streams_politely(
             visitor = stack.enter_context(Visitor(process.port))
             await visitor.ask(f"/{door}", model=model, prompt=prompt, grace=0.1)
             if model != "head":
-                await visitor.until(SAID, 3)
+                await visitor.until(TOKEN_MARK, 3)
             visits.append((visitor, await upstream.entry(prompt), model))
         process.stop(signal_name)
         for visitor, entry, model in visits:
-            said = shutting_down(await visitor.rest())
+            said = shutting_down(await visitor.read_to_end())
             assert said == ("status" if model == "head" else "event") + " ServerShutdownError"
             await entry.wait_left()
     assert await process.exited() in (0, -15, -2)

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from support.relay_apps import (
-    SAID,
     SOON,
+    TOKEN_MARK,
     Process,
     Upstream,
     Visitor,
@@ -43,8 +43,8 @@ HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
-    with Upstream() as one:
-        yield one
+    with Upstream() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ async def test_tokens_come_one_by_one_through_nginx_as_it_is(nginx: tuple[Proces
     _, port = nginx
     with Visitor(port) as visitor:
         await visitor.ask("/chat", model="silence", prompt=upstream.prompt(), heartbeat=60)
-        got = await visitor.until(SAID, 3)
+        got = await visitor.until(TOKEN_MARK, 3)
     assert got.startswith(b"HTTP/1.1 200 ")
-    assert got.count(SAID) == 3
+    assert got.count(TOKEN_MARK) == 3
 
 
 @pytest.mark.parametrize("nginx", [("uvicorn-asyncio-h11", "buffers")], indirect=True, ids=_id)
@@ -135,8 +135,8 @@ async def test_an_nginx_that_is_told_to_ignore_it_collects(nginx: tuple[Process,
 
 
 # A buffering nginx takes the 16 MB of `bulk` itself.
-CASES = [(one, stage) for one in EVERY for stage in ("head", "first", "silence", "tokens", "bulk")]
-CASES = [(one, stage) for one, stage in CASES if (one[1], stage) != ("buffers", "bulk")]
+CASES = [(server, stage) for server in EVERY for stage in ("head", "first", "silence", "tokens", "bulk")]
+CASES = [(server, stage) for server, stage in CASES if (server[1], stage) != ("buffers", "bulk")]
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

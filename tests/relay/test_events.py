@@ -1,0 +1,215 @@
+"""What the doors send: the service's own chunks, texts, or what a function makes of them; and the ids of events."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+
+from support.relay_doors import (
+    KEY,
+    MODEL,
+    PROMPT,
+    TEXT,
+    TOKENS,
+    ASGIClient,
+    by_asgi,
+    openai_events,
+    scope_of,
+    stream_of,
+)
+from support.servers import DONE, Call, ScriptedServer, delta
+from support.servers import sse as event
+from together_async import AsyncTogether, ChatCompletionChunk
+from together_async.relay import End, EventSourceResponse, ServerSentEvent, sse
+from together_async.wire.sse import EventStreamParser
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_chunks_are_the_services_own_to_the_last_key(door: Any) -> None:
+    """Unknown keys, order, numbers, escapes and blanks: the data of each event is the service's, byte by byte."""
+    payloads = [
+        b'{"choices":[{"delta":{"content":"\\u00e9 \xc3\xa9"},"index":0,"weird":1e5}],"id":"a","x":[1.0,-0]}',
+        b'{ "id":"a" , "choices":[ {"index":0,"delta":{"content":" b","thought":{"deep":true}}}] }',
+        b'{"id":"a","choices":[{"index":0,"delta":{"content":"c"},"finish_reason":"eos_new"}],"usage":null}',
+    ]
+
+    async def script(call: Call) -> None:
+        await call.head(framing="close")
+        await call.send(*map(event, payloads), DONE)
+        call.close()
+
+    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        answer = await door(client.stream(PROMPT, model=MODEL))
+    assert [event.data for event in answer.events] == [*payloads, b"[DONE]"]
+    assert [event.id for event in answer.events] == ["1", "2", "3", "3"]
+    assert answer.body == b"".join(b"id: %d\n%b" % (n, event(payload)) for n, payload in enumerate(payloads, 1)) + DONE
+
+
+async def test_chunks_over_several_lines_are_the_same_json(door: Any) -> None:
+    """An event of the service may have several data lines; ours has one, with blanks for the breaks between tokens."""
+    payload = b'{"id":"a",\ndata: "choices":[{"index":0,\ndata: "delta":{"content":"a\\nb"}}]}'
+
+    async def script(call: Call) -> None:
+        await call.head(framing="close")
+        await call.send(b"data: " + payload + b"\n\n", event(delta(finish="stop")), DONE)
+        call.close()
+
+    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        answer = await door(client.stream(PROMPT, model=MODEL))
+    first = answer.events[0].data
+    assert b"\n" not in first
+    assert json.loads(first) == json.loads(payload.replace(b"\ndata: ", b"\n"))
+
+
+async def test_the_whole_text_arrives_in_every_format(door: Any, client: AsyncTogether) -> None:
+    """Chunks, texts and a function of the chunk tell the same."""
+    chunks = await door(client.stream(PROMPT, model=MODEL))
+    texts = await door(client.stream(PROMPT, model=MODEL), format="text")
+    by_function = await door(client.stream(PROMPT, model=MODEL), format=lambda chunk: chunk.choices[0].delta.content)
+    assert chunks.text == TEXT
+    assert [event.data.decode() for event in texts.events] == [*TOKENS, "[DONE]"]
+    assert [event.data.decode() for event in by_function.events if event.data] == [*TOKENS, "[DONE]"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\nb", "\n", "\n\n", "a\n", "a\r\nb", "a\rb", "data: x", ":x", " x", "id: 7\n\nevent: error", "\ufeff", "\0"],
+)
+async def test_any_text_is_read_back(door: Any, text: str) -> None:
+    """Line breaks are the data's lines: nothing a model says can look like an event. Parsers join them by LF."""
+    answer = await door(stream_of(text, "end"), format="text")
+    expected = text.replace("\r\n", "\n").replace("\r", "\n")
+    assert [event.data.decode() for event in answer.events] == [expected, "end", "[DONE]"]
+    assert {event.event for event in answer.events} == {"message"}
+    assert openai_events(answer.body) == [("", expected), ("", "end"), ("", "[DONE]")]
+
+
+async def test_done_as_a_text_is_no_end(door: Any) -> None:
+    """A model that says `[DONE]` does not end the answer: it comes in two events."""
+    answer = await door(stream_of("a", "[DONE]", "b"), format="text")
+    data = [event.data for event in answer.events]
+    assert b"".join(data[:-1]) == b"a[DONE]b"
+    assert data.count(b"[DONE]") == 1
+    assert data[-1] == b"[DONE]"
+
+
+async def test_what_a_function_returns(door: Any) -> None:
+    """A str and bytes are the data, None is no event, a ServerSentEvent says all, everything else becomes JSON."""
+
+    @attrs.frozen
+    class Told:
+        word: str
+        number: int
+
+    returned = iter(
+        (
+            "text",
+            b"bytes",
+            None,
+            {"a": [1, None]},
+            Told("w", 3),
+            ServerSentEvent(b"x\ny", event="custom", id="mine", retry=5),
+            7,
+        )
+    )
+    answer = await door(stream_of(*"abcdefg"), format=lambda _: next(returned))
+    assert [(event.event, event.id) for event in answer.events] == [
+        *(("message", number) for number in "1245"),
+        ("custom", "mine"),
+        *(("message", number) for number in "77"),
+    ]
+    text, data, a_dict, told, custom, number, _ = answer.events
+    assert (text.data, data.data) == (b"text", b"bytes")
+    assert json.loads(a_dict.data) == {"a": [1, None]}
+    assert json.loads(told.data) == {"word": "w", "number": 3}
+    assert (custom.data, custom.retry) == (b"x\ny", 5)
+    assert number.data == b"7"
+
+
+async def test_a_function_that_returns_nothing_ever(door: Any) -> None:
+    """No event but the end."""
+    answer = await door(stream_of("a", "b"), format=lambda _: None)
+    assert answer.body == DONE
+
+
+async def test_a_function_that_raises_is_told_to_both(door: Any) -> None:
+    """The client hears that something went wrong and nothing of what; its author gets the exception."""
+    ended: list[End] = []
+
+    def broken(chunk: ChatCompletionChunk) -> str:
+        if chunk.choices[0].delta.content == "b":
+            raise LookupError(f"secret {PROMPT}")
+        return "fine"
+
+    client = ASGIClient()
+    if door is by_asgi:
+        made: Any = EventSourceResponse(stream_of("a", "b", "c"), format=broken, on_end=ended.append)
+        with pytest.raises(LookupError, match="secret"):
+            await made(scope_of(), client.receive, client.send)
+        assert client.finished
+        answer = client.answer
+        assert answer.status == 200
+        assert answer.events[-1].event == "error"
+        assert answer.error_object == {
+            "message": "something went wrong in this app",
+            "type": "LookupError",
+            "param": None,
+            "code": 500,
+        }
+        assert b"secret" not in answer.body
+        assert DONE not in answer.body
+    else:
+        with pytest.raises(LookupError, match="secret"):
+            await door(stream_of("a", "b", "c"), format=broken, on_end=ended.append)
+    assert isinstance(ended[0].error, LookupError)
+    assert not ended[0].left
+
+
+async def test_what_came_before_the_chunk_that_a_function_fails_at_is_sent() -> None:
+    """However the network has grouped them: of three chunks that come together, two are good."""
+
+    def broken(chunk: ChatCompletionChunk) -> str | None:
+        text = chunk.choices[0].delta.content
+        if text == "c":
+            raise LookupError(text)
+        return text
+
+    async def script(call: Call) -> None:
+        await call.head(framing="close")
+        await call.send(b"".join(event(delta(text)) for text in "abcd") + event(delta(finish="stop")) + DONE)
+        call.close()
+
+    pieces: list[bytes] = []
+
+    async def read(stream: Any) -> None:
+        async for data in sse(stream, format=broken):
+            pieces.append(data)  # noqa: PERF401 - what comes before the error counts
+
+    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+        with pytest.raises(LookupError):
+            await read(client.stream(PROMPT, model=MODEL))
+    assert [event.data for event in EventStreamParser().feed(pieces[0])] == [b"a", b"b"]
+    assert [event.event for event in EventStreamParser().feed(b"".join(pieces[1:]))] == ["error"]
+
+
+async def test_a_function_that_raises_at_the_first_event_is_its_authors_affair(response: Any) -> None:
+    """Nothing was sent, so the server answers as it does for every handler that raises."""
+    with pytest.raises(ZeroDivisionError):
+        await response(stream_of("a"), format=lambda _: 1 / 0)
+
+    def unreachable(_: Any) -> None:
+        raise ConnectionError("a database of the app's, and not the client's leaving")
+
+    with pytest.raises(ConnectionError):
+        await response(stream_of("a"), format=unreachable)
+
+
+async def test_without_ids_there_are_none(door: Any, client: AsyncTogether) -> None:
+    """Each event is its data."""
+    answer = await door(client.stream(PROMPT, model=MODEL), ids=False)
+    assert b"id:" not in answer.body.replace(b'"id":', b"")
+    assert answer.text == TEXT
