@@ -44,7 +44,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEv
             yield event
 
 
-def said(event: ServerSentEvent) -> str:
+def text_of(event: ServerSentEvent) -> str:
     """The text of an event's chunk."""
     choices = codec.decode_json(event.data)["choices"]
     return str(choices[0]["delta"].get("content") or "") if choices else ""
@@ -54,11 +54,11 @@ async def whole(response: aiohttp.ClientResponse) -> tuple[str, list[ServerSentE
     """All texts of an answer that ends well, and its events."""
     found = [event async for event in events(response)]
     assert found[-1].data == b"[DONE]"
-    return "".join(said(event) for event in found[:-1]), found
+    return "".join(text_of(event) for event in found[:-1]), found
 
 
 async def message(response: aiohttp.ClientResponse) -> str:
-    """What a refusal says."""
+    """Returns the message of a refusal."""
     text = await response.text()
     if response.content_type != "application/json":
         return text
@@ -75,13 +75,13 @@ def test_an_app_fits_on_a_screen(name: str) -> None:
     source = (FOLDER / f"{name}.py").read_text()
     assert len(source.splitlines()) <= 45
     assert max(map(len, source.splitlines())) <= 120
-    told = ast.get_docstring(ast.parse(source)) or ""
-    assert "pip install together-async" in told
-    assert f"together_async.examples.{name}" in told
+    docstring = ast.get_docstring(ast.parse(source)) or ""
+    assert "pip install together-async" in docstring
+    assert f"together_async.examples.{name}" in docstring
 
 
 def test_the_page_is_complete_in_itself() -> None:
-    """It loads nothing from elsewhere, and puts no text of a model where it could be markup."""
+    """It loads nothing from elsewhere, and inserts no text of a model as markup."""
     page = (FOLDER / "page.html").read_text()
     assert [url for url in re.findall(r"https?://[^\s'\"]+", page) if "www.w3.org" not in url] == []
     assert not re.search(r"<link[^>]+stylesheet|<script[^>]+src|@import", page)
@@ -126,7 +126,7 @@ async def test_there_is_a_page(
 async def test_tokens_come_as_they_are_generated(
     name: str, emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first token is here while the model is still at the second; then all the rest, and `[DONE]`."""
+    """The first token arrives while the model is still at the second; then the rest, and `[DONE]`."""
     emulator.faults = Stall(after_token=1)
     async with (
         serving(name, emulator, monkeypatch) as (url, _),
@@ -137,7 +137,7 @@ async def test_tokens_come_as_they_are_generated(
         async for event in events(response):
             last = event.data
             if last != b"[DONE]":
-                text += said(event)
+                text += text_of(event)
             if text == "Blue" and emulator.journal[0].tokens_written == 1:
                 emulator.release()
         assert (text, last) == (ANSWER, b"[DONE]")
@@ -150,7 +150,7 @@ async def test_tokens_come_as_they_are_generated(
 async def test_bad_input_is_refused(
     name: str, emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is no question is a 4xx that says why, and the model hears nothing of it."""
+    """Anything that is not a question gets a 4xx with the reason, and the model gets no request."""
     headers = {"content-type": "application/json"}
     async with serving(name, emulator, monkeypatch) as (url, _):
         for body in (*BAD, json.dumps({"prompt": "a" * 20_001}).encode()):
@@ -164,7 +164,7 @@ async def test_bad_input_is_refused(
 async def test_an_error_before_the_start_is_a_status(
     name: str, emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the service refuses is refused with its status and its words."""
+    """If the service refuses a request, the app does, with its status and message."""
     emulator.faults = Status(422, message="this is no question")
     async with (
         serving(name, emulator, monkeypatch) as (url, _),
@@ -178,14 +178,14 @@ async def test_an_error_before_the_start_is_a_status(
 async def test_an_error_in_the_middle_is_the_last_event(
     name: str, emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What had come stays; then an event of type `error`, and no `[DONE]`."""
+    """The text so far stays; then an event of type `error`, and no `[DONE]`."""
     emulator.faults = ErrorInStream(after_token=2, message="out of memory")
     async with (
         serving(name, emulator, monkeypatch) as (url, _),
         http.post(f"{url}chat", json={"prompt": "Why?"}) as response,
     ):
         found = [event async for event in events(response)]
-    assert "".join(said(event) for event in found[:-1]) == "Blue light"
+    assert "".join(text_of(event) for event in found[:-1]) == "Blue light"
     assert (found[-1].event, "out of memory" in found[-1].data.decode()) == ("error", True)
 
 
@@ -193,12 +193,12 @@ async def test_an_error_in_the_middle_is_the_last_event(
 async def test_leaving_stops_the_model(
     name: str, emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client goes while nothing is being sent, and the service sees its own go."""
+    """The client leaves while nothing is being sent, and the service sees the app leave."""
     emulator.faults = Stall(after_token=2)
     async with serving(name, emulator, monkeypatch) as (url, _):
         async with http.post(f"{url}chat", json={"prompt": "Why?"}) as response:
             async for event in events(response):
-                if said(event) == " light":
+                if text_of(event) == " light":
                     break
             response.close()
         await emulator.journal[0].wait_left()
@@ -218,14 +218,14 @@ async def start(http: aiohttp.ClientSession, url: str) -> str:
 async def test_an_answer_is_read_twice(
     emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who leaves in the middle and comes back with the last event's id gets the rest; who comes anew gets it all."""
+    """A client that comes back with its last event's id gets the rest; a new one gets everything."""
     emulator.faults = Stall(after_token=2)
     async with serving("resume_app", emulator, monkeypatch) as (url, _):
         answer = await start(http, url)
         first, last_id = "", ""
         async with http.get(answer) as response:
             async for event in events(response):
-                first, last_id = first + said(event), event.id
+                first, last_id = first + text_of(event), event.id
                 if first == "Blue light":
                     break
             response.close()
@@ -240,7 +240,7 @@ async def test_an_answer_is_read_twice(
 async def test_stopping_an_answer_stops_the_model(
     emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DELETE; who reads it meanwhile is told."""
+    """By DELETE; a reader gets an error."""
     emulator.faults = Stall(after_token=2)
     async with serving("resume_app", emulator, monkeypatch) as (url, _):
         answer = await start(http, url)
@@ -248,7 +248,7 @@ async def test_stopping_an_answer_stops_the_model(
             found = []
             async for event in events(response):
                 found.append(event)
-                if event.event == "message" and said(event) == " light":
+                if event.event == "message" and text_of(event) == " light":
                     async with http.delete(answer) as stopped:
                         assert stopped.status == 204
         await emulator.journal[0].wait_left()
@@ -259,7 +259,7 @@ async def test_stopping_an_answer_stops_the_model(
 async def test_an_answer_that_is_not_kept(
     emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An id that nobody gave out is gone (410), and stopping it does no harm."""
+    """An unknown id is gone (410), and stopping it does no harm."""
     async with serving("resume_app", emulator, monkeypatch) as (url, _):
         async with http.get(f"{url}chat/unknown") as response:
             assert (response.status, "not kept" in await message(response)) == (410, True)
@@ -270,7 +270,7 @@ async def test_an_answer_that_is_not_kept(
 async def test_a_full_hub(
     emulator: EmulatorServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where all places are taken a question is refused for now (503), and not with a server's error."""
+    """When all places are taken, a question is refused for now (503), not with an internal error."""
     emulator.faults = Stall(after_token=2)
     async with serving("resume_app", emulator, monkeypatch) as (url, module):
         module.hub.max_streams = 1

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("cancels", [False, True])
 async def test_leaving_an_aiohttp_server(client: AsyncTogether, upstream: EmulatorServer, cancels: bool) -> None:
-    """Whether or not it cancels its handlers then, `on_end` hears that the client has left."""
+    """Whether or not it then cancels its handlers: `on_end` gets that the client has left."""
     upstream.faults = Stall(after_token=2)
     ended = asyncio.Queue[End]()
 

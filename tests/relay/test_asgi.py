@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("kind", ["chunks", "raw", "buffered", "broadcast", "own"])
 async def test_a_response_that_is_sent_twice_is_an_error(client: AsyncTogether, kind: str) -> None:
-    """A response of a module, say, instead of one for each request: the second client gets no empty 200."""
+    """One response for a whole module, for example: the second client gets no empty 200."""
     made: Any = EventSourceResponse(KINDS[kind](client.stream(PROMPT, model=MODEL)))
     first, second = ASGIClient(), ASGIClient()
     await made(scope_of(), first.receive, first.send)
@@ -28,14 +28,14 @@ async def test_a_response_that_is_sent_twice_is_an_error(client: AsyncTogether, 
 
 
 async def test_another_protocol_is_refused(client: AsyncTogether) -> None:
-    """A websocket's scope is a mistake of the app."""
+    """The scope of a websocket is the app's mistake."""
     made: Any = EventSourceResponse(client.stream(PROMPT, model=MODEL))
     with pytest.raises(RuntimeError, match="websocket"):
         await made(scope_of(kind="websocket"), ASGIClient().receive, ASGIClient().send)
 
 
 def test_the_relay_imports_no_framework() -> None:
-    """Neither one it serves, nor the server's half of aiohttp."""
+    """Neither a framework, nor the server's half of aiohttp."""
     code = "import sys, together_async.relay; print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     for name in ("starlette", "fastapi", "litestar", "quart", "django", "uvicorn", "anyio", "aiohttp.web"):
@@ -50,7 +50,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_where_starlette_is_loaded_it_is_one_of_its_responses(order: str) -> None:
-    """Whichever came first; and it is one of ours."""
+    """Whichever was imported first; and it is one of ours."""
     code = f"""
 import asyncio
 {ORDERS[order]}

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("stage", ["head", "token", "silence", "not reading", "send fails"])
 async def test_leaving_an_asgi_server(client: AsyncTogether, upstream: EmulatorServer, stage: str) -> None:
-    """By `http.disconnect`, or an OSError of `send`: the response returns, the upstream is left, the place is free."""
+    """By `http.disconnect`, or an OSError of `send`: the response ends, the upstream is closed, its place is free."""
     faults: dict[str, Fault] = {"head": Stall(), "token": Stall(after_token=0)}
     upstream.faults = faults.get(stage, Stall(after_token=2))
     visitor, ended = ASGIClient(), list[End]()
@@ -43,7 +43,7 @@ async def test_leaving_an_asgi_server(client: AsyncTogether, upstream: EmulatorS
 async def test_cancelling_an_asgi_response_leaves_the_upstream(
     client: AsyncTogether, upstream: EmulatorServer, stage: str
 ) -> None:
-    """Servers cancel what they don't wait for any more. The client, who is still there, hears why."""
+    """Servers cancel responses they no longer wait for. The client is still there, and gets the reason."""
     upstream.faults = Stall() if stage == "head" else Stall(after_token=2)
     visitor = ASGIClient()
     made: Any = EventSourceResponse(client.stream(PROMPT, model=MODEL))
@@ -64,7 +64,7 @@ async def test_cancelling_an_asgi_response_leaves_the_upstream(
 async def test_a_response_that_its_server_cancels_was_not_left(
     client: AsyncTogether, upstream: EmulatorServer, stage: str
 ) -> None:
-    """The client is there, and is told: `on_end` hears the same."""
+    """The client is still there and gets the reason; so does `on_end`."""
     upstream.faults = Stall() if stage == "head" else Stall(after_token=2)
     visitor, ended = ASGIClient(), list[End]()
     made: Any = EventSourceResponse(client.stream(PROMPT, model=MODEL), on_end=ended.append)

@@ -94,7 +94,7 @@ ERRORS: Mapping[type[TogetherError], tuple[TogetherError, int]] = {
     ServerShutdownError: (ServerShutdownError(SECRETS), 503),
     StoppedError: (StoppedError(SECRETS), 410),
 }
-"""An error of each class, and the status that means it."""
+"""An error of each class, and its status."""
 
 
 def tree(cls: type[TogetherError] = TogetherError) -> Iterator[type[TogetherError]]:
@@ -104,7 +104,7 @@ def tree(cls: type[TogetherError] = TogetherError) -> Iterator[type[TogetherErro
 
 
 def test_no_class_of_error_was_forgotten() -> None:
-    """A new one has to find its status, here and in the relay's own table; a subclass of one has that one's."""
+    """A new class needs a status, here and in the relay's own table; a subclass has its base's."""
     of_a_server = "together_async.local"  # which nobody relays
     ours = {cls for cls in tree() if cls.__module__.startswith("together_async.") and cls.__module__ != of_a_server}
     named = {base for cls in ours for base in cls.__mro__ if base in ERRORS and base is not TogetherError}
@@ -113,7 +113,7 @@ def test_no_class_of_error_was_forgotten() -> None:
 
 @pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
 async def test_an_error_before_the_first_event_is_a_status(response: Any, cls: type[TogetherError]) -> None:
-    """With a JSON body in the shape of the API's errors, which no cache keeps."""
+    """With a JSON body in the shape of the API's errors, which no cache stores."""
     error, status = ERRORS[cls]
     answer = await response(stream_of(error))
     assert answer.status == status == status_of(error)
@@ -127,7 +127,7 @@ async def test_an_error_before_the_first_event_is_a_status(response: Any, cls: t
 
 @pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
 async def test_an_error_after_the_first_event_is_the_last_event(door: Any, cls: type[TogetherError]) -> None:
-    """Of type `error`, with the same object; all that came before it is there, and nothing says that it is complete."""
+    """Of type `error`, with the same object, after all that came before; nothing marks the answer as complete."""
     error, _ = ERRORS[cls]
     ended: list[End] = []
     answer = await door(stream_of("one", "two", error), on_end=ended.append)
@@ -143,7 +143,7 @@ async def test_an_error_after_the_first_event_is_the_last_event(door: Any, cls: 
 async def test_an_answer_too_large_to_keep_is_not_asked_for_again(
     door: Any, client: AsyncTogether, upstream: EmulatorServer
 ) -> None:
-    """The next would be as large: nobody is told to try again."""
+    """The next answer would be as large, so the message does not ask to try again."""
     upstream.faults = Stall(after_token=2)
     async with Hub(max_size=1) as hub:
         answer = await door(hub.open(client.stream(PROMPT, model=MODEL)))
@@ -154,24 +154,24 @@ async def test_an_answer_too_large_to_keep_is_not_asked_for_again(
 
 
 async def test_the_loop_has_no_status_and_tells_every_error_as_an_event() -> None:
-    """Who wants a status opens the stream first."""
+    """To get a status, an app opens the stream first."""
     answer = await by_loop(stream_of(ERRORS[RateLimitError][0]))
     assert [event.event for event in answer.events] == ["error"]
     assert answer.error_object["code"] == 429
 
 
 def check_discreet(answer: Answer) -> None:
-    """Neither key, prompt, address nor account is in what a browser gets."""
-    told = answer.body.decode() + str(dict(answer.headers))
+    """A browser gets no key, prompt, address or account."""
+    everything = answer.body.decode() + str(dict(answer.headers))
     for secret in (KEY, PROMPT, "inference.internal", ACCOUNT):
-        assert secret not in told
+        assert secret not in everything
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(1.2, "2"), (0.0, "0"), (30, "30"), (None, None)])
-async def test_when_to_come_back_is_passed_on(response: Any, seconds: float | None, said: str | None) -> None:
-    """In whole seconds, not too early."""
+@pytest.mark.parametrize(("seconds", "header"), [(1.2, "2"), (0.0, "0"), (30, "30"), (None, None)])
+async def test_when_to_come_back_is_passed_on(response: Any, seconds: float | None, header: str | None) -> None:
+    """In whole seconds, rounded up."""
     answer = await response(stream_of(status_error(RateLimitError, 429, retry_after=seconds)))
-    assert answer.headers.get("retry-after") == said
+    assert answer.headers.get("retry-after") == header
 
 
 REAL = {
@@ -195,7 +195,7 @@ REAL = {
 async def test_what_a_service_says_about_app_and_account_stays_here(
     response: Any, client: AsyncTogether, upstream: EmulatorServer, name: str, kind: str
 ) -> None:
-    """Real answers of a service with a key, a prompt, an address and an account in them."""
+    """Real error responses that hold a key, a prompt, an address and an account."""
     upstream.faults = REAL[name]
     stream: Any = client.stream(PROMPT, model=MODEL)
     answer = await response(passthrough(stream) if kind == "passed through" else stream)
@@ -217,7 +217,7 @@ IN_STREAM = {
 async def test_what_a_service_says_in_the_midst_of_a_stream_stays_here_too(
     door: Any, client: AsyncTogether, upstream: EmulatorServer, name: str
 ) -> None:
-    """A last event that says what a browser can use, whatever the service said."""
+    """The last event holds what a browser can use, whatever the service sent."""
     upstream.faults = IN_STREAM[name]
     answer = await door(client.stream(PROMPT, model=MODEL))
     assert answer.events[-1].event == "error"
@@ -229,7 +229,7 @@ async def test_what_a_service_says_in_the_midst_of_a_stream_stays_here_too(
 async def test_errors_are_logged_with_what_the_browser_is_not_told(
     caplog: pytest.LogCaptureFixture, client: AsyncTogether, upstream: EmulatorServer
 ) -> None:
-    """The operator finds the reason; a key and a prompt are in no log."""
+    """The operator finds the reason; no log has a key or a prompt."""
     upstream.faults = Status(402, message=f"Credit limit exceeded for {ACCOUNT}")
     with caplog.at_level(logging.INFO, "together_async.relay"):
         await by_asgi(client.stream(PROMPT, model=MODEL))

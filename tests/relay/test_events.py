@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.relay_doors import (
     KEY,
@@ -24,13 +26,14 @@ from support.servers import DONE, Call, ScriptedServer, delta
 from support.servers import sse as event
 from together_async import AsyncTogether, ChatCompletionChunk
 from together_async.relay import End, EventSourceResponse, ServerSentEvent, sse
-from together_async.wire.sse import EventStreamParser
+from together_async.relay.events import single_line_event
+from together_async.wire.sse import EventStreamParser, encode_event
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_chunks_are_the_services_own_to_the_last_key(door: Any) -> None:
-    """Unknown keys, order, numbers, escapes and blanks: the data of each event is the service's, byte by byte."""
+    """Unknown keys, order, numbers, escapes and spaces: the data of each event is the service's, byte by byte."""
     payloads = [
         b'{"choices":[{"delta":{"content":"\\u00e9 \xc3\xa9"},"index":0,"weird":1e5}],"id":"a","x":[1.0,-0]}',
         b'{ "id":"a" , "choices":[ {"index":0,"delta":{"content":" b","thought":{"deep":true}}}] }',
@@ -50,7 +53,7 @@ async def test_chunks_are_the_services_own_to_the_last_key(door: Any) -> None:
 
 
 async def test_chunks_over_several_lines_are_the_same_json(door: Any) -> None:
-    """An event of the service may have several data lines; ours has one, with blanks for the breaks between tokens."""
+    """The service's event may have several data lines; ours has one, with spaces for the line breaks."""
     payload = b'{"id":"a",\ndata: "choices":[{"index":0,\ndata: "delta":{"content":"a\\nb"}}]}'
 
     async def script(call: Call) -> None:
@@ -66,7 +69,7 @@ async def test_chunks_over_several_lines_are_the_same_json(door: Any) -> None:
 
 
 async def test_the_whole_text_arrives_in_every_format(door: Any, client: AsyncTogether) -> None:
-    """Chunks, texts and a function of the chunk tell the same."""
+    """Chunks, texts and a function of the chunk all give the whole text."""
     chunks = await door(client.stream(PROMPT, model=MODEL))
     texts = await door(client.stream(PROMPT, model=MODEL), format="text")
     by_function = await door(client.stream(PROMPT, model=MODEL), format=lambda chunk: chunk.choices[0].delta.content)
@@ -80,7 +83,7 @@ async def test_the_whole_text_arrives_in_every_format(door: Any, client: AsyncTo
     ["a\nb", "\n", "\n\n", "a\n", "a\r\nb", "a\rb", "data: x", ":x", " x", "id: 7\n\nevent: error", "\ufeff", "\0"],
 )
 async def test_any_text_is_read_back(door: Any, text: str) -> None:
-    """Line breaks are the data's lines: nothing a model says can look like an event. Parsers join them by LF."""
+    """Line breaks become lines of data, so no text can look like an event. Parsers join them with LF."""
     answer = await door(stream_of(text, "end"), format="text")
     expected = text.replace("\r\n", "\n").replace("\r", "\n")
     assert [event.data.decode() for event in answer.events] == [expected, "end", "[DONE]"]
@@ -88,8 +91,14 @@ async def test_any_text_is_read_back(door: Any, text: str) -> None:
     assert openai_events(answer.body) == [("", expected), ("", "end"), ("", "[DONE]")]
 
 
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\n")), st.none() | st.integers(0, 10**9).map(str))
+def test_single_line_events_are_alike(data: str, id: str | None) -> None:
+    """By the quick path and by `encode_event`."""
+    assert single_line_event(data.encode(), id) == encode_event(data, id=id)
+
+
 async def test_done_as_a_text_is_no_end(door: Any) -> None:
-    """A model that says `[DONE]` does not end the answer: it comes in two events."""
+    """A text that reads `[DONE]` does not end the answer: it comes in two events."""
     answer = await door(stream_of("a", "[DONE]", "b"), format="text")
     data = [event.data for event in answer.events]
     assert b"".join(data[:-1]) == b"a[DONE]b"
@@ -98,10 +107,10 @@ async def test_done_as_a_text_is_no_end(door: Any) -> None:
 
 
 async def test_what_a_function_returns(door: Any) -> None:
-    """A str and bytes are the data, None is no event, a ServerSentEvent says all, everything else becomes JSON."""
+    """A str or bytes is the data, None is no event, a ServerSentEvent has all fields, everything else becomes JSON."""
 
     @attrs.frozen
-    class Told:
+    class Word:
         word: str
         number: int
 
@@ -111,7 +120,7 @@ async def test_what_a_function_returns(door: Any) -> None:
             b"bytes",
             None,
             {"a": [1, None]},
-            Told("w", 3),
+            Word("w", 3),
             ServerSentEvent(b"x\ny", event="custom", id="mine", retry=5),
             7,
         )
@@ -122,22 +131,22 @@ async def test_what_a_function_returns(door: Any) -> None:
         ("custom", "mine"),
         *(("message", number) for number in "77"),
     ]
-    text, data, a_dict, told, custom, number, _ = answer.events
+    text, data, a_dict, a_word, custom, number, _ = answer.events
     assert (text.data, data.data) == (b"text", b"bytes")
     assert json.loads(a_dict.data) == {"a": [1, None]}
-    assert json.loads(told.data) == {"word": "w", "number": 3}
+    assert json.loads(a_word.data) == {"word": "w", "number": 3}
     assert (custom.data, custom.retry) == (b"x\ny", 5)
     assert number.data == b"7"
 
 
 async def test_a_function_that_returns_nothing_ever(door: Any) -> None:
-    """No event but the end."""
+    """Only the end is an event."""
     answer = await door(stream_of("a", "b"), format=lambda _: None)
     assert answer.body == DONE
 
 
 async def test_a_function_that_raises_is_told_to_both(door: Any) -> None:
-    """The client hears that something went wrong and nothing of what; its author gets the exception."""
+    """The client gets an error without details; the app gets the exception."""
     ended: list[End] = []
 
     def broken(chunk: ChatCompletionChunk) -> str:
@@ -170,7 +179,7 @@ async def test_a_function_that_raises_is_told_to_both(door: Any) -> None:
 
 
 async def test_what_came_before_the_chunk_that_a_function_fails_at_is_sent() -> None:
-    """However the network has grouped them: of three chunks that come together, two are good."""
+    """Of three chunks that come together, two are good, however the network has grouped them."""
 
     def broken(chunk: ChatCompletionChunk) -> str | None:
         text = chunk.choices[0].delta.content
@@ -197,19 +206,19 @@ async def test_what_came_before_the_chunk_that_a_function_fails_at_is_sent() -> 
 
 
 async def test_a_function_that_raises_at_the_first_event_is_its_authors_affair(response: Any) -> None:
-    """Nothing was sent, so the server answers as it does for every handler that raises."""
+    """Nothing was sent, so the server answers as for every handler that raises."""
     with pytest.raises(ZeroDivisionError):
         await response(stream_of("a"), format=lambda _: 1 / 0)
 
     def unreachable(_: Any) -> None:
-        raise ConnectionError("a database of the app's, and not the client's leaving")
+        raise ConnectionError("the app's database, not the client that left")
 
     with pytest.raises(ConnectionError):
         await response(stream_of("a"), format=unreachable)
 
 
 async def test_without_ids_there_are_none(door: Any, client: AsyncTogether) -> None:
-    """Each event is its data."""
+    """Each event is only its data."""
     answer = await door(client.stream(PROMPT, model=MODEL), ids=False)
     assert b"id:" not in answer.body.replace(b'"id":', b"")
     assert answer.text == TEXT

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_a_completion_begins_at_once_and_runs_without_a_reader() -> None:
-    """Then a reader gets what had come as one chunk, and the rest as it comes."""
+    """A reader then gets what had come as one chunk, and the rest as it comes."""
     async with Hub() as hub:
         tap = Tap("x" * 100)
         key = hub.start(tap)
@@ -37,7 +37,7 @@ async def test_a_completion_begins_at_once_and_runs_without_a_reader() -> None:
 
 
 async def test_ids_that_are_made_can_not_be_guessed() -> None:
-    """128 bits each, and all different."""
+    """128 random bits each."""
     async with Hub() as hub:
         ids = [hub.start(Tap()) for _ in range(20)]
         assert len(set(ids)) == 20
@@ -50,7 +50,7 @@ async def test_ids_that_are_made_can_not_be_guessed() -> None:
 
 @pytest.mark.parametrize("id", ["a", "a:b:c", ":", "9:9", "Grüße", "文字:1", "😀", "with space", "x" * 300])
 async def test_any_printable_id(id: str) -> None:
-    """Colons and every script included, also for coming back."""
+    """With colons and in every script, also for coming back."""
     async with Hub() as hub:
         tap = Tap("ab", "cd")
         assert hub.start(tap, id) == id
@@ -66,7 +66,7 @@ async def test_any_printable_id(id: str) -> None:
 
 @pytest.mark.parametrize("id", ["", "a\n", "a\0b", "\r", "\x7f", "a\u2028b", 5, b"a"])
 async def test_an_id_that_no_header_can_hold(id: Any) -> None:
-    """It is refused, and nothing is begun."""
+    """It is refused, and nothing is started."""
     async with Hub() as hub:
         with pytest.raises(ValueError, match=r"id: got .*, expected a text without control characters"):
             hub.start(Tap(), id)
@@ -84,7 +84,7 @@ async def test_a_taken_id_is_refused() -> None:
 
 
 async def test_an_id_that_can_not_be_had_has_a_status() -> None:
-    """409 for one that is taken, 400 for one that no header can hold, also by a door; and the error can be pickled."""
+    """409 for a taken id, 400 for an id that no header can hold, also through a door; and the error can be pickled."""
     async with Hub() as hub:
         hub.start(Tap(), "a")
         for taken, status in (("a", 409), ("b\n", 400)):
@@ -100,7 +100,7 @@ async def test_an_id_that_can_not_be_had_has_a_status() -> None:
 
 
 async def test_start_in_a_thread_enters_nothing() -> None:
-    """An endpoint without `async` is told at once; the id is free, and so is the place."""
+    """An endpoint without `async` gets the error at once; the id and the place stay free."""
     async with Hub(max_streams=1) as hub:
         with pytest.raises(RuntimeError, match="no running event loop"):
             await asyncio.to_thread(hub.start, Tap("abc"), "a")
@@ -109,7 +109,7 @@ async def test_start_in_a_thread_enters_nothing() -> None:
 
 
 async def test_what_is_no_stream_is_refused() -> None:
-    """And takes no place."""
+    """And no place is taken."""
     async with Hub() as hub:
         with pytest.raises(TypeError, match="stream: got a NoneType"):
             hub.start(None, "a")  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ async def test_what_is_no_stream_is_refused() -> None:
 
 
 async def test_open_starts_once_and_joins_afterwards() -> None:
-    """A page that asks and reads in one request: two of them under one id are one completion."""
+    """For a page that asks and reads in one request: two requests under one id share a completion."""
     async with Hub() as hub:
         tap, other = Tap("ab"), Tap("never")
         first, second = hub.open(tap, "a"), hub.open(other, "a")
@@ -130,7 +130,7 @@ async def test_open_starts_once_and_joins_afterwards() -> None:
 
 
 async def test_open_makes_an_id() -> None:
-    """It is known when it is opened, and a request that comes back with it joins; nothing is asked again."""
+    """It is known once opened, and a request that comes back with it joins; nothing is requested again."""
     async with Hub() as hub:
         tap, other = Tap("ab"), Tap("never")
         first = hub.open(tap)
@@ -146,7 +146,7 @@ async def test_open_makes_an_id() -> None:
 
 
 async def test_so_far_is_what_has_come() -> None:
-    """By id; of one that is not kept it is an error."""
+    """By id; an error for an id that is not kept."""
     async with Hub() as hub:
         key = hub.start(Tap("ab"))
         await settle()
@@ -166,6 +166,6 @@ async def test_so_far_is_what_has_come() -> None:
     ],
 )
 def test_a_value_out_of_range(arguments: dict[str, Any], message: str) -> None:
-    """The error names the argument, what was got and what is expected."""
+    """The error names the argument, the value and the range."""
     with pytest.raises(ValueError, match=message):
         Hub(**arguments)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_when_all_are_running_there_is_no_room() -> None:
-    """The error says so, and nothing that runs is harmed; a place that is left is taken."""
+    """The error says so, running completions go on, and a place that becomes free can be taken."""
     async with Hub(max_streams=2) as hub:
         taps = [Tap("a"), Tap("b")]
         for tap in taps:
@@ -43,7 +43,7 @@ async def test_when_all_are_running_there_is_no_room() -> None:
 
 
 async def test_what_is_through_makes_room_the_oldest_first() -> None:
-    """Those that run stay, and those that are being read."""
+    """Running completions stay, and those with a reader."""
     async with Hub(max_streams=4) as hub:
         hub.start(Tap(), "running")
         for key in ("read", "old", "new"):
@@ -62,7 +62,7 @@ async def test_what_is_through_makes_room_the_oldest_first() -> None:
 
 
 async def test_one_that_is_too_large_is_stopped() -> None:
-    """Its reader gets all that came, then the error; the upstream is left."""
+    """Its reader gets all that came, then the error; the upstream is closed."""
     async with Hub(max_size=100_000) as hub:
         tap = Tap()
         hub.start(tap, "a")
@@ -82,7 +82,7 @@ async def test_one_that_is_too_large_is_stopped() -> None:
 
 
 async def test_a_few_large_chunks_count_for_what_they_are() -> None:
-    """Chunks that are kept as they came are counted with their texts: sixteen of a megabyte are no small thing."""
+    """Chunks that are kept as they came are counted with their texts: sixteen of them may hold megabytes."""
     async with Hub(max_size=1_000_000) as hub:
         tap = Tap()
         tap.give([chunk("x" * 500_000) for _ in range(4)])
@@ -92,7 +92,7 @@ async def test_a_few_large_chunks_count_for_what_they_are() -> None:
 
 
 async def test_for_size_too_what_is_through_makes_room() -> None:
-    """Before one that runs is stopped; the oldest first, and none that is being read."""
+    """Before a running one is stopped: the oldest first, and none that has a reader."""
     async with Hub(max_size=100_000) as hub:
         for key in ("read", "old", "new"):
             await ended_completion(hub, key, "word" * 50)
@@ -111,7 +111,7 @@ async def test_for_size_too_what_is_through_makes_room() -> None:
 
 
 async def test_one_that_is_too_large_and_unread_is_gone_at_once() -> None:
-    """Nothing keeps it, no timer either: that is what it was stopped for."""
+    """Nothing keeps it, not even a timer: it was stopped to free its memory."""
     async with Hub(max_size=10_000) as hub:
         tap = Tap("x" * 500)
         gone_yet = weakref.ref(tap)
@@ -124,7 +124,7 @@ async def test_one_that_is_too_large_and_unread_is_gone_at_once() -> None:
 
 
 class Clerk:
-    """Does with a hub whatever may be done with one."""
+    """Does with a hub all that can be done with one."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -168,7 +168,7 @@ DEEDS = ["start", "start", "give", "give", "give", "end", "fail", "join", "leave
 @given(st.lists(st.tuples(st.sampled_from(DEEDS), st.sampled_from("abcd")), max_size=30))
 @settings(max_examples=100)
 def test_the_size_is_nothing_when_nothing_is_kept(steps: list[tuple[str, str]]) -> None:
-    """Whatever was started, given, ended, joined, left, stopped or broken before: the sum is right, and ends at 0."""
+    """After any mix of starts, chunks, ends, joins, leaves, stops and errors the sum is right, and ends at 0."""
 
     async def main() -> None:
         hub = Hub(max_streams=3, max_size=60_000)

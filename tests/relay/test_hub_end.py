@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_stop_stops_one_and_keeps_what_had_come() -> None:
-    """Its reader, and who comes back, get that, and then are told; its id stays taken."""
+    """Its reader, and a client that comes back, get what had come, then the error; the id stays taken."""
     async with Hub() as hub:
         tap, other = Tap("abc"), Tap("x")
         hub.start(tap, "a")
@@ -45,7 +45,7 @@ async def test_stop_stops_one_and_keeps_what_had_come() -> None:
 
 
 async def test_stop_in_the_turn_of_the_start() -> None:
-    """Its task never had a turn: nothing is opened, and nobody waits for ever."""
+    """Its task never ran: nothing is opened, and no reader waits for ever."""
     async with Hub() as hub:
         tap = Tap("abc")
         hub.start(tap, "a")
@@ -58,7 +58,7 @@ async def test_stop_in_the_turn_of_the_start() -> None:
 
 
 async def test_leaving_the_block_ends_everything() -> None:
-    """Readers are told, upstreams left, nothing is kept; twice is fine."""
+    """Readers get an error, upstreams are closed, nothing is kept; twice is fine."""
     async with Hub() as hub:
         tap = Tap("abc")
         hub.start(tap, "a")
@@ -78,7 +78,7 @@ async def test_leaving_the_block_ends_everything() -> None:
 
 
 async def test_all_are_left_at_once() -> None:
-    """What one has to close is waited for when the others have been told."""
+    """All are told to close before any of them is waited for."""
     begun, free = list[int](), asyncio.Event()
 
     async def slow(number: int) -> AsyncIterator[ChatCompletionChunk]:
@@ -96,10 +96,10 @@ async def test_all_are_left_at_once() -> None:
     hub.start(tap)
     await settle()
     async with doing(hub.aclose()) as task:
-        told = (begun.copy(), tap.left, task.done())
+        before = (begun.copy(), tap.left, task.done())
         free.set()
         await task
-    assert told == ([0, 1, 2], True, False)
+    assert before == ([0, 1, 2], True, False)
 
 
 def test_a_reader_may_be_dropped_when_its_loop_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_reader_may_be_dropped_when_its_loop_has_ended(monkeypatch: pytest.Mon
 
 
 async def test_a_reader_may_be_dropped_by_another_thread() -> None:
-    """The garbage collector runs where it likes: nobody reads any more, and the completion is stopped for that."""
+    """The garbage collector runs in any thread: the reader counts as gone, and the completion is stopped."""
     async with Hub(abandon=0) as hub:
         tap = Tap("abc")
         readers = [hub.open(tap, "a")]
@@ -134,7 +134,7 @@ async def test_a_reader_may_be_dropped_by_another_thread() -> None:
 
 
 async def test_what_wraps_a_stream_is_asked_once_and_left() -> None:
-    """Its iterator has the stream: it is neither made twice, nor kept as long as what has come is."""
+    """Its iterator holds the stream: it is not made twice, and not kept as long as the chunks are."""
 
     class Wrapping:
         asked = 0
@@ -158,7 +158,7 @@ async def test_what_wraps_a_stream_is_asked_once_and_left() -> None:
 
 
 async def test_a_real_upstream_is_left() -> None:
-    """By stop, and by the hub's end; not when a reader leaves."""
+    """By `stop` and by the hub's end, but not when a reader leaves."""
     async with ScriptedServer(ticks) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
         async with Hub() as hub:
             ids = [hub.start(client.stream("Hi", model=MODEL)) for _ in range(2)]
@@ -181,7 +181,7 @@ async def test_a_real_upstream_is_left() -> None:
 
 
 async def test_a_loop_over_a_reader_leaves_it() -> None:
-    """The completion goes on; the hub knows that nobody reads it."""
+    """The completion goes on, and the hub knows that it has no reader."""
     async with Hub() as hub:
         tap = Tap("abc")
         hub.start(tap, "a")

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 def test_a_client_that_loses_its_connection_has_the_text_once(
     chunks: list[ChatCompletionChunk], steps: list[tuple[int, int]], by_open: bool
 ) -> None:
-    """At whatever moments it is cut off, and however much came meanwhile: what it puts together is the completion."""
+    """Whenever it is cut off, and however much comes meanwhile: the chunks it got add up to the completion."""
 
     async def main() -> None:
         async with Hub() as hub:
@@ -57,7 +57,7 @@ def test_a_client_that_loses_its_connection_has_the_text_once(
 
 
 async def test_who_comes_back_gets_what_he_missed_as_one_chunk() -> None:
-    """Also when it is less than what is kept as it came; and so does who comes late. Then the rest as it comes."""
+    """Even if all of it is still kept as it came; a late reader too. Then the rest comes chunk by chunk."""
     async with Hub() as hub:
         tap = Tap("abcde")
         hub.start(tap, "a")
@@ -74,7 +74,7 @@ async def test_who_comes_back_gets_what_he_missed_as_one_chunk() -> None:
 @pytest.mark.parametrize("since", ["", "gh"], ids=["nothing since", "more since"])
 @pytest.mark.parametrize("cut", ["cancelled", "shut down", "format"])
 async def test_a_browser_that_comes_back_after_an_error_has_the_text_once(cut: str, since: str) -> None:
-    """The response ended with an error, the completion did not: no chunk is passed over, and none is refused."""
+    """The response ended with an error, the completion did not: no chunk is skipped, and no request refused."""
 
     def brittle(chunk: ChatCompletionChunk) -> str:
         if text([chunk]) == "d":
@@ -112,7 +112,7 @@ async def test_a_browser_that_comes_back_after_an_error_has_the_text_once(cut: s
 
 
 async def test_a_format_that_fails_at_the_last_chunk_has_not_sent_it() -> None:
-    """Nothing more will come, and the browser has not had all: it comes back for the rest."""
+    """No more will come, and the browser has not got everything: it comes back for the rest."""
 
     def brittle(chunk: ChatCompletionChunk) -> str:
         if text([chunk]) == "c":
@@ -134,7 +134,7 @@ async def test_a_format_that_fails_at_the_last_chunk_has_not_sent_it() -> None:
 
 @pytest.mark.parametrize("error", [None, BROKEN], ids=["end", "error"])
 async def test_a_browser_that_has_had_all_does_not_come_back_twice(error: Exception | None) -> None:
-    """The last event, `[DONE]` or an error, has an id by which it is known: a 204, or nothing at all."""
+    """The last event, `[DONE]` or an error, has an id; a client that comes back with it gets 204, or no event."""
     async with Hub() as hub:
         tap, browser = Tap("abc"), EventSourceClient()
         tap.end(error)
@@ -146,7 +146,7 @@ async def test_a_browser_that_has_had_all_does_not_come_back_twice(error: Except
 
 
 async def test_a_door_tells_a_reader_that_is_left_by_others_from_an_end() -> None:
-    """Its client gets an error, and never `[DONE]`; the completion goes on."""
+    """The client gets an error, and never `[DONE]`; the completion goes on."""
     async with Hub() as hub:
         tap, browser, body = Tap("abc"), EventSourceClient(), list[bytes]()
         hub.start(tap, "a")
@@ -163,7 +163,7 @@ async def test_a_door_tells_a_reader_that_is_left_by_others_from_an_end() -> Non
     "event", ["zebra", "zebra:1", "a:1\nevent: zebra", "a:1\r\ndata: zebra", "zebra\n\n:1", "\ud800zebra:1", ":zebra"]
 )
 async def test_what_a_client_says_is_not_repeated(event: str, door: str) -> None:
-    """It has had an event of something else: it is told so, whatever it stream_of, by an event without an id."""
+    """The client names an event of something else: it gets an error that repeats nothing of it and has no id."""
     async with Hub() as hub:
         hub.start(Tap("abc"), "a")
         await settle()
@@ -204,7 +204,7 @@ FOREIGN = [
 @pytest.mark.parametrize("event", FOREIGN)
 @pytest.mark.parametrize("door", ["join", "open"])
 async def test_an_event_that_is_none_of_the_completions(event: str, door: str) -> None:
-    """Wrong, of another completion, or further than it is: never another one's answer, and nothing from the start."""
+    """Malformed, of another completion, or too far: the client gets no other answer, and nothing from the start."""
     async with Hub() as hub:
         for key in ("mine", "victim", "mine:5", "mine:"):
             hub.start(Tap("abc"), key)
@@ -220,7 +220,7 @@ async def test_an_event_that_is_none_of_the_completions(event: str, door: str) -
 
 @pytest.mark.parametrize("event", ["victim:0", "victim:1", "victim", "x:1", ":0"])
 async def test_open_without_an_id_resumes_only_what_can_not_be_guessed(event: str) -> None:
-    """An id of the app's own, which may be a number, is not for whoever names it."""
+    """An id that the app chose may be a number that can be guessed: naming it is not enough."""
     async with Hub() as hub:
         hub.start(Tap("abc"), "victim")
         await settle()
@@ -232,7 +232,7 @@ async def test_open_without_an_id_resumes_only_what_can_not_be_guessed(event: st
 
 
 async def test_who_has_had_everything_is_told_so() -> None:
-    """The end has an id too, one further than the last chunk; while it runs nobody can have had it."""
+    """The end has an id too, one past the last chunk; while the completion runs, no client can have it."""
     async with Hub() as hub:
         tap = Tap("abc")
         hub.start(tap, "a")
@@ -249,7 +249,7 @@ async def test_who_has_had_everything_is_told_so() -> None:
 
 
 async def test_an_unknown_id() -> None:
-    """Never there, or forgotten: one error, which says no more."""
+    """Never there or forgotten: the same error, without details."""
     async with Hub() as hub:
         for reader in (hub.join("x"), hub.join("x", "x:1")):
             with pytest.raises(NotKeptError, match="no completion is kept under this id"):
@@ -257,7 +257,7 @@ async def test_an_unknown_id() -> None:
 
 
 async def test_an_error_is_kept_with_what_came_before_it() -> None:
-    """Who comes back gets the rest, and the error."""
+    """A client that comes back gets the rest, and the error."""
     async with Hub() as hub:
         tap = Tap("abc")
         tap.end(BROKEN)

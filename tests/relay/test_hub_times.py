@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_what_is_through_is_kept_for_so_long() -> None:
-    """From its end, and again from when its last reader has left."""
+    """From its end, and again from the leaving of its last reader."""
 
     async def main() -> None:
         async with Hub(keep=100) as hub:
@@ -50,7 +50,7 @@ def test_what_is_being_read_is_not_forgotten() -> None:
 
 
 def test_nothing_is_kept_where_nothing_is_to_be() -> None:
-    """keep=0: a reader gets all of it, and then it is gone."""
+    """keep=0: a reader gets everything, and then it is gone."""
 
     async def main() -> None:
         async with Hub(keep=0) as hub:
@@ -67,7 +67,7 @@ def test_nothing_is_kept_where_nothing_is_to_be() -> None:
 
 
 def test_one_that_nobody_reads_is_stopped_after_a_while() -> None:
-    """Counted from its start and from its last reader's leaving; who comes late gets what came, and is told."""
+    """Counted from its start and from its last reader's leaving; a late reader gets what came, then the error."""
 
     async def main() -> None:
         async with Hub(abandon=60, keep=100) as hub:
@@ -94,7 +94,7 @@ def test_one_that_nobody_reads_is_stopped_after_a_while() -> None:
 
 
 def test_a_token_does_not_put_off_that_it_is_stopped() -> None:
-    """Nobody reads: that it is being generated is no reader."""
+    """Generated tokens do not count as readers."""
 
     async def main() -> None:
         async with Hub(abandon=60) as hub:
@@ -128,7 +128,7 @@ def test_one_may_run_to_its_end_unread() -> None:
 
 
 def test_abandon_of_nothing_stops_with_the_last_reader() -> None:
-    """The completion does not outlive the request."""
+    """The completion does not outlive its request."""
 
     async def main() -> None:
         async with Hub(abandon=0) as hub:

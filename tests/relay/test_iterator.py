@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_the_loop_refuses_when_it_is_made(client: AsyncTogether) -> None:
-    """And not at its first step, when a framework has sent its 200."""
+    """And not at its first step, when the framework has sent a 200."""
     stream = client.stream(PROMPT, model=MODEL)
     with pytest.raises(TypeError, match=r"expected what `client\.stream"):
         sse(client.create(PROMPT, model=MODEL))  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ async def test_the_loop_refuses_when_it_is_made(client: AsyncTogether) -> None:
 @pytest.mark.parametrize("stage", ["head", "silence"])
 @pytest.mark.parametrize("how", ["aclose", "cancel", "drop"])
 async def test_leaving_the_loop(client: AsyncTogether, upstream: EmulatorServer, stage: str, how: str) -> None:
-    """By its end, its cancellation, or by nobody's having it any more: the upstream is left."""
+    """By `aclose`, cancellation, or when it is dropped: the upstream is closed."""
     upstream.faults = Stall() if stage == "head" else Stall(after_token=2)
     ended: list[End] = []
     iterator: Any = sse(client.stream(PROMPT, model=MODEL), on_end=ended.append)
@@ -52,7 +52,7 @@ async def test_leaving_the_loop(client: AsyncTogether, upstream: EmulatorServer,
 
 
 async def test_a_loop_that_never_began_has_asked_nothing(client: AsyncTogether, upstream: EmulatorServer) -> None:
-    """It may be dropped or closed without a warning."""
+    """It can be dropped or closed without a warning."""
     await sse(client.stream(PROMPT, model=MODEL)).aclose()  # type: ignore[attr-defined]
     del client
     assert upstream.journal.total == 0
@@ -63,14 +63,14 @@ async def test_a_loop_that_never_began_has_asked_nothing(client: AsyncTogether, 
 async def test_the_loop_sends_who_comes_back_to_it_nothing(
     client: AsyncTogether, upstream: EmulatorServer, kind: str, opened: bool
 ) -> None:
-    """It has no status to say so: no event at all, nothing asked again, and what was open is closed."""
+    """It has no status: no event at all is sent, nothing is requested again, and an open stream is closed."""
     stream, ended = client.stream(PROMPT, model=MODEL), list[End]()
     if opened:
         await stream.__aenter__()
     answer = await by_loop(KINDS[kind](stream), {"last-event-id": "3"}, on_end=ended.append)
     assert answer.body == b""
     assert upstream.journal.total == int(opened)
-    if kind != "own" or not opened:  # who opens it for a loop of his own closes it
+    if kind != "own" or not opened:  # an app that opens a stream for its own loop closes it
         assert client.limits.in_flight == 0
     else:
         await stream.aclose()

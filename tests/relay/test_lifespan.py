@@ -1,4 +1,4 @@
-"""`lifespan`: all that an app has is closed at its end, and what can't be closed is no part of it."""
+"""`lifespan`: all closables of an app are closed at its end, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ async def test_the_others_are_closed_where_one_fails() -> None:
 
 @pytest.mark.parametrize("wrong", [None, 5, "client", Hub])
 def test_what_cannot_be_closed_is_refused_when_the_app_is_made(wrong: Any) -> None:
-    """And not at its end, when nobody looks any more."""
+    """And not at its end, when nobody looks."""
     with pytest.raises(TypeError, match=r"lifespan: got a .*, expected clients, hubs"):
         lifespan(Hub(), wrong)

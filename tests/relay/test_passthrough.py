@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_passthrough_is_the_services_body(door: Any, client: AsyncTogether, upstream: EmulatorServer) -> None:
-    """What goes out is what came in: every byte, in order, and nothing of ours."""
+    """Every byte that came in goes out, in order, and nothing is added."""
     answer = await door(passthrough(client.stream(PROMPT, model=MODEL)))
     async with (
         aiohttp.ClientSession() as session,

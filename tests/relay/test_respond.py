@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_headers_keep_proxies_from_collecting(response: Any, client: AsyncTogether) -> None:
-    """The type, no caching or transforming, and nginx's own word."""
+    """The type, no caching or transforming, and nginx's own header."""
     headers = (await response(client.stream(PROMPT, model=MODEL))).headers
     assert headers["content-type"] == "text/event-stream; charset=utf-8"
     assert headers["cache-control"] == "no-cache, no-transform"
@@ -39,7 +39,7 @@ async def test_headers_keep_proxies_from_collecting(response: Any, client: Async
 
 
 async def test_headers_can_be_added_and_replaced(response: Any, client: AsyncTogether) -> None:
-    """By any case of their names; none comes twice."""
+    """In any case of their names, and none is sent twice."""
     stream = client.stream(PROMPT, model=MODEL)
     headers = (await response(stream, headers={"X-Mine": "1", "Cache-Control": "no-store"})).headers
     assert headers["x-mine"] == "1"
@@ -48,7 +48,7 @@ async def test_headers_can_be_added_and_replaced(response: Any, client: AsyncTog
 
 @pytest.mark.parametrize("asked", [None, "3"])
 async def test_headers_of_the_app_are_on_refusals_too(response: Any, asked: str | None) -> None:
-    """Without those of CORS no page may read why it failed; those that are the stream's own are not on them."""
+    """Without those for CORS no page may read why it failed; those that describe the stream are left out."""
     own = {"Access-Control-Allow-Origin": "*", "Content-Type": "text/event-stream", "Cache-Control": "no-transform"}
     headers = {"last-event-id": asked} if asked else None
     answer = await response(stream_of(status_error(RateLimitError, 429)), asked=headers, headers=own)
@@ -68,7 +68,7 @@ async def test_headers_of_the_app_are_on_refusals_too(response: Any, asked: str 
 async def test_what_is_not_sent_is_left(
     response: Any, client: AsyncTogether, upstream: EmulatorServer, method: str, asked: Any, error: Any, kind: str
 ) -> None:
-    """HEAD, and who comes back to what can't be resumed: a stream that is open is closed, and `on_end` hears of it."""
+    """HEAD, or a client that comes back and can't resume: an open stream is closed, and `on_end` is called."""
     upstream.faults = Stall(after_token=0)
     stream, ended = client.stream(PROMPT, model=MODEL), list[End]()
     await stream.__aenter__()
@@ -81,7 +81,7 @@ async def test_what_is_not_sent_is_left(
 
 
 async def test_head_asks_nothing(response: Any, client: AsyncTogether, upstream: EmulatorServer) -> None:
-    """The headers of a stream, and no request to the model."""
+    """The headers of a stream, without a request to the model."""
     answer = await response(client.stream(PROMPT, model=MODEL), "HEAD")
     assert answer.status == 200
     assert answer.body == b""
@@ -92,7 +92,7 @@ async def test_head_asks_nothing(response: Any, client: AsyncTogether, upstream:
 async def test_who_comes_back_to_what_cannot_be_resumed_is_sent_away(
     response: Any, client: AsyncTogether, upstream: EmulatorServer
 ) -> None:
-    """204 ends a browser's attempts; asking again would be paid again."""
+    """204 ends a browser's attempts; another request would cost again."""
     answer = await response(client.stream(PROMPT, model=MODEL), asked={"Last-Event-ID": "3"})
     assert answer.status == 204
     assert answer.body == b""
@@ -100,7 +100,7 @@ async def test_who_comes_back_to_what_cannot_be_resumed_is_sent_away(
 
 
 async def test_an_empty_last_event_id_is_none(response: Any, client: AsyncTogether) -> None:
-    """It means that no event had an id."""
+    """It means that the client has had no event with an id."""
     answer = await response(client.stream(PROMPT, model=MODEL), asked={"Last-Event-ID": ""})
     assert answer.text == TEXT
 
@@ -109,7 +109,7 @@ async def test_an_empty_last_event_id_is_none(response: Any, client: AsyncTogeth
 async def test_who_comes_back_to_a_hub_gets_the_rest(
     door: Any, client: AsyncTogether, upstream: EmulatorServer, had: int
 ) -> None:
-    """After any of its events: what was had and what comes make the text, once; the model was asked once."""
+    """After any event: both parts together are the text, and the model was asked once."""
     async with Hub() as hub:
         first = await door(hub.open(client.stream(PROMPT, model=MODEL), "conversation"))
         had_events = first.events[:had]
@@ -125,7 +125,7 @@ def text_of(events: list[ServerSentEvent]) -> str:
 
 
 async def test_who_has_had_the_end_is_told_that_it_was(response: Any, client: AsyncTogether) -> None:
-    """The last event has an id too: a browser that comes back after it gets 204, and is silent from then on."""
+    """The last event has an id too: a browser that comes back with it gets 204, and stops."""
     async with Hub() as hub:
         first = await response(hub.open(client.stream(PROMPT, model=MODEL), "conversation"))
         last = first.events[-1]
@@ -138,7 +138,7 @@ async def test_who_has_had_the_end_is_told_that_it_was(response: Any, client: As
     "id", ["other:1", "conversation:99", "conversation:x", "conversation:-1", "::", "\u00e9:1", "9" * 400]
 )
 async def test_an_id_of_nothing_here_is_gone(response: Any, client: AsyncTogether, id: str) -> None:
-    """410, and no word about what there is."""
+    """410, and nothing about the ids that exist."""
     async with Hub() as hub:
         hub.start(client.stream(PROMPT, model=MODEL), "conversation")
         answer = await response(hub.join("conversation"), asked={"last-event-id": id})
@@ -147,7 +147,7 @@ async def test_an_id_of_nothing_here_is_gone(response: Any, client: AsyncTogethe
 
 
 async def test_a_reader_who_left_in_the_midst_continues(client: AsyncTogether, upstream: EmulatorServer) -> None:
-    """The completion goes on without him; who has its id and position gets exactly the rest."""
+    """The completion goes on without the reader; its id and position get exactly the rest."""
     upstream.faults = Stall(after_token=2)
     async with Hub() as hub:
         visitor = ASGIClient()

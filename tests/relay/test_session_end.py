@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 async def test_on_end_hears_of_the_end(door: Any, client: AsyncTogether, kind: str) -> None:
-    """Once, with the completion; a function or a coroutine function."""
+    """Once, with the completion; it may be a function or a coroutine function."""
     ended: list[End] = []
 
     async def later(end: End) -> None:
@@ -36,7 +36,7 @@ async def test_on_end_hears_of_the_end(door: Any, client: AsyncTogether, kind: s
 
 
 async def test_who_made_the_error_and_who_left(response: Any) -> None:
-    """An error of the stream's or of a function's before the first event is no client's leaving."""
+    """An error of the stream or of a function before the first event does not count as the client's leaving."""
     ended: list[End] = []
     with pytest.raises(ConnectionResetError):
         await response(stream_of(ConnectionResetError("a database of the app's")), on_end=ended.append)
@@ -46,7 +46,7 @@ async def test_who_made_the_error_and_who_left(response: Any) -> None:
 
 
 def asks(door: str, stream: Any, **options: Any) -> tuple[asyncio.Task[None], asyncio.Event]:
-    """A task that relays, and what is set when something was sent."""
+    """Returns a task that relays, and an event that is set when something was sent."""
     visitor = ASGIClient()
 
     async def loop() -> None:
@@ -62,7 +62,7 @@ def asks(door: str, stream: Any, **options: Any) -> tuple[asyncio.Task[None], as
 @pytest.mark.parametrize("stage", ["head", "silence"])
 @pytest.mark.parametrize("door", ["sse", "asgi"])
 async def test_on_end_is_not_cut_off(client: AsyncTogether, upstream: EmulatorServer, door: str, stage: str) -> None:
-    """Even where who reads is cancelled at every `await` of his, as anyio does; he ends when it has, and cancelled."""
+    """Even if the reader is cancelled at every `await`, as by anyio: it ends after `on_end`, and as cancelled."""
     upstream.faults = Stall() if stage == "head" else Stall(after_token=2)
     begun, saved, ended = asyncio.Event(), asyncio.Event(), list[End]()
 
@@ -95,7 +95,7 @@ async def test_on_end_is_not_cut_off(client: AsyncTogether, upstream: EmulatorSe
 async def test_an_on_end_that_raises_hides_no_cancellation(
     client: AsyncTogether, upstream: EmulatorServer, caplog: pytest.LogCaptureFixture, door: str, times: int
 ) -> None:
-    """Who was cancelled, once or while it ran too, ends so; the error is in the log."""
+    """The task ends as cancelled, also if it is cancelled again meanwhile; the error is in the log."""
     upstream.faults = Stall(after_token=2)
     begun, goes_on = asyncio.Event(), asyncio.Event()
     lost: list[Any] = []
@@ -123,7 +123,7 @@ async def test_an_on_end_that_raises_hides_no_cancellation(
 
 
 async def test_an_on_end_that_raises_is_told_its_author(door: Any, client: AsyncTogether) -> None:
-    """Where nothing else is on its way."""
+    """Where no other exception is being raised."""
 
     def on_end(_: End) -> None:
         raise LookupError("no database")
@@ -138,7 +138,7 @@ async def test_an_on_end_that_raises_is_told_its_author(door: Any, client: Async
 async def test_what_was_left_is_freed_at_once(
     client: AsyncTogether, upstream: EmulatorServer, door: str, kind: str, how: str
 ) -> None:
-    """Without the garbage collector: what is relayed by the thousand may not wait for it."""
+    """Without the garbage collector, for which thousands of relays may not wait."""
     upstream.faults = Stall(after_token=2)
     stream = client.stream(PROMPT, model=MODEL)
     alive = weakref.ref(stream)

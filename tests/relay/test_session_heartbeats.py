@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def timed(door: str, stream: Any, **options: Any) -> list[tuple[float, bytes]]:
-    """What a client gets, piece by piece, and when, in whole seconds from its asking."""
+    """What a client gets, piece by piece, and when, in seconds from its request."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     got: list[tuple[float, bytes]] = []
@@ -97,7 +97,7 @@ def test_silence_is_filled_with_comments(door: str) -> None:
 
 
 def test_tokens_leave_no_room_for_comments() -> None:
-    """A stream that is never silent for so long has none, however long it takes, but for the one with its head."""
+    """A stream that is never silent for so long has none, however long it takes, except the one with its head."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -122,7 +122,7 @@ def decoded(block: bytes) -> Any:
 
 @pytest.mark.parametrize("kind", ["chunks", "raw", "buffered", "hub", "own"])
 def test_comments_cost_no_byte(kind: str) -> None:
-    """Interrupted at every moment, in the midst of events too: without the comments all is as it was sent."""
+    """Reads are interrupted at any moment, also inside events: without the comments all bytes are as sent."""
     texts = [f"token {number} " for number in range(12)]
     events = [event(json.dumps(delta(text)).encode()) for text in texts]
     body = b"".join(events) + event(delta(finish="stop")) + DONE
@@ -152,7 +152,7 @@ def test_comments_cost_no_byte(kind: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_without_heartbeat_silence_is_silent(door: str) -> None:
-    """None sends none, not even with the head."""
+    """None sends no comment, not even with the head."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -171,7 +171,7 @@ def test_without_heartbeat_silence_is_silent(door: str) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 def test_a_byte_order_mark_after_a_comment_is_left_out(door: str) -> None:
-    """It is one at the start of a body alone (WHATWG HTML, 9.2.6): behind a comment it would spoil the first event."""
+    """It may only begin a body (WHATWG HTML, 9.2.6): after a comment it would spoil the first event."""
     body = event(delta("one", role="assistant")) + event(delta("two", finish="stop")) + DONE
 
     async def script(call: Call) -> None:
@@ -190,7 +190,7 @@ def test_a_byte_order_mark_after_a_comment_is_left_out(door: str) -> None:
 
 @pytest.mark.parametrize(("after_s", "status"), [(0.5, 429), (2.0, 200)])
 def test_an_error_shortly_after_the_head_is_a_status(after_s: float, status: int) -> None:
-    """A service that begins its response and breaks within a second is told by a status; later by an event."""
+    """Within a second after the head of the service's response an error is a status; later it is an event."""
 
     async def script(call: Call) -> None:
         await call.head()

@@ -1,4 +1,4 @@
-"""A server that is told to stop: every answer ends within its grace, and says why."""
+"""When the server is told to stop, every answer ends within its grace, with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @contextlib.contextmanager
 def a_servers_handler(number: signal.Signals) -> Iterator[list[int]]:
-    """A handler as a server has it; yields what it has received."""
+    """A signal handler as a server has it; yields the signals it has received."""
     received: list[int] = []
     before = signal.signal(number, lambda got, _: received.append(got))
     try:
@@ -33,7 +33,7 @@ def a_servers_handler(number: signal.Signals) -> Iterator[list[int]]:
 async def test_a_signal_ends_what_is_relayed_and_reaches_the_server(
     client: AsyncTogether, upstream: EmulatorServer, number: signal.Signals
 ) -> None:
-    """All streams end with their event within `grace`; the server hears the signal as ever, and its handler is back."""
+    """All streams end with their event within `grace`; the server gets the signal too, and its handler is back."""
     upstream.faults = Stall(after_token=2)
     with a_servers_handler(number) as received:
         handler = signal.getsignal(number)
@@ -55,7 +55,7 @@ async def test_a_signal_ends_what_is_relayed_and_reaches_the_server(
 
 
 async def test_an_answer_that_ends_within_its_grace_is_whole(door: Any, client: AsyncTogether) -> None:
-    """Being told to stop cuts nothing that is about to end."""
+    """An answer that is about to end is not cut."""
     seen: list[str] = []
 
     def stopped_at_the_first(chunk: ChatCompletionChunk) -> str:
@@ -92,7 +92,7 @@ async def test_whoever_takes_the_signal_meanwhile_keeps_it(client: AsyncTogether
 
 
 async def test_a_reader_who_has_stopped_holds_up_no_shutdown(client: AsyncTogether, upstream: EmulatorServer) -> None:
-    """Who does not even take the last event is given up after the grace has passed once more."""
+    """A client that does not read even the last event is given up after the grace has passed once more."""
     upstream.script = Reply(("tok ",) * 5_000)
     visitor = ASGIClient()
     visitor.reads.clear()

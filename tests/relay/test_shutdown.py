@@ -1,7 +1,7 @@
-"""Who hears a signal while something is relayed: we, and whoever received it before; nobody else, and nobody twice.
+"""Who gets a signal while something is relayed: this package, then the handler of before; each exactly once.
 
-A server takes signals by `signal.signal` when it starts and gives back what it found when it stops; a process may have
-several, which start and stop in any order.
+A server sets a handler by `signal.signal` when it starts, and the handler of before when it stops; a process may have
+several servers, which start and stop in any order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TERM = signal.SIGTERM
 
 
 class Answer:
-    """Something that is relayed."""
+    """A relayed answer."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -48,7 +48,7 @@ def relaying() -> Iterator[Answer]:
 
 
 class Server:
-    """A server as signals know it. `stop` gives back what was there when it started."""
+    """A server that handles a signal. `stop` sets the handler that was there when it started."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -65,13 +65,13 @@ class Server:
 
     @property
     def listens(self) -> bool:
-        """Whether it is its handler that is set, and nothing before it."""
+        """Whether its own handler is set."""
         return signal.getsignal(TERM) == self.handle
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """The one of the app. The handler of before is back when the test is over, whatever became of it."""
+    """The app's server. After the test the handler of before is back in any case."""
     before = signal.getsignal(TERM)
     server = Server()
     server.start()
@@ -82,12 +82,12 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def second(server: Server) -> Server:
-    """Another one in the process, which comes and goes: for metrics, say."""
+    """Another server in the process, which comes and goes: for metrics, for example."""
     return Server()
 
 
 async def test_all_that_is_relayed_and_the_server_hear_a_signal(server: Server) -> None:
-    """Each once; and no handler of ours stays."""
+    """Each once; and no handler of ours stays installed."""
     with relaying() as answer, relaying() as other:
         assert not server.listens
         signal.raise_signal(TERM)
@@ -98,7 +98,7 @@ async def test_all_that_is_relayed_and_the_server_hear_a_signal(server: Server) 
 
 
 async def test_our_handler_given_back_when_nothing_is_relayed_passes_signals_on(server: Server, second: Server) -> None:
-    """Whoever saved it while something was relayed may set it again later: the server hears every signal, once."""
+    """A server that saved it during an answer may set it again later: the first server gets every signal, once."""
     with relaying():
         second.start()
     second.stop()
@@ -107,7 +107,7 @@ async def test_our_handler_given_back_when_nothing_is_relayed_passes_signals_on(
 
 
 async def test_our_handler_given_back_is_the_next_answers(server: Server, second: Server) -> None:
-    """What is relayed from then on hears of the signal too, the server does once, and its handler is back after it."""
+    """Later answers get the signal too, the server gets it once, and its handler is back afterwards."""
     with relaying():
         second.start()
     second.stop()
@@ -119,7 +119,7 @@ async def test_our_handler_given_back_is_the_next_answers(server: Server, second
 
 
 async def test_a_second_server_that_comes_and_goes_between_answers(server: Server, second: Server) -> None:
-    """It hears what is sent while it is there, together with what is relayed; when it has gone, the first one does."""
+    """It gets the signals while it is there, and so do answers; when it has gone, the first server does."""
     with relaying():
         second.start()
     with relaying() as answer:
@@ -136,7 +136,7 @@ async def test_a_second_server_that_comes_and_goes_between_answers(server: Serve
 
 
 async def test_a_second_server_within_an_answer(server: Server, second: Server) -> None:
-    """It takes signals for itself while it is there; what is relayed hears them again when it has gone."""
+    """It takes signals for itself while it is there; answers get them again when it has gone."""
     with relaying() as answer:
         second.start()
         signal.raise_signal(TERM)
@@ -152,7 +152,7 @@ async def test_a_second_server_within_an_answer(server: Server, second: Server) 
 
 @pytest.mark.parametrize("first", ["the thread's", "the main thread's"])
 async def test_answers_of_several_threads(server: Server, first: str) -> None:
-    """A handler is the main thread's affair: its answers hear of signals whoever was first, and so do the others'."""
+    """Handlers belong to the main thread; the answers of all threads get signals, whichever was first."""
     entered, stopped = threading.Event(), threading.Event()
 
     async def elsewhere() -> None:
@@ -193,7 +193,7 @@ async def test_what_has_no_loop_any_more_is_in_nobodys_way(server: Server) -> No
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])
 async def test_without_a_server_no_handler_is_ours(server: Server, handler: Callable[..., Any] | int) -> None:
-    """A signal that ends the process, or that nobody hears, is left as it is."""
+    """A signal that ends the process, or is ignored, is left as it is."""
     signal.signal(TERM, handler)
     with relaying():
         assert signal.getsignal(TERM) == handler

@@ -215,7 +215,7 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def openai_events(body: bytes) -> list[tuple[str, str]]:
-    """The events as the SDK's own decoder reads them: type and data."""
+    """Returns type and data of the events, as the SDK's own decoder reads them."""
     return [(event.event or "", event.data) for event in SSEDecoder().iter_bytes(iter([body]))]
 
 

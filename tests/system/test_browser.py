@@ -1,6 +1,6 @@
 """The examples' page in a real browser, against the example apps under their real servers, also behind nginx.
 
-Whether tokens appear one by one is no matter of time here: the model does not go on before the page has shown the last.
+That tokens appear one by one does not depend on time here: the model waits until the page has shown the last one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/s
 TOKENS = ("Blue", " light", " is", " scattered", " most", ".")
 ANSWER = "".join(TOKENS)
 SOON_S = 0.1
-"""What may pass between a browser's leaving and the model's stop."""
+"""Seconds that may pass between a browser's leaving and the model's stop."""
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ async def test_bytes_may_be_cut_anywhere(size: int, browser: Browser) -> None:
     stream = (data + 'data:{"choices":[]}\n\nevent: other\n\ndata: [DONE]\n\n').encode()
     async with saying() as url:
         tab = await browser.tab(url)
-        # How a network cuts a stream can't be said from outside; here each piece is a read of its own.
+        # A test can't choose how a network cuts a stream; here each piece is a read of its own.
         await tab.run(f"""window.fetch = async () => {{
             const data = Uint8Array.from(atob({base64.b64encode(stream).decode()!r}), (byte) => byte.charCodeAt(0));
             let at = 0;
@@ -448,7 +448,7 @@ async def test_a_lost_connection_is_made_again(
 async def test_a_reload_and_another_tab(
     browser: Browser, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each shows the question, what was said so far, then the rest as it comes; and the whole when all is over."""
+    """Each shows the question, the text so far, then the rest as it comes; and everything at the end."""
     emulator.faults = [Stall(after_token=2), Stall(after_token=4)]
     async with serving("resume_app", emulator, monkeypatch) as (url, _):
         tab = await browser.tab(url)

@@ -1,7 +1,7 @@
 """The relay in every framework it names, each under a real server in this loop, so that no task can hide.
 
-For each: tokens arrive one by one, a visitor who vanishes ends the upstream within 100 ms, an error before the first
-token is a status where the framework leaves that to us, and nothing outlives its request.
+For each framework: tokens arrive one by one, a visitor that vanishes ends the upstream within 100 ms, an error before
+the first token is a status where the framework allows that, and nothing outlives its request.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from together_async.testing import Cut, EmulatorServer, Reply, Status
 
 
 def fastapi_app(relay: Relay) -> Any:
-    """As the README has it, with the return annotation."""
+    """As in the README, with the return annotation."""
     from fastapi import FastAPI, Request
 
     app = FastAPI(lifespan=lifespan(relay.client, relay.narrow, relay.hub))
@@ -51,7 +51,7 @@ def fastapi_app(relay: Relay) -> Any:
 
 
 def fastapi_yielding_app(relay: Relay) -> Any:
-    """With a dependency that yields, whose end comes after the response."""
+    """With a dependency that yields, and ends after the response."""
     from fastapi import Depends, FastAPI, Request
 
     app = FastAPI(lifespan=lifespan(relay.client, relay.narrow, relay.hub))
@@ -98,7 +98,7 @@ def litestar_app(relay: Relay) -> Any:
 
 
 def quart_app(relay: Relay) -> Any:
-    """`sse` as the body; Quart cuts responses after a minute unless it is told not to."""
+    """`sse` as the body. By default Quart cuts responses after a minute."""
     from quart import Quart, Response, request
 
     app = Quart(__name__)
@@ -150,7 +150,7 @@ APPS: dict[str, Callable[[Relay], Any]] = {
     "aiohttp": aiohttp_app,
 }
 BY_LOOP = ("quart", "django")
-"""Those that take an iterator: their head goes out before we know of an error."""
+"""Frameworks that take an iterator: they send the head before an error is known."""
 
 
 @contextlib.asynccontextmanager
@@ -180,7 +180,7 @@ def upstream() -> Iterator[Upstream]:
 
 @contextlib.asynccontextmanager
 async def nothing_lives_on() -> AsyncIterator[None]:
-    """Fails where a task is there afterwards that was not there before."""
+    """Fails if a task that was not there before is there afterwards."""
     before = asyncio.all_tasks()
     yield
     for _ in range(400):
@@ -225,7 +225,7 @@ async def test_a_framework_relays_and_lets_go(upstream: Upstream, name: str, no_
 async def test_leaving_before_the_first_token_is_no_error_of_the_app(
     upstream: Upstream, name: str, no_leaks: None
 ) -> None:
-    """Also of those in between, who wait for a response: nothing is raised that a server would log."""
+    """Nor of middleware that waits for a response: nothing is raised that a server would log."""
     relay = Relay(upstream.emulator.base_url)
     app, failed, requests = APPS[name](relay), list[Exception](), asyncio.Queue[None]()
 
@@ -257,7 +257,7 @@ async def test_leaving_before_the_first_token_is_no_error_of_the_app(
 
 @pytest.mark.parametrize("name", APPS)
 async def test_an_error_before_the_first_token(name: str, no_leaks: None) -> None:
-    """A status with a JSON body; an event where the framework's head went out before we knew."""
+    """A status with a JSON body; an event where the framework had sent the head before."""
     async with EmulatorServer(Reply((TOKEN,)), faults=Status(429, headers={"retry-after": "7"})) as server:
         relay = Relay(server.base_url)
         async with running_app(name, relay) as port, aiohttp.ClientSession() as session:
@@ -277,7 +277,7 @@ async def test_an_error_before_the_first_token(name: str, no_leaks: None) -> Non
 
 @pytest.mark.parametrize("name", APPS)
 async def test_an_error_after_the_first_token(name: str, no_leaks: None) -> None:
-    """The last event, in a response that ends as it should."""
+    """The last event, in a response that ends regularly."""
     async with EmulatorServer(Reply((TOKEN,) * 5), faults=Cut(after_token=2)) as server:
         relay = Relay(server.base_url)
         async with running_app(name, relay) as port, aiohttp.ClientSession() as session:
@@ -293,7 +293,7 @@ async def test_an_error_after_the_first_token(name: str, no_leaks: None) -> None
 
 @pytest.mark.parametrize("name", BY_LOOP)
 async def test_who_opens_the_stream_first_has_a_status(name: str, no_leaks: None) -> None:
-    """The recipe for frameworks that take an iterator: what can't be asked raises in the handler."""
+    """The recipe for frameworks that take an iterator: an error of the request is raised in the handler."""
     async with EmulatorServer(faults=Status(429)) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
         stream = client.stream("x", model="say")
         with pytest.raises(RateLimitError):
@@ -309,7 +309,7 @@ async def test_who_opens_the_stream_first_has_a_status(name: str, no_leaks: None
 
 
 async def test_what_starlettes_responses_have(upstream: Upstream, no_leaks: None) -> None:
-    """Headers and cookies can be set, and background tasks run when all is over, also when the client has left."""
+    """Headers and cookies can be set, and background tasks run at the end, also when the client has left."""
     from starlette.applications import Starlette
     from starlette.background import BackgroundTask
     from starlette.requests import Request
@@ -346,7 +346,7 @@ async def test_what_starlettes_responses_have(upstream: Upstream, no_leaks: None
 
 
 async def test_fastapi_injected_background_tasks_run(upstream: Upstream, no_leaks: None) -> None:
-    """FastAPI gives a response the tasks that a handler has asked for."""
+    """FastAPI adds a handler's background tasks to its response."""
     from fastapi import BackgroundTasks, FastAPI
 
     app, done = FastAPI(), asyncio.Queue[str]()

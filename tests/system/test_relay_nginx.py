@@ -1,4 +1,4 @@
-"""The relay behind a real nginx: tokens arrive one by one, and whoever leaves nginx leaves the model."""
+"""The relay behind a real nginx: tokens arrive one by one, and a client that leaves nginx leaves the model."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from support.relay_apps import (
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
-# What a distribution's default is, but for the places of files: `proxy_pass` and nothing else.
+# The default of a distribution, apart from the places of files: `proxy_pass` and nothing else.
 CONFIGURATION = """
 daemon off; master_process off; pid {directory}/nginx.pid; error_log {directory}/error.log;
 events {{ }}
@@ -60,7 +60,7 @@ def behind(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def ports(behind: dict[str, Process], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], int]]:
-    """The ports of one nginx: for each server one as nginx is, one that buffers, one that keeps connections."""
+    """The ports of one nginx, three for each server: nginx's defaults, buffering, and kept connections."""
     directory = tmp_path_factory.mktemp("nginx")
     found, servers = {}, []
     for name, process in behind.items():
@@ -83,7 +83,7 @@ def ports(behind: dict[str, Process], tmp_path_factory: pytest.TempPathFactory) 
 async def nginx(
     request: pytest.FixtureRequest, behind: dict[str, Process], ports: dict[tuple[str, str], int]
 ) -> AsyncIterator[tuple[Process, int]]:
-    """A server and the port of an nginx before it; in the end nothing of what was relayed is left in the server."""
+    """A server and the port of an nginx in front of it; in the end no relay has left anything in the server."""
     name, kind = request.param
     process, port = behind[name], ports[name, kind]
     await process.ready()
@@ -112,7 +112,7 @@ AS_IT_IS = [(name, kind) for name, kind in EVERY if kind != "buffers"]
 
 @pytest.mark.parametrize("nginx", AS_IT_IS, indirect=True, ids=_id)
 async def test_tokens_come_one_by_one_through_nginx_as_it_is(nginx: tuple[Process, int], upstream: Upstream) -> None:
-    """nginx collects 4 kB before it sends, unless it is told: here three tokens come while the model is silent."""
+    """By default nginx collects 4 kB before it sends; here three tokens come while the model is silent."""
     _, port = nginx
     with Visitor(port) as visitor:
         await visitor.ask("/chat", model="silence", prompt=upstream.prompt(), heartbeat=60)
@@ -123,7 +123,7 @@ async def test_tokens_come_one_by_one_through_nginx_as_it_is(nginx: tuple[Proces
 
 @pytest.mark.parametrize("nginx", [("uvicorn-asyncio-h11", "buffers")], indirect=True, ids=_id)
 async def test_an_nginx_that_is_told_to_ignore_it_collects(nginx: tuple[Process, int], upstream: Upstream) -> None:
-    """What the tests below say of a buffering nginx is of one that does buffer: three tokens don't come through."""
+    """Proof that the buffering nginx of the tests below does buffer: three tokens don't come through."""
     _, port = nginx
     prompt = upstream.prompt()
     with Visitor(port) as visitor:

@@ -32,7 +32,7 @@ KEY = "tgp_v1_relay-key-0f1e2d3c4b5a"
 TOKENS = ("One", " two", " thrée", "\nfour", " [DONE]", "\u2028five")
 TEXT = "".join(TOKENS)
 APART = 10
-"""Tokens a second, so few that an error does not come in one read with the first of them: that would be a status."""
+"""Tokens a second: so few that an error never comes in one read with the first token, where it would be a status."""
 KINDS = ("decoded", "passed through", "read ahead", "by a hub")
 
 
@@ -44,7 +44,7 @@ async def upstream() -> AsyncIterator[EmulatorServer]:
 
 @pytest_asyncio.fixture(params=KINDS)
 async def base_url(request: pytest.FixtureRequest, upstream: EmulatorServer) -> AsyncIterator[str]:
-    """A FastAPI app that relays at the API's own path, in every way; its address for a client."""
+    """The address of a FastAPI app that relays at the API's own path, in each way."""
     async with relaying(upstream, request.param) as (url, _):
         yield url
 
@@ -55,7 +55,7 @@ async def relaying(
 ) -> AsyncIterator[tuple[str, AsyncTogether]]:
     """Yields the address of the app and its client.
 
-    The head goes out with the first comment: where a status is expected, the heartbeat is one that does not come.
+    The head goes out with the first comment; tests that expect a status set a heartbeat that does not come in time.
     """
     client = AsyncTogether(KEY, base_url=upstream.base_url, retry=Retry(budget=0))
     hub = Hub(abandon=0)
@@ -95,7 +95,7 @@ async def texts_of(stream: Any) -> list[str]:
 
 
 async def test_its_stream_is_accepted_and_complete(base_url: str, upstream: EmulatorServer) -> None:
-    """Every token, the finish reason and the usage; comments before and among them don't disturb it."""
+    """Every token, the finish reason and the usage; comments before and between them do no harm."""
     upstream.tokens_per_second, upstream.first_token_s = 20, 0.05
     async with sdk(base_url) as client:
         chunks = [chunk async for chunk in await ask(client)]
@@ -109,7 +109,7 @@ async def test_its_stream_is_accepted_and_complete(base_url: str, upstream: Emul
 
 
 async def test_its_tool_calls_are_complete(base_url: str, upstream: EmulatorServer) -> None:
-    """Pieces of arguments in their order, of several calls."""
+    """Several calls, with the pieces of their arguments in order."""
     calls = [Call("look", {"city": "Zürich", "days": [1, 2]}, id="call_1"), Call("wait", "{}", id="call_2")]
     upstream.script = Reply(None, tool_calls=calls)
     tools: Any = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("look", "wait")]
@@ -128,7 +128,7 @@ async def test_its_tool_calls_are_complete(base_url: str, upstream: EmulatorServ
     "fault", [Cut(after_token=2), Cut(after_token=2, how="end"), ErrorInStream(after_token=2)], ids=str
 )
 async def test_an_error_in_the_midst_is_its_api_error(base_url: str, upstream: EmulatorServer, fault: Fault) -> None:
-    """After all texts that came before: a stream that was cut off is never taken for a whole one."""
+    """After all texts before it: a stream that was cut off is never taken for a complete one."""
     upstream.faults, upstream.tokens_per_second = fault, APART
     got: list[str] = []
     async with sdk(base_url) as client:
@@ -162,7 +162,7 @@ async def collect(stream: Any, got: list[str]) -> None:
 async def test_a_status_is_its_class(
     upstream: EmulatorServer, kind: str, status: int, error: type[openai.APIStatusError]
 ) -> None:
-    """With our body, in which the SDK finds its `code` and `type`."""
+    """With our body, which has the `code` and `type` that the SDK looks for."""
     upstream.faults = Status(status)
     async with relaying(upstream, kind, heartbeat=60) as (url, _), sdk(url) as client:
         with pytest.raises(error) as caught:
@@ -173,7 +173,7 @@ async def test_a_status_is_its_class(
 
 
 async def test_its_own_retries_find_a_status(upstream: EmulatorServer) -> None:
-    """It asks again, and is answered."""
+    """It asks again, and gets its answer."""
     upstream.faults = InTurn(Status(503))
     async with (
         relaying(upstream, "decoded", heartbeat=60) as (url, _),
@@ -185,7 +185,7 @@ async def test_its_own_retries_find_a_status(upstream: EmulatorServer) -> None:
 
 @pytest.mark.parametrize("stage", ["first", "tokens", "silence"])
 async def test_closing_its_response_leaves_our_upstream(base_url: str, upstream: EmulatorServer, stage: str) -> None:
-    """`await response.close()`, or the end of its `async with`: the model is left at once."""
+    """`await response.close()`, or the end of its `async with`, stops the model at once."""
     upstream.script = Reply(("tok ",) * 1_000)
     upstream.tokens_per_second = 200
     upstream.faults = {"first": Stall(after_token=0), "tokens": None, "silence": Stall(after_token=2)}[stage]
@@ -234,10 +234,10 @@ async def test_this_package_reads_its_own_relay(base_url: str, upstream: Emulato
         relayed = await stream.completion()
         original = await direct.stream("Say it.", model=MODEL, seed=1).completion()
     assert texts == list(TOKENS)
-    assert told(relayed) == told(original)
+    assert without_id_and_time(relayed) == without_id_and_time(original)
 
 
-def told(completion: ChatCompletion) -> dict[str, Any]:
+def without_id_and_time(completion: ChatCompletion) -> dict[str, Any]:
     return {name: value for name, value in completion.to_dict().items() if name not in ("id", "created")}
 
 
@@ -256,7 +256,7 @@ async def test_an_error_event_is_its_stream_api_error(base_url: str, upstream: E
 @pytest.mark.parametrize("kind", ["decoded", "passed through"])
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422, 429, 500, 503])
 async def test_a_status_is_the_same_class_at_both_ends(upstream: EmulatorServer, kind: str, status: int) -> None:
-    """The relay's client learns what the relay learned."""
+    """The relay's client gets the error that the relay got."""
     upstream.faults = Status(status)
     async with (
         relaying(upstream, kind, heartbeat=60) as (url, _),

@@ -1,6 +1,6 @@
-"""The relay under real servers, as processes of their own, with visitors who vanish at every stage.
+"""The relay under real servers, as processes of their own, with visitors that vanish at every stage.
 
-The emulator, which is the upstream, says in its journal when it was left; the app says what is left in it.
+The emulator, which is the upstream, notes in its journal when it was left; the app reports what is left in it.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def processes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Process]]:
-    """One of each server, started at the same time."""
+    """A process of each server, started at the same time."""
     directory = tmp_path_factory.mktemp("servers")
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(running(name, upstream.emulator.base_url, directory)) for name in SERVERS}
@@ -56,7 +56,7 @@ def processes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest_asyncio.fixture(params=SERVERS)
 async def server(request: pytest.FixtureRequest, processes: dict[str, Process]) -> AsyncIterator[Process]:
-    """A server; nothing of what it relayed in the test is left in it."""
+    """A server; in the end no relay of the test has left anything in it."""
     process = processes[request.param]
     await process.ready()
     async with nothing_left(process):
@@ -72,7 +72,7 @@ def events_of(response: bytes) -> list[ServerSentEvent]:
 
 
 def dechunked(body: bytes) -> bytes:
-    """What is in a chunked body; that it ends as it has to is part of it."""
+    """Returns the data of a chunked body, which must end regularly."""
     pieces = []
     while True:
         size, _, body = body.partition(b"\r\n")
@@ -91,7 +91,7 @@ def dechunked(body: bytes) -> bytes:
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("stage", STAGES)
 async def test_who_leaves_the_relay_leaves_the_model(server: Process, upstream: Upstream, stage: str, how: str) -> None:
-    """At every stage, with a FIN or a RST: the model is left within 100 ms, and no place or task is left."""
+    """At every stage, with a FIN or a RST: the model is stopped within 100 ms, and no place or task is left."""
     assert await leaving(server.port, upstream, stage, how) < SOON
 
 
@@ -101,12 +101,12 @@ async def test_who_leaves_the_relay_leaves_the_model(server: Process, upstream: 
 async def test_who_leaves_what_stands_before_a_stream_leaves_the_model(
     server: Process, upstream: Upstream, stage: str, door: str
 ) -> None:
-    """Passed through unchanged, read ahead by a buffer, or one of many readers: it is the same."""
+    """The same for a pass-through, a buffer, and one of many readers."""
     assert await leaving(server.port, upstream, stage, "close", door) < SOON
 
 
 async def test_who_leaves_the_queue_gives_up_his_place(server: Process, upstream: Upstream) -> None:
-    """A request that waits for its turn has no upstream to be left: its place in the queue is free at once."""
+    """A request that waits for its turn has no upstream yet: its place in the queue is free at once."""
     prompt = upstream.prompt()
     with Visitor(server.port) as first, Visitor(server.port) as second:
         await first.ask("/narrow", model="silence", prompt=prompt)
@@ -115,7 +115,7 @@ async def test_who_leaves_the_queue_gives_up_his_place(server: Process, upstream
         await queued(server, 1)
         at = second.leave()
         await queued(server, 0)
-        assert time.monotonic() - at < 5 * SOON  # by HTTP, one look after the other
+        assert time.monotonic() - at < 5 * SOON  # asked by HTTP, again and again
         assert entry.outcome == "open"  # the first is as it was
     await entry.wait_left()
     assert upstream.entry_of("is never asked") is None
@@ -129,7 +129,7 @@ async def queued(server: Process, count: int) -> None:
 
 @pytest.mark.parametrize("stage", ["head", "silence", "tokens"])
 async def test_a_body_that_nobody_has_read_hides_nobody(server: Process, upstream: Upstream, stage: str) -> None:
-    """Servers stop to read when a body is not taken from them, and then see no end of the connection."""
+    """Servers stop reading when the app does not read the body, and then do not see the connection end."""
     prompt = upstream.prompt()
     with Visitor(server.port) as visitor:
         sending = asyncio.create_task(
@@ -148,9 +148,9 @@ async def test_a_body_that_nobody_has_read_hides_nobody(server: Process, upstrea
 async def test_a_heartbeat_finds_who_is_hidden_by_another_request(
     processes: dict[str, Process], upstream: Upstream, name: str
 ) -> None:
-    """A server that has the next request of a connection reads no further, and sees its end when it writes.
+    """A server that has read a connection's next request reads no further, and sees its end only by writing.
 
-    (Hypercorn keeps a task of its own then, whatever its app is.)
+    (Hypercorn then keeps a task of its own, with any app.)
     """
     server = processes[name]
     await server.ready()
@@ -166,7 +166,7 @@ async def test_a_heartbeat_finds_who_is_hidden_by_another_request(
 
 
 async def test_a_run_of_a_hub_goes_on_without_its_visitor(server: Process, upstream: Upstream) -> None:
-    """Who left comes back with the id of the last event it had, and gets the rest: the model was not left."""
+    """A client that comes back with the id of its last event gets the rest: the model was not stopped."""
     prompt = upstream.prompt()
     with Visitor(server.port) as visitor:
         await visitor.ask("/hub", model="tokens", prompt=prompt)
@@ -178,9 +178,9 @@ async def test_a_run_of_a_hub_goes_on_without_its_visitor(server: Process, upstr
         await visitor.until(f"id: {prompt}:".encode(), 2)
         assert entry.outcome == "open"
         got = visitor.got
-    position, said = first_of(got)
+    position, text = first_of(got)
     assert position > 3
-    assert said == TOKEN * (position - 3)
+    assert text == TOKEN * (position - 3)
     assert sum(entry.body["messages"][0]["content"] == prompt for entry in upstream.emulator.journal) == 1
     assert (await get(server.port, "/stop", prompt=prompt)).endswith(b"true")
     await entry.wait_left()
@@ -194,19 +194,19 @@ def first_of(response: bytes) -> tuple[int, str]:
 
 
 async def test_how_it_ended_is_told_to_the_app(server: Process, upstream: Upstream) -> None:
-    """`on_end` says of one that was read to its end, and of one that was left, which is which."""
+    """`on_end` tells an answer that was read to its end from one that was left."""
     read, left = upstream.prompt(), upstream.prompt()
     response = await get(server.port, "/chat", model="say", prompt=read)
     await leaving_of(server, upstream, left)
     assert events_of(response)[-1].data == b"[DONE]"
-    for told in (f"{read} read", f"{left} left"):
-        await ended(server, told)
+    for line in (f"{read} read", f"{left} left"):
+        await ended(server, line)
 
 
-async def ended(server: Process, told: str) -> None:
-    """Waits until the app has been told: that is after the model was left."""
+async def ended(server: Process, line: str) -> None:
+    """Waits until the app's `on_end` was called, which is after the model was left."""
     end = time.monotonic() + DEADLINE_S
-    while told not in (found := (await facts_of(server.port))["ended"]):
+    while line not in (found := (await facts_of(server.port))["ended"]):
         assert time.monotonic() < end, found
 
 
@@ -219,7 +219,7 @@ async def leaving_of(server: Process, upstream: Upstream, prompt: str) -> None:
 
 @pytest.mark.parametrize("stage", ["head", "silence", "tokens"])
 async def test_a_stop_button_over_http_2(processes: dict[str, Process], upstream: Upstream, stage: str) -> None:
-    """Over HTTP/2 the connection stays when a page stops an answer: a RST_STREAM leaves the model."""
+    """Over HTTP/2 the connection stays when a page stops an answer: a RST_STREAM stops the model."""
     server = processes["hypercorn"]
     await server.ready()
     async with nothing_left(server):
@@ -239,13 +239,13 @@ async def test_a_stop_button_over_http_2(processes: dict[str, Process], upstream
         connection.reset_stream(1, ErrorCodes.CANCEL)
         writer.write(connection.data_to_send())
         at = time.monotonic()
-        assert await entry.wait_left() - at < 5 * SOON  # of one try
+        assert await entry.wait_left() - at < 5 * SOON  # a single try
         writer.close()
 
 
 @pytest.mark.parametrize("server", ["uvicorn-uvloop-httptools", "hypercorn", "gunicorn", "aiohttp"], indirect=True)
 async def test_many_leave_at_once(server: Process, upstream: Upstream) -> None:
-    """Forty at all stages vanish in the same moment: all of their upstreams are left."""
+    """Forty visitors at all stages vanish at once: all of their upstreams are left."""
     async with contextlib.AsyncExitStack() as stack:
         entries = []
         for number in range(40):
@@ -255,14 +255,14 @@ async def test_many_leave_at_once(server: Process, upstream: Upstream) -> None:
             entries.append(await upstream.entry(prompt))
         at = time.monotonic()
     last = max([await entry.wait_left() for entry in entries])
-    assert last - at < 5 * SOON  # the leaving of forty is some work
+    assert last - at < 5 * SOON  # forty take some time
 
 
 # ------------------------------------------------------------------------------------------------------------ shutdown
 
 
 def shutting_down(response: bytes) -> str:
-    """What a response says about the shutdown: the kind of its last words."""
+    """Returns how a response reports the shutdown, by a status or an event, and the error's type."""
     if response.startswith(b"HTTP/1.1 503"):
         head, _, body = response.partition(b"\r\n\r\n")
         assert b"retry-after: 1" in head.lower()
@@ -280,7 +280,7 @@ STOPS += [(name, "SIGINT") for name in ("uvicorn-asyncio-h11", "aiohttp-uvloop")
 
 @pytest.fixture(scope="module")
 def doomed(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Process]]:
-    """Servers that will be told to stop, started at the same time."""
+    """The servers to stop, started at the same time."""
     directory = tmp_path_factory.mktemp("doomed")
     with contextlib.ExitStack() as stack:
         yield {stop: stack.enter_context(running(stop[0], upstream.emulator.base_url, directory)) for stop in STOPS}
@@ -290,7 +290,7 @@ def doomed(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
 async def test_a_shutdown_ends_streams_politely(
     upstream: Upstream, doomed: dict[tuple[str, str], Process], name: str, signal_name: str
 ) -> None:
-    """Within `grace` a stream gets a last event of type `error`, or a status if nothing was sent; then all ends."""
+    """Within `grace` a stream ends with an `error` event, or a status if nothing was sent; then the server exits."""
     if name == "hypercorn" and sys.version_info >= (3, 12):
         pytest.skip("Hypercorn waits for its connections before it looks at its own time limit (Server.wait_closed)")
     process = doomed[name, signal_name]
@@ -306,7 +306,7 @@ async def test_a_shutdown_ends_streams_politely(
             visits.append((visitor, await upstream.entry(prompt), model))
         process.stop(signal_name)
         for visitor, entry, model in visits:
-            said = shutting_down(await visitor.read_to_end())
-            assert said == ("status" if model == "head" else "event") + " ServerShutdownError"
+            reason = shutting_down(await visitor.read_to_end())
+            assert reason == ("status" if model == "head" else "event") + " ServerShutdownError"
             await entry.wait_left()
     assert await process.exited() in (0, -15, -2)

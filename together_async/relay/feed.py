@@ -93,20 +93,16 @@ class EventFeed:
                 self._done = True
                 end_id = self.end_id()
                 return DONE if end_id is None else encode_event("[DONE]", id=end_id)
-            data, self._failure = render_all(self._render, chunks, self._source.position, self._id_prefix())
+            resumable = self._resumable
+            prefix = None if not self._ids else "" if resumable is None else resumable.id_prefix
+            data, self._failure = render_all(self._render, chunks, self._source.position, prefix)
             if not data:
                 continue
-            if self.resumable and not self._begun:
+            if resumable is not None and not self._begun:
                 self._begun = True
                 data = RECONNECT + data
             return data
         return b""
-
-    def _id_prefix(self) -> str | None:
-        """Returns what stands before the position in an event's id; None without ids."""
-        if not self._ids:
-            return None
-        return "" if self._resumable is None else self._resumable.id_prefix
 
     def end_id(self) -> str | None:
         """Returns an id one past the last chunk's, so that a browser that comes back with it is told it has all.

@@ -112,8 +112,9 @@ async def _send_all(session: RelaySession, responder: Responder) -> None:
         await responder.refuse(error)
         return
     await responder.start()
+    write = responder.write
     while data:
-        await responder.write(data)
+        await write(data)
         data = await session.next()
     await responder.finish()
 
