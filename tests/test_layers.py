@@ -168,10 +168,10 @@ MODULES = {
     "relay": """
         browser_errors:
         events:
+        hub:             browser_errors
         lifespan:
         passthrough:
         feed:            events passthrough
-        hub:             browser_errors feed
         shutdown:
         session:         browser_errors events feed shutdown
         iterator:        browser_errors events feed session shutdown
