@@ -36,9 +36,9 @@ async def test_an_async_function_as_a_format_is_refused(make: Any) -> None:
 async def test_what_is_no_stream_is_refused(client: AsyncTogether) -> None:
     """The most likely mistake, an awaitable of a completion, is closed, so that no warning follows."""
     with pytest.raises(TypeError, match=r"expected what `client\.stream"):
-        EventSourceResponse(client.create(PROMPT, model=MODEL))  # type: ignore[arg-type]
+        EventSourceResponse(client.create(PROMPT, model=MODEL))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match="got a str"):
-        EventSourceResponse("text")  # type: ignore[arg-type]
+        EventSourceResponse("text")  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("of", ["text", "raw", "batches"])

@@ -91,7 +91,7 @@ async def test_an_id_that_can_not_be_had_has_a_status() -> None:
             with pytest.raises(IdError) as caught:
                 hub.start(Tap(), taken)
             assert isinstance(caught.value, ValueError)
-            again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - ours
+            again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - made here
             for error in (caught.value, again):
                 assert (type(error), error.status_code, status_of(error)) == (IdError, status, status)
                 assert str(error) == str(caught.value)
@@ -112,9 +112,9 @@ async def test_what_is_no_stream_is_refused() -> None:
     """And no place is taken."""
     async with Hub() as hub:
         with pytest.raises(TypeError, match="stream: got a NoneType"):
-            hub.start(None, "a")  # type: ignore[arg-type]
+            hub.start(None, "a")  # type: ignore[arg-type]  # wrong on purpose
         with pytest.raises(TypeError, match="stream: got a NoneType"):
-            hub.open(None, "a")  # type: ignore[arg-type]
+            hub.open(None, "a")  # type: ignore[arg-type]  # wrong on purpose
         assert len(hub) == 0
 
 

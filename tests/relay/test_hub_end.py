@@ -129,7 +129,7 @@ async def test_a_reader_may_be_dropped_by_another_thread() -> None:
         await readers[0].read()
         await asyncio.to_thread(readers.clear)
         async with asyncio.timeout(1):
-            while not tap.left:  # noqa: ASYNC110 - a timer's doing
+            while not tap.left:  # noqa: ASYNC110 - a timer of the loop sets it
                 await asyncio.sleep(0.001)
 
 

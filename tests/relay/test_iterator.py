@@ -20,9 +20,9 @@ async def test_the_loop_refuses_when_it_is_made(client: AsyncTogether) -> None:
     """And not at its first step, when the framework has sent a 200."""
     stream = client.stream(PROMPT, model=MODEL)
     with pytest.raises(TypeError, match=r"expected what `client\.stream"):
-        sse(client.create(PROMPT, model=MODEL))  # type: ignore[arg-type]
+        sse(client.create(PROMPT, model=MODEL))  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="format: got 'json'"):
-        sse(stream, format="json")  # type: ignore[arg-type]
+        sse(stream, format="json")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ValueError, match="format: a pass-through has none"):
         sse(passthrough(stream), format="text")
     with pytest.raises(ValueError, match="heartbeat: got 0"):
@@ -53,7 +53,7 @@ async def test_leaving_the_loop(client: AsyncTogether, upstream: EmulatorServer,
 
 async def test_a_loop_that_never_began_has_asked_nothing(client: AsyncTogether, upstream: EmulatorServer) -> None:
     """It can be dropped or closed without a warning."""
-    await sse(client.stream(PROMPT, model=MODEL)).aclose()  # type: ignore[attr-defined]
+    await sse(client.stream(PROMPT, model=MODEL)).aclose()  # type: ignore[attr-defined]  # a generator, typed as an iterator
     del client
     assert upstream.journal.total == 0
 

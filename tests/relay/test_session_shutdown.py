@@ -85,7 +85,9 @@ async def test_whoever_takes_the_signal_meanwhile_keeps_it(client: AsyncTogether
     with a_servers_handler(signal.SIGTERM):
         iterator: Any = sse(client.stream(PROMPT, model=MODEL))
         await anext(iterator)
-        mine = lambda *_: None  # noqa: E731
+
+        def mine(*_: object) -> None: ...
+
         signal.signal(signal.SIGTERM, mine)
         await iterator.aclose()
         assert signal.getsignal(signal.SIGTERM) is mine

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 
+import aiohttp
 import pytest
 import uvicorn
 from aiohttp import web
@@ -18,11 +20,15 @@ from aiohttp import web
 import together_async
 from support.servers import KEY
 from together_async.testing import EmulatorServer
+from together_async.wire import codec
+from together_async.wire.sse import EventStreamParser, ServerSentEvent
 
 FOLDER = Path(together_async.__file__).parent / "examples"
 ASK = ("fastapi_app", "starlette_app", "aiohttp_app")
-"""Those that stream the answer in the response to the question."""
+"""The apps that stream the answer in the response to the question."""
 NAMES = (*ASK, "resume_app")
+ANSWER = "Blue light is scattered most."
+"""The text that the emulator answers with."""
 
 
 def load(name: str, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -39,7 +45,7 @@ def load(name: str, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Server(uvicorn.Server):
-    """It says when it is up."""
+    """A server that sets an event when it is up."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -86,3 +92,36 @@ async def _aiohttp(module: ModuleType, listening: socket.socket) -> AsyncIterato
         yield
     finally:
         await runner.cleanup()
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+async def events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
+    """The events of a response as they come."""
+    parser = EventStreamParser()
+    async for data in response.content.iter_any():
+        for event in parser.feed(data):
+            yield event
+
+
+def text_of(event: ServerSentEvent) -> str:
+    """The text of an event's chunk."""
+    choices = codec.decode_json(event.data)["choices"]
+    return str(choices[0]["delta"].get("content") or "") if choices else ""
+
+
+async def whole(response: aiohttp.ClientResponse) -> tuple[str, list[ServerSentEvent]]:
+    """All texts of an answer that ends well, and its events."""
+    found = [event async for event in events(response)]
+    assert found[-1].data == b"[DONE]"
+    return "".join(text_of(event) for event in found[:-1]), found
+
+
+async def message(response: aiohttp.ClientResponse) -> str:
+    """Returns the message of a refusal."""
+    text = await response.text()
+    if response.content_type != "application/json":
+        return text
+    body = json.loads(text)
+    return str(body["error"]["message"] if "error" in body else body["detail"])

@@ -9,7 +9,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
@@ -90,7 +90,7 @@ def litestar_app(relay: Relay) -> Any:
     from litestar import Litestar, Request, get
 
     @get("/{door:str}")
-    async def answer(request: Request) -> EventSourceResponse:  # type: ignore[type-arg]
+    async def answer(request: Request) -> EventSourceResponse:  # type: ignore[type-arg]  # Litestar reads it without
         stream, options = relay.of(request.path_params["door"], request.query_params)
         return EventSourceResponse(stream, **options)
 
@@ -170,12 +170,6 @@ async def running_app(name: str, relay: Relay) -> AsyncIterator[int]:
     else:
         async with serving(app, lifespan="off" if name == "django" else "on") as port:
             yield port
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
-        yield running
 
 
 @contextlib.asynccontextmanager

@@ -42,12 +42,6 @@ HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def behind(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Process]]:
     """The servers behind nginx."""
     directory = tmp_path_factory.mktemp("servers")

@@ -41,12 +41,6 @@ DOORS = ("chat", "raw", "buffered", "broadcast")
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with Upstream() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def processes(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Process]]:
     """A process of each server, started at the same time."""
     directory = tmp_path_factory.mktemp("servers")
