@@ -1,4 +1,4 @@
-"""Debian's chromium, without a window, driven over its DevTools protocol: pages as a person has them.
+"""Debian's chromium, without a window, driven over its DevTools protocol: pages as a person sees them.
 
 One process serves many tests; each gets a profile of its own, which is forgotten with all that is in it.
 """
@@ -61,7 +61,7 @@ class Process:
             raise
 
     def _announced(self, file: Path) -> str:
-        """The address which it writes into a file when it is ready: the port, and a path."""
+        """Returns its address, which it writes into a file when it is ready: the port, and a path."""
         until = time.monotonic() + DEADLINE_S
         while time.monotonic() < until:
             with contextlib.suppress(FileNotFoundError, ValueError):
@@ -72,7 +72,7 @@ class Process:
         raise AssertionError(f"chromium did not start within {DEADLINE_S:g} s")
 
     def close(self) -> None:
-        """Ends it, with all processes of its own."""
+        """Ends it, with all its processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -80,7 +80,7 @@ class Process:
 
 
 class BrowserError(AssertionError):
-    """The browser, or a page's script, says that something went wrong."""
+    """The browser or a page's script reported an error."""
 
 
 class Browser:
@@ -119,7 +119,7 @@ class Browser:
             await asyncio.wait((self._reader,))
 
     async def send(self, method: str, session: str | None = None, **parameters: Any) -> Any:
-        """Asks for something, returns its result."""
+        """Sends a command of the protocol; returns its result."""
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters}
@@ -166,7 +166,7 @@ class Browser:
         tab = Tab(self, target, session)
         await tab.send("Page.enable")
         await tab.send("Runtime.enable")
-        await tab.send("Emulation.setFocusEmulationEnabled", enabled=True)  # several tabs, and all of them in front
+        await tab.send("Emulation.setFocusEmulationEnabled", enabled=True)  # every tab behaves as if it were in front
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await tab.send("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -175,7 +175,7 @@ class Browser:
         return tab
 
     def next_load(self, session: str) -> asyncio.Future[None]:
-        """Returns what is done when a tab's next page is loaded."""
+        """Returns a future that is done when a tab's next page is loaded."""
         load = self._loads[session] = asyncio.get_running_loop().create_future()
         return load
 
@@ -194,7 +194,7 @@ class Tab:
         self._session = session
 
     async def send(self, method: str, **parameters: Any) -> Any:
-        """Asks for something of this tab."""
+        """Sends a command to this tab; returns its result."""
         return await self._browser.send(method, self._session, **parameters)
 
     async def go(self, url: str) -> None:
@@ -203,7 +203,7 @@ class Tab:
         done = await self.send("Page.navigate", url=url)
         if "errorText" in done:
             raise BrowserError(f"{url}: {done['errorText']}")
-        if "loaderId" in done:  # else it is another place on the same page
+        if "loaderId" in done:  # else it is a jump within the same page
             await self._loaded(loaded)
 
     async def reload(self) -> None:
@@ -217,14 +217,14 @@ class Tab:
             await loaded
 
     async def run(self, expression: str) -> Any:
-        """Returns what an expression of JavaScript gives; a promise is awaited."""
+        """Returns the value of a JavaScript expression; a promise is awaited."""
         done = await self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in done:
             raise BrowserError(_told(done["exceptionDetails"]))
         return done["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Waits until an expression of JavaScript holds; it is looked at whenever something on the page changes."""
+        """Waits until a JavaScript expression is true; it is evaluated whenever something on the page changes."""
         deadline_ms = DEADLINE_S * 900
         await self.run(f"""
             new Promise((resolve, reject) => {{
@@ -255,7 +255,7 @@ class Tab:
         return found
 
     async def type(self, text: str) -> None:
-        """Types into what has the focus."""
+        """Types into the element that has the focus."""
         await self.send("Input.insertText", text=text)
 
     async def press(self, key: str) -> None:
@@ -275,7 +275,7 @@ class Tab:
             await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def screenshot(self) -> bytes:
-        """Returns what is seen, as a PNG file."""
+        """Returns the visible page as a PNG file."""
         return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
 
     async def close(self) -> None:

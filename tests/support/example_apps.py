@@ -39,7 +39,7 @@ def load(name: str, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch) -
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where FastAPI looks up what annotations mean
+    monkeypatch.setitem(sys.modules, spec.name, module)  # FastAPI looks up annotations there
     spec.loader.exec_module(module)
     return module
 
@@ -98,7 +98,7 @@ async def _aiohttp(module: ModuleType, listening: socket.socket) -> AsyncIterato
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
-    """The events of a response as they come."""
+    """Yields the events of a response as they come."""
     parser = EventStreamParser()
     async for data in response.content.iter_any():
         for event in parser.feed(data):
@@ -106,13 +106,13 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEv
 
 
 def text_of(event: ServerSentEvent) -> str:
-    """The text of an event's chunk."""
+    """Returns the text of an event's chunk."""
     choices = codec.decode_json(event.data)["choices"]
     return str(choices[0]["delta"].get("content") or "") if choices else ""
 
 
 async def whole(response: aiohttp.ClientResponse) -> tuple[str, list[ServerSentEvent]]:
-    """All texts of an answer that ends well, and its events."""
+    """Returns the whole text of an answer that ends with `[DONE]`, and its events."""
     found = [event async for event in events(response)]
     assert found[-1].data == b"[DONE]"
     return "".join(text_of(event) for event in found[:-1]), found

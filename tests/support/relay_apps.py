@@ -1,4 +1,4 @@
-"""Apps that relay, servers that run them as processes of their own, and visitors who come to them and vanish.
+"""Apps that relay, servers that run them as processes of their own, and visitors that ask and vanish.
 
 The app is `asgi` for every ASGI server, and `python relay_apps.py PORT MODE` runs the same of aiohttp.web. What becomes
 of a request is chosen by its model's name (see `Upstream`); what the app knows about itself is at `/facts`.
@@ -40,7 +40,7 @@ KEY = "tgp_v1_relay-tests-0123456789"
 SOON = 0.1
 """Seconds within which the upstream is left when the client is."""
 DEADLINE_S = 10.0
-"""Seconds after which something has certainly not happened."""
+"""Seconds after which something that has not happened counts as missing."""
 
 # ------------------------------------------------------------------------------------------------------------ the app
 
@@ -74,17 +74,17 @@ class Relay:
         return stream, options
 
     def record_end(self, prompt: str, end: End) -> None:
-        """Keeps how a relay ended."""
+        """Notes how a relay ended."""
         error = "" if end.error is None else type(end.error).__name__
         self.ended.append(f"{prompt} {'left' if end.left else 'read'} {error}".rstrip())
 
     async def aclose(self) -> None:
-        """Closes what the lifetime of an app closes, for frameworks that have none."""
+        """Closes what `lifespan` closes, for frameworks without one."""
         for closable in (self.hub, self.narrow, self.client):
             await closable.aclose()
 
     def facts(self) -> dict[str, Any]:
-        """What the app knows about itself: places that are taken, tasks, handlers of signals, how relays ended."""
+        """What the app knows about itself: its places in use, tasks, signal handlers, and how relays ended."""
         states = (self.client.limits, self.narrow.limits)
         tasks = (getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
         return {
@@ -175,7 +175,7 @@ TOKEN = "tok "
 COMMENT = b"\r\n:\n\r\n"
 """A heartbeat, in a block of a chunked body."""
 TOKEN_MARK = b'"content":"tok '
-"""What a chunk that holds tokens has in it, once."""
+"""Bytes that every chunk with a token holds exactly once."""
 BULK = "x" * 16_000
 
 
@@ -200,16 +200,16 @@ class Upstream:
         self.emulator.__exit__(None, None, None)
 
     def prompt(self) -> str:
-        """Returns one that no other request has."""
+        """Returns a prompt that no other request has."""
         self._count += 1
         return f"prompt-{self._count}"
 
     async def entry(self, prompt: str) -> Entry:
-        """Waits for a request."""
+        """Waits for the request with this prompt; returns its journal entry."""
         return await until(lambda: self.entry_of(prompt), f"the upstream's request {prompt}")
 
     def entry_of(self, prompt: str) -> Entry | None:
-        """Returns a request, if it has come."""
+        """Returns the journal entry of the request with this prompt; None before it has come."""
         for entry in reversed(list(self.emulator.journal)):
             if entry.body["messages"][0]["content"] == prompt:
                 return entry
@@ -223,7 +223,7 @@ def _reply(request: Any) -> Any:
 
 
 async def until(look: Callable[[], Any], what: str, within: float = DEADLINE_S) -> Any:
-    """Waits until something is there; returns it."""
+    """Waits until `look` returns something true; returns that."""
     end = time.monotonic() + within
     while not (found := look()):
         assert time.monotonic() < end, f"{what} did not come within {within} s"
@@ -232,7 +232,7 @@ async def until(look: Callable[[], Any], what: str, within: float = DEADLINE_S) 
 
 
 async def stopped(entry: Entry) -> None:
-    """Waits until nothing more is written for a reader who does not read."""
+    """Waits until no more is written to a visitor that does not read."""
     seen, same = -1, 0
     while same < 6:
         await asyncio.sleep(0.02)
@@ -245,7 +245,7 @@ async def stopped(entry: Entry) -> None:
 
 
 class Visitor:
-    """A client on a bare socket, so that it can stop to read, and vanish in every way.
+    """A client on a bare socket, so that it can stop reading, and vanish in any way.
 
     Args:
         port: Where to.
@@ -282,20 +282,20 @@ class Visitor:
         return data
 
     async def until(self, text: bytes, times: int = 1) -> bytes:
-        """Reads until something has come; returns all."""
+        """Reads until a text has come so many times; returns all that has come."""
         while self.got.count(text) < times:
             assert await self.read(), f"the response ended without {text!r}: {self.got[-500:]!r}"
         return self.got
 
     async def read_to_end(self) -> bytes:
-        """Reads until the server closes the connection, or cuts it; returns all."""
+        """Reads until the server closes or cuts the connection; returns all that has come."""
         with contextlib.suppress(ConnectionError):
             while await self.read():
                 pass
         return self.got
 
     def leave(self, how: str = "close") -> float:
-        """Vanishes, with a FIN or (`reset`) a RST; returns when."""
+        """Vanishes, with a FIN or (`reset`) a RST; returns the time."""
         if how == "reset":
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         at = time.monotonic()
@@ -317,20 +317,20 @@ async def get(port: int, path: str, *, method: str = "GET", headers: Sequence[st
 
 
 async def facts_of(port: int) -> dict[str, Any]:
-    """Returns what an app says of itself."""
+    """Returns an app's facts (see `Relay.facts`)."""
     response = await get(port, "/facts")
     facts: dict[str, Any] = json.loads(response[response.index(b"{") : response.rindex(b"}") + 1])
     return facts
 
 
 def quiet(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns of an app's facts what has to be the same whenever nothing is relayed."""
+    """Returns those of an app's facts that must be the same whenever nothing is relayed."""
     return {name: facts[name] for name in ("in_flight", "queued", "tasks", "handlers")}
 
 
 @contextlib.asynccontextmanager
 async def nothing_left(process: Process) -> AsyncIterator[None]:
-    """Fails where a server has, afterwards, a place taken, a task, or a handler of a signal that it had not before."""
+    """Fails if the server then has a place in use, a task, or a signal handler that it had not before."""
     before = after = quiet(await facts_of(process.port))
     yield
     end = time.monotonic() + DEADLINE_S
@@ -349,7 +349,7 @@ STAGES = ("head", "comment", "first", "silence", "tokens", "bulk")
 async def leaving(port: int, upstream: Upstream, stage: str, how: str, door: str = "chat") -> float:
     """Returns how long it took, in seconds, until the upstream was left by a relay whose visitor vanished.
 
-    Of three tries the best, because a busy machine may hold up each: what is late by design is late three times.
+    The best of three tries, because a busy machine may delay each: a relay that is slow by design is slow every time.
     """
     best = DEADLINE_S
     for _ in range(3):
@@ -447,10 +447,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(name: str, upstream: str, directory: Path) -> Iterator[Process]:
-    """Runs one of `SERVERS`."""
+    """Runs a server of `SERVERS`; yields its process."""
     port = free_port()
     here = Path(__file__).parent
-    # Without its own directory `python -m` has the tests' in its path, and the package as it is installed.
+    # With `cwd` here, `python -m` finds this module; the package is the installed one.
     command = [sys.executable, "-m", *(word.format(port=port) for word in SERVERS[name])]
     environment = {n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")} | {UPSTREAM: upstream}
     log = directory / f"{name}-{port}.log"
@@ -480,7 +480,7 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[int]:
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
-        # What `server.shutdown` does, without the tenths of a second which that sleeps.
+        # What `server.shutdown` does, without its sleeps of a tenth of a second.
         server.servers[0].close()
         state = server.server_state
         for connection in tuple(state.connections):

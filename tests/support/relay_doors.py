@@ -51,7 +51,7 @@ SOON = 5.0
 
 
 COMMENT = b":\n"
-"""A line and no block: after an event with an id, the openai SDK takes each empty line for an event."""
+"""A heartbeat: one line, without an empty line (see `relay.events.HEARTBEAT`)."""
 
 
 @attrs.frozen
@@ -92,9 +92,9 @@ class ASGIClient:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.left = asyncio.Event()
-        self.received = asyncio.Event()  # something came
-        self.refuses: BaseException | None = None  # what `send` raises
-        self.reads = asyncio.Event()  # else `send` waits
+        self.received = asyncio.Event()  # set when something was sent
+        self.refuses: BaseException | None = None  # `send` raises it
+        self.reads = asyncio.Event()  # while not set, `send` waits
         self.reads.set()
         self._requested = False
 
@@ -124,7 +124,7 @@ class ASGIClient:
 
     @property
     def finished(self) -> bool:
-        """Whether the response is whole."""
+        """Whether the response was sent to its end."""
         return bool(self.sent) and self.sent[-1]["type"].endswith("body") and not self.sent[-1].get("more_body", False)
 
 
@@ -192,7 +192,7 @@ def chunk(text: str | None, **more: Any) -> ChatCompletionChunk:
 
 
 async def stream_of(*items: str | BaseException) -> AsyncIterator[ChatCompletionChunk]:
-    """Somebody's own stream: chunks of these texts, and errors where they stand."""
+    """A user's own stream: chunks with these texts, and errors where they stand."""
     for item in items:
         if isinstance(item, BaseException):
             raise item
@@ -211,7 +211,7 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
     "broadcast": lambda stream: Broadcast(stream).subscribe(),
     "own": own,
 }
-"""What stands for a stream at the doors."""
+"""What the doors take in place of a stream, made from a stream."""
 
 
 def openai_events(body: bytes) -> list[tuple[str, str]]:

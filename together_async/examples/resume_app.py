@@ -1,4 +1,4 @@
-"""A chat whose answers outlive reloads, lost connections and closed tabs: `relay.Hub` keeps them, `EventSource` reads.
+"""A chat whose answers outlive reloads, lost connections and closed tabs, by `relay.Hub` and `EventSource`.
 
     pip install together-async fastapi uvicorn
     TOGETHER_API_KEY=... uvicorn together_async.examples.resume_app:app

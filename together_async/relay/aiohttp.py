@@ -117,10 +117,10 @@ class _AiohttpResponder:
     async def wait_gone(self) -> None:
         """Returns when the client has gone."""
         try:
-            # A body that nobody has read stops aiohttp's reading, and with it the sight of the client's end.
+            # While a request's body is unread, aiohttp stops reading, and does not see that the client has left.
             while not self._request.content.at_eof():
                 await self._request.content.readany()
-        except Exception:  # noqa: BLE001 - whatever happened to the body, its sender has gone
+        except Exception:  # noqa: BLE001 - if the body can't be read, its sender has gone
             return
         loop = asyncio.get_running_loop()
         watch = _watches.get(loop)

@@ -173,7 +173,7 @@ class _ASGIResponder:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def wait_gone(self) -> None:
-        """Returns when the client has gone. The request's body, if nobody has read it, comes first."""
+        """Returns when the client has gone. The request's body comes first, if it is unread."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -182,7 +182,7 @@ class _ASGIResponder:
         return False
 
     async def answer_gone_client(self) -> None:
-        """Sends a response that nobody gets, for middleware that waits for one (Starlette's BaseHTTPMiddleware)."""
+        """Sends a response into the void, for middleware that waits for one (Starlette's BaseHTTPMiddleware)."""
         if self._begun:
             return
         with contextlib.suppress(Exception):
