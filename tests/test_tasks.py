@@ -1,10 +1,10 @@
-"""`Waiter` and what stands for a task's misleading errors."""
+"""`Waiter`, `OwningIterator`, and what takes the place of a task's misleading errors."""
 
 import asyncio
 
 import pytest
 
-from together_async.tasks import MISLEADING, Waiter, error_of, not_misleading
+from together_async.tasks import MISLEADING, OwningIterator, Waiter, error_of, not_misleading
 
 
 async def test_a_waiter_waits_until_it_is_woken() -> None:
@@ -12,10 +12,14 @@ async def test_a_waiter_waits_until_it_is_woken() -> None:
     waiting = asyncio.ensure_future(waiter.wait())
     await asyncio.sleep(0)
     assert waiter.waiting
+    assert repr(waiter) == "<Waiter waiting>"
     waiter.wake()
     assert not waiter.waiting
+    assert waiter.taken  # it was woken, and has not run since
     waiter.wake()  # twice is fine
     await waiting
+    assert not waiter.taken
+    assert repr(waiter) == "<Waiter idle>"
     waiter.wake()  # and so is a wake-up that nobody waits for: it is not kept
     waiting = asyncio.ensure_future(waiter.wait())
     await asyncio.sleep(0)
@@ -47,6 +51,45 @@ async def test_what_a_task_raised_is_told_apart_from_its_cancellation() -> None:
     assert error_of(cancelled) is None
     assert cancelled.cancelled()
     assert error_of(done) is None
+
+
+class Numbers(OwningIterator):
+    """An iterator that notes when it was closed."""
+
+    def __init__(self, closed: list[str], name: str, *, owner: bool) -> None:
+        if name == "broken":
+            raise ValueError
+        super().__init__(owner=owner)
+        self.closed = closed
+        self.name = name
+
+    def hand_over(self) -> bool:
+        return self._hand_over()
+
+    def _drop(self) -> None:
+        self.closed.append(self.name)
+
+
+def test_an_owning_iterator_closes_what_it_reads_when_it_is_dropped() -> None:
+    """Only the owner does, and the ownership is handed over once."""
+    closed: list[str] = []
+    first = Numbers(closed, "first", owner=True)
+    loop = Numbers(closed, "loop", owner=first.hand_over())
+    other = Numbers(closed, "other", owner=first.hand_over())
+    del other
+    assert closed == []
+    del loop
+    assert closed == ["loop"]
+    del first
+    assert closed == ["loop"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_owning_iterator_that_could_not_be_made_closes_nothing() -> None:
+    closed: list[str] = []
+    with pytest.raises(ValueError):  # noqa: PT011 - raised above
+        Numbers(closed, "broken", owner=True)
+    assert closed == []
 
 
 @pytest.mark.parametrize("misleading", MISLEADING)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -14,49 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.any_chunks import assert_same, chunk, streams, with_unknown_content
+from support.sources import BROKEN, doing, settle, text, texts
 from together_async import Buffer, StreamConnectionError
 from together_async.flow.buffer import MAX_BATCH
-from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
+from together_async.models import ChatCompletionChunk
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 BLOCK, COALESCE = "block", "coalesce"
-BROKEN = StreamConnectionError("lost", partial=ChatCompletion())
 
 
-def texts(chunks: list[ChatCompletionChunk]) -> list[str]:
-    return [text_of(choice) for one in chunks for choice in one.choices]
+async def put(buffer: Buffer, letters: str) -> None:
+    for letter in letters:
+        await buffer.put(chunk(letter))
 
 
-def text(chunks: list[ChatCompletionChunk]) -> str:
-    return "".join(texts(chunks))
-
-
-@contextlib.asynccontextmanager
-async def doing(work: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.Task[Any]]:
-    """A task that has got as far as it can; it is cancelled at the end if it still waits."""
-    task = asyncio.create_task(work)
-    await settle()
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
-
-
-async def settle() -> None:
-    """Lets everybody go on until they wait."""
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-async def put(buffer: Buffer, said: str) -> None:
-    for one in said:
-        await buffer.put(chunk(one))
-
-
-async def rest_of(buffer: Buffer) -> list[list[ChatCompletionChunk]]:
-    """What is read until the end."""
+async def batches_of(buffer: Buffer) -> list[list[ChatCompletionChunk]]:
+    """All batches until the end."""
     batches = []
     while batch := await buffer.read():
         batches.append(batch)
@@ -70,7 +44,7 @@ async def rest_of(buffer: Buffer) -> list[list[ChatCompletionChunk]]:
     ("size", "low"), [(1, None), (1, 0), (4, None), (4, 0), (4, 3), (70, 65), (70, 6), (70, 5), (130, 10)]
 )
 async def test_the_producer_waits_at_the_size_and_goes_on_at_the_low_mark(size: int, low: int | None) -> None:
-    """Exactly: `size` chunks go in without waiting, the next one waits until reads have left `low` of them."""
+    """`size` chunks go in without waiting, and the next one waits until reads have left exactly `low` of them."""
     buffer = Buffer(size, low=low)
     mark = size // 2 if low is None else low
     assert buffer.low == mark
@@ -89,7 +63,7 @@ async def test_the_producer_waits_at_the_size_and_goes_on_at_the_low_mark(size: 
 
 
 async def test_the_producer_sleeps_between_the_marks() -> None:
-    """Above the low mark nobody wakes it, so a full buffer is not filled one by one."""
+    """Above the low mark nothing wakes it, so a full buffer is not refilled one by one."""
     size = 3 * MAX_BATCH
     buffer = Buffer(size, low=10)
     await put(buffer, "x" * size)
@@ -105,7 +79,8 @@ async def test_the_producer_sleeps_between_the_marks() -> None:
 
 @pytest.mark.parametrize(("size", "low"), [(1, 0), (4, 1), (4, 0), (6, 5), (200, 70)])
 async def test_the_marks_hold_for_a_loop(size: int, low: int) -> None:
-    """What it has not been given still waits, and counts: never more than `size`, and no room is made above `low`."""
+    """Chunks the loop has not been given still count as waiting: never more than `size`, and no room is made above
+    `low`."""
     buffer, given, had, went_on_at = Buffer(size, low=low), 0, 0, set[int]()
 
     async def produce() -> None:
@@ -130,7 +105,7 @@ async def test_the_marks_hold_for_a_loop(size: int, low: int) -> None:
 @given(st.integers(1, 20), st.data())
 @settings(max_examples=50)
 def test_a_batch_never_fills_it_over_its_size(size: int, data: st.DataObject) -> None:
-    """Chunks that come together wait one by one, as those that come alone do; all come out, in order."""
+    """Chunks that come together wait one by one, as single ones do; all come out, in order."""
     low = data.draw(st.integers(0, size - 1))
     batches = data.draw(st.lists(st.integers(0, 40), max_size=5))
 
@@ -157,19 +132,19 @@ def test_a_batch_never_fills_it_over_its_size(size: int, data: st.DataObject) ->
 
 
 async def test_coalesce_never_waits() -> None:
-    """Ten thousand chunks without one turn of the event loop: what waits is one chunk with everything."""
+    """Ten thousand chunks without a turn of the event loop: they wait as one chunk with everything."""
     buffer = Buffer(8, COALESCE)
     for _ in range(100):
         with contextlib.suppress(StopIteration):
             buffer.put_all([chunk("x") for _ in range(100)]).send(None)  # ends without ever having waited
     assert buffer.waiting == 10_000
-    (one,) = await buffer.read()
-    assert len(text([one])) == 10_000
+    (item,) = await buffer.read()
+    assert len(text([item])) == 10_000
     assert buffer.position == 10_000
 
 
 async def test_coalesce_merges_only_what_is_too_much() -> None:
-    """A consumer who keeps up gets the very chunks; with one more than `size` it gets one chunk."""
+    """A consumer that keeps up gets the very chunks; with one more than `size` waiting it gets one chunk."""
     buffer = Buffer(3, COALESCE)
     chunks = [chunk(x) for x in "abc"]
     await buffer.put_all(chunks)
@@ -200,14 +175,14 @@ async def test_coalesce_keeps_memory_bounded() -> None:
 def test_what_comes_out_adds_up_to_what_went_in(
     chunks: list[ChatCompletionChunk], size: int, on_full: Any, reads: list[bool]
 ) -> None:
-    """In whatever moments the consumer reads: one completion, unknown keys exact, and every chunk counted once."""
+    """Whenever the consumer reads: one completion, unknown keys exact, and every chunk counted once."""
 
     async def main() -> None:
         buffer, got = Buffer(size, on_full), list[ChatCompletionChunk]()
 
         async def produce() -> None:
-            for one in chunks:
-                await buffer.put(one)
+            for item in chunks:
+                await buffer.put(item)
             buffer.close()
 
         async with doing(produce()) as producer:
@@ -215,11 +190,11 @@ def test_what_comes_out_adds_up_to_what_went_in(
                 if read and buffer.waiting:
                     got.extend(await buffer.read())
                 await settle()
-            for batch in await rest_of(buffer):
+            for batch in await batches_of(buffer):
                 got.extend(batch)
             await producer
         assert_same(got, chunks)
-        assert [id(one) for one in with_unknown_content(got)] == [id(one) for one in with_unknown_content(chunks)]
+        assert [id(item) for item in with_unknown_content(got)] == [id(item) for item in with_unknown_content(chunks)]
         assert buffer.position == len(chunks)
         assert buffer.waiting == 0
 
@@ -227,7 +202,7 @@ def test_what_comes_out_adds_up_to_what_went_in(
 
 
 async def test_positions_count_the_producers_chunks() -> None:
-    """A merged chunk counts for all it stands for, and comes alone, so that each chunk's position is known."""
+    """A merged chunk counts for all chunks in it, and comes alone, so that each chunk's position is known."""
     buffer = Buffer(2, COALESCE)
     await put(buffer, "abcd")
     await buffer.put(chunk("e", annotations=["x"]))
@@ -239,7 +214,7 @@ async def test_positions_count_the_producers_chunks() -> None:
 
 
 async def test_what_comes_while_merged_pieces_wait_comes_after_them() -> None:
-    """Pieces that could not be merged, then chunks as they came, then merged again: in order, and none twice."""
+    """Pieces that could not be merged, then chunks as they came, then merged ones: in order, each once."""
     buffer = Buffer(2, COALESCE)
     await put(buffer, "abc")
     await buffer.put(chunk("d", annotations=["x"]))
@@ -257,7 +232,7 @@ async def test_what_comes_while_merged_pieces_wait_comes_after_them() -> None:
 @pytest.mark.parametrize("on_full", [BLOCK, COALESCE])
 @pytest.mark.parametrize("error", [None, BROKEN], ids=["end", "error"])
 async def test_the_end_comes_after_everything_that_waits(on_full: Any, error: Exception | None) -> None:
-    """And comes again to whoever asks again."""
+    """And again at every later read."""
     buffer = Buffer(4, on_full)
     await put(buffer, "abc")
     buffer.close(error)
@@ -272,7 +247,7 @@ async def test_the_end_comes_after_everything_that_waits(on_full: Any, error: Ex
 
 
 async def test_the_error_comes_after_a_merged_chunk_and_its_pieces() -> None:
-    """What was merged is not lost to an error."""
+    """Merged chunks are not lost to an error."""
     buffer = Buffer(1, COALESCE)
     await put(buffer, "ab")
     await buffer.put(chunk("c", annotations=["x"]))
@@ -285,7 +260,7 @@ async def test_the_error_comes_after_a_merged_chunk_and_its_pieces() -> None:
 
 @pytest.mark.parametrize("error", [None, BROKEN], ids=["end", "error"])
 async def test_closing_wakes_who_reads(error: Exception | None) -> None:
-    """A reader that waits gets the end."""
+    """A waiting reader gets the end."""
     buffer = Buffer(1)
     async with doing(buffer.read()) as reader:
         buffer.close(error)
@@ -295,7 +270,7 @@ async def test_closing_wakes_who_reads(error: Exception | None) -> None:
 
 
 async def test_a_chunk_that_waits_while_it_is_closed_is_not_put() -> None:
-    """Its producer is told; the consumer, who has had the end, gets nothing after it."""
+    """Its producer gets an error; the consumer, who has had the end, gets nothing after it."""
     buffer = Buffer(1)
     await put(buffer, "a")
     async with doing(buffer.put(chunk("late"))) as producer:
@@ -322,7 +297,7 @@ async def test_nothing_can_be_put_after_the_end() -> None:
 
 
 async def test_a_cancelled_put_puts_nothing() -> None:
-    """The chunk is not there, so that its producer may put it again; and the way is free for the next."""
+    """The chunk is not in the buffer, so its producer may put it again; and another `put` may wait."""
     buffer = Buffer(2, low=0)
     await put(buffer, "ab")
     async with doing(buffer.put(chunk("c"))):
@@ -372,7 +347,7 @@ async def test_two_readers_are_refused_and_the_first_is_unharmed() -> None:
 
 
 async def test_two_producers_are_refused_and_the_first_is_unharmed() -> None:
-    """As long as the first waits."""
+    """While the first one waits."""
     buffer = Buffer(1)
     await put(buffer, "a")
     async with doing(buffer.put(chunk("b"))) as producer:
@@ -392,7 +367,7 @@ async def test_at_most_sixty_four_at_once() -> None:
     buffer = Buffer(200)
     await put(buffer, "x" * 150)
     buffer.close()
-    assert [len(batch) for batch in await rest_of(buffer)] == [64, 64, 22]
+    assert [len(batch) for batch in await batches_of(buffer)] == [64, 64, 22]
 
 
 async def test_a_loop_over_it_ends() -> None:
@@ -400,11 +375,11 @@ async def test_a_loop_over_it_ends() -> None:
     buffer = Buffer(5)
     await put(buffer, "abc")
     buffer.close()
-    assert [text([one]) async for one in buffer] == ["a", "b", "c"]
+    assert [text([item]) async for item in buffer] == ["a", "b", "c"]
 
 
 async def test_repr_shows_the_state() -> None:
-    """And no text."""
+    """It shows no text."""
     buffer = Buffer(3, COALESCE)
     await put(buffer, "secret"[:2])
     assert repr(buffer) == "<Buffer open, 2 of 3 chunks wait, on_full='coalesce'>"
@@ -414,7 +389,7 @@ async def test_repr_shows_the_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"size": 0}, "size: got 0"),
         ({"size": -1}, "size: got -1"),
@@ -425,20 +400,20 @@ async def test_repr_shows_the_state() -> None:
         ({"size": 4, "low": -1}, "low: got -1"),
     ],
 )
-def test_a_value_out_of_range(arguments: dict[str, Any], said: str) -> None:
+def test_a_value_out_of_range(arguments: dict[str, Any], message: str) -> None:
     """The error names the argument, what was got and what is expected."""
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Buffer(**arguments)
 
 
 def test_putting_a_chunk_costs_the_same_however_many_wait() -> None:
-    """Counted in calls: the thousandth chunk that is merged costs what the hundredth did."""
+    """Counted in calls: merging the five-thousandth chunk costs what merging the hundredth did."""
 
     def work(waiting: int) -> int:
         buffer, count = Buffer(2, COALESCE), 0
         for _ in range(waiting):
             run(buffer.put(chunk("a")))
-        one = chunk("b")
+        item = chunk("b")
 
         def note(frame: Any, event: str, argument: Any) -> None:
             nonlocal count
@@ -447,7 +422,7 @@ def test_putting_a_chunk_costs_the_same_however_many_wait() -> None:
         before = sys.getprofile()
         sys.setprofile(note)
         try:
-            run(buffer.put(one))
+            run(buffer.put(item))
         finally:
             sys.setprofile(before)
         return count
@@ -456,7 +431,7 @@ def test_putting_a_chunk_costs_the_same_however_many_wait() -> None:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs what must not wait."""
+    """Runs a coroutine that must not wait."""
     with contextlib.suppress(StopIteration):
         work.send(None)
         raise AssertionError("it waited")

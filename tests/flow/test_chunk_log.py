@@ -19,8 +19,8 @@ from together_async.wire.codec import decode_chunk
 
 def log_of(chunks: list[ChatCompletionChunk], window: int, *, closed: bool = False) -> ChunkLog:
     log = ChunkLog(window)
-    for one in chunks:
-        log.add(one)
+    for piece in chunks:
+        log.add(piece)
     if closed:
         log.close()
     return log
@@ -41,18 +41,18 @@ def with_seed(text: str, seed: int, index: int = 0) -> ChatCompletionChunk:
 
 
 def certain(text: str) -> ChatCompletionChunk:
-    """A token with the logarithm of one."""
+    """A token with a log probability of 0."""
     document = delta(text)
     document["choices"][0]["logprobs"] = 0.0
     return decode_chunk(encoded(document))
 
 
 def texts(chunks: list[ChatCompletionChunk]) -> list[str]:
-    return [text_of(choice) for one in chunks for choice in one.choices]
+    return [text_of(choice) for piece in chunks for choice in piece.choices]
 
 
 def assert_adds_up(got: list[ChatCompletionChunk], expected: list[ChatCompletionChunk]) -> None:
-    """Both add up to one completion. What came empty may be absent: of a text chunk the text alone is kept."""
+    """Both add up to one completion. Empty values may be absent: of a text chunk only the text is kept."""
     ours, theirs = accumulated(got), accumulated(expected)
     assert bare(ours.completion().to_dict()) == bare(theirs.completion().to_dict())
     assert [ours.finished(n) for n in range(4)] == [theirs.finished(n) for n in range(4)]
@@ -73,18 +73,18 @@ windows = st.integers(0, 12)
 @example([chunk("a"), with_fact("b", system_fingerprint=""), chunk("c")], 0, False)
 @example([chunk("a"), chunk("b", annotations=["x"]), chunk("c")], 0, True)
 def test_from_any_position_it_adds_up_to_the_same(chunks: list[ChatCompletionChunk], window: int, closed: bool) -> None:
-    """Who has had the first p chunks as they came, and gets the rest from the log, has the completion."""
+    """A reader with the first p chunks as they came, and the others from the log, has the completion."""
     log = log_of(chunks, window, closed=closed)
     assert log.last == len(chunks)
     for position in range(len(chunks) + 1):
         pieces = log.since(position)
-        assert_adds_up([*chunks[:position], *(one for _, one in pieces)], chunks)
+        assert_adds_up([*chunks[:position], *(piece for _, piece in pieces)], chunks)
         check_positions(pieces, position, len(chunks))
-        rest = [one for _, one in pieces]
+        following = [piece for _, piece in pieces]
         unknown = with_unknown_content(chunks[position:])
-        assert [id(one) for one in with_unknown_content(rest)] == [id(one) for one in unknown]
-        at = {id(one): place for place, one in pieces}
-        assert all(chunks[at[id(one)] - 1] is one for one in unknown)
+        assert [id(piece) for piece in with_unknown_content(following)] == [id(piece) for piece in unknown]
+        at = {id(piece): place for place, piece in pieces}
+        assert all(chunks[at[id(piece)] - 1] is piece for piece in unknown)
 
 
 @given(streams(), windows, st.booleans())
@@ -95,31 +95,32 @@ def test_from_any_position_it_adds_up_to_the_same(chunks: list[ChatCompletionChu
 @example([chunk("a", index=1, role="tool"), chunk("b", role="tool"), chunk("c")], 12, False)
 @example([chunk("a"), chunk("b", annotations=["x"]), chunk("c")], 12, True)
 def test_merged_it_adds_up_to_the_same(chunks: list[ChatCompletionChunk], window: int, closed: bool) -> None:
-    """Whether or not all of it is kept as it came: never more chunks than those, and no unknown key is lost."""
+    """Whether or not the log has all chunks as they came: merging never makes more chunks, and no unknown key is
+    lost."""
     log = log_of(chunks, window, closed=closed)
     for position in range(len(chunks) + 1):
         pieces = log.since(position, merged=True)
-        rest = [one for _, one in pieces]
-        assert_adds_up([*chunks[:position], *rest], chunks)
+        following = [piece for _, piece in pieces]
+        assert_adds_up([*chunks[:position], *following], chunks)
         check_positions(pieces, position, len(chunks))
-        assert len(rest) <= len(log.since(position))
+        assert len(following) <= len(log.since(position))
         unknown = with_unknown_content(chunks[position:])
-        assert [id(one) for one in with_unknown_content(rest)] == [id(one) for one in unknown]
+        assert [id(piece) for piece in with_unknown_content(following)] == [id(piece) for piece in unknown]
 
 
 @pytest.mark.parametrize("window", [0, 2, 20])
 def test_merged_is_one_chunk(window: int) -> None:
-    """However little there is, and however much of it is kept as it came."""
+    """However few chunks there are, and however many of them are kept as they came."""
     chunks = [chunk("", role="assistant"), *map(chunk, "abcdef"), chunk(finish="stop")]
     log = log_of(chunks, window)
     for position in range(len(chunks)):
-        ((at, one),) = log.since(position, merged=True)
-        assert (at, texts([one])) == (8, ["abcdef"[max(0, position - 1) :]])
+        ((at, piece),) = log.since(position, merged=True)
+        assert (at, texts([piece])) == (8, ["abcdef"[max(0, position - 1) :]])
     assert log.since(8, merged=True) == []
 
 
 def check_positions(pieces: list[tuple[int, ChatCompletionChunk]], position: int, last: int) -> None:
-    """Each is further than the one before it, and the last is the newest."""
+    """They increase, and the last is the newest."""
     positions = [position, *(at for at, _ in pieces)]
     assert positions == sorted(set(positions))
     assert positions[-1] == last
@@ -130,16 +131,16 @@ def check_positions(pieces: list[tuple[int, ChatCompletionChunk]], position: int
 def test_a_reader_who_comes_and_goes_has_the_completion(
     chunks: list[ChatCompletionChunk], window: int, visits: list[int]
 ) -> None:
-    """At whatever moments somebody asks the log for what came since the last time, while it grows and at its end."""
+    """It asks the log at any moments for the chunks since the last time, while the log grows and at its end."""
     log, had, position = ChunkLog(window), list[ChatCompletionChunk](), 0
 
     def ask() -> int:
         pieces = log.since(position)
-        had.extend(one for _, one in pieces)
+        had.extend(piece for _, piece in pieces)
         return pieces[-1][0] if pieces else position
 
-    for number, one in enumerate(chunks):
-        log.add(one)
+    for number, piece in enumerate(chunks):
+        log.add(piece)
         if number in visits:
             position = ask()
     log.close()
@@ -151,34 +152,36 @@ def test_a_reader_who_comes_and_goes_has_the_completion(
 @given(streams(), windows)
 @settings(max_examples=100)
 def test_asking_changes_nothing(chunks: list[ChatCompletionChunk], window: int) -> None:
-    """Readers do not meet: what one is given does not depend on what others were given before."""
+    """What a reader gets does not depend on what others were given before."""
     log, other = log_of(chunks, window), log_of(chunks, window)
     for position in range(len(chunks) + 1):
         log.since(position)
-    assert [(at, one.to_dict()) for at, one in log.since(0)] == [(at, one.to_dict()) for at, one in other.since(0)]
+    assert [(at, piece.to_dict()) for at, piece in log.since(0)] == [
+        (at, piece.to_dict()) for at, piece in other.since(0)
+    ]
     assert log.size == other.size
 
 
 @pytest.mark.parametrize("window", [1, 3, 10])
 def test_who_keeps_up_gets_the_chunks_as_they_came(window: int) -> None:
-    """The last `window` chunks are the very objects; who is one further behind gets one chunk for all."""
+    """The last `window` chunks are the very objects; a reader that is one further behind gets one chunk for all."""
     chunks = [chunk(str(i)) for i in range(10)]
     log = log_of(chunks, window)
     for behind in range(window + 1):
         pieces = log.since(10 - behind)
         assert [at for at, _ in pieces] == list(range(11 - behind, 11))
-        assert all(one is chunks[at - 1] for at, one in pieces)
+        assert all(piece is chunks[at - 1] for at, piece in pieces)
     if window < 10:
-        ((at, one),) = log.since(9 - window)
+        ((at, piece),) = log.since(9 - window)
         assert at == 10
-        assert texts([one]) == ["".join(str(i) for i in range(9 - window, 10))]
+        assert texts([piece]) == ["".join(str(i) for i in range(9 - window, 10))]
 
 
 def test_who_lags_gets_one_chunk_with_the_facts_of_the_first() -> None:
-    """The text alone was kept; id and model are those of the stream, and the role is not said again."""
+    """Only the texts were kept; id and model are those of the stream, and the role does not come again."""
     log = log_of([chunk("a", role="assistant"), *map(chunk, "bcdef")], 2)
-    ((at, one),) = log.since(2)
-    assert (at, one.to_dict()) == (
+    ((at, piece),) = log.since(2)
+    assert (at, piece.to_dict()) == (
         6,
         {**delta(), "choices": [{"index": 0, "delta": {"content": "cdef"}, "finish_reason": None}]},
     )
@@ -186,32 +189,32 @@ def test_who_lags_gets_one_chunk_with_the_facts_of_the_first() -> None:
 
 @pytest.mark.parametrize("first", [{}, {"system_fingerprint": "fp"}])
 def test_a_fact_that_came_empty_is_kept(first: dict[str, Any]) -> None:
-    """Where no chunk before it had it, it is not the same as one that never came."""
+    """If no chunk before had it, an empty value differs from an absent one."""
     log = log_of([with_fact("a", **first), with_fact("b", system_fingerprint=""), chunk("c")], 0)
-    ((_, one),) = log.since(0)
-    assert (texts([one]), one.to_dict().get("system_fingerprint")) == (["abc"], first.get("system_fingerprint", ""))
+    ((_, piece),) = log.since(0)
+    assert (texts([piece]), piece.to_dict().get("system_fingerprint")) == (["abc"], first.get("system_fingerprint", ""))
 
 
 def test_an_end_is_kept_with_its_usage_and_reason() -> None:
-    """What is more than text is merged into the same chunk, and not lost when the log is closed."""
+    """They are merged into the same chunk, and not lost when the log is closed."""
     end = decode_chunk(encoded({**delta(finish="stop"), "usage": {"total_tokens": 3}}))
     log = log_of([chunk("a"), chunk("b"), chunk("c"), end], 0, closed=True)
-    ((at, one),) = log.since(1)
-    assert (at, texts([one]), one.choices[0].finish_reason) == (4, ["bc"], "stop")
-    assert one.usage is not None
-    assert one.usage.total_tokens == 3
+    ((at, piece),) = log.since(1)
+    assert (at, texts([piece]), piece.choices[0].finish_reason) == (4, ["bc"], "stop")
+    assert piece.usage is not None
+    assert piece.usage.total_tokens == 3
 
 
 @pytest.mark.parametrize("position", [-1, 4, 10**9])
-def test_a_position_that_is_none(position: int) -> None:
-    """What was never given has nothing after it: an error, and no chunks."""
+def test_a_position_outside_of_the_log(position: int) -> None:
+    """A position that never was gives an error, not an empty list."""
     log = log_of([chunk(x) for x in "abc"], 2)
     with pytest.raises(ValueError, match=rf"position: got {position}, expected one from 0 to 3"):
         log.since(position)
 
 
 def test_an_empty_log() -> None:
-    """Nothing came, so nothing came since the beginning."""
+    """It has nothing since position 0."""
     log = ChunkLog(4)
     assert (log.last, log.size, log.since(0)) == (0, 0, [])
     log.close()
@@ -221,8 +224,8 @@ def test_an_empty_log() -> None:
 
 @pytest.mark.parametrize("text", ["word", "x" * 1000, "文字" * 100, "😀" * 50], ids=["word", "long", "wide", "wider"])
 def test_the_size_is_about_what_it_takes(text: str) -> None:
-    """The estimate is a good part of what the interpreter says, for small chunks and large, kept as they came or as
-    text: who bounds memory by it has bounded it."""
+    """The estimate is close to what the interpreter allocates, for small and large chunks, kept as they came or as
+    text: it can bound memory."""
     raws = [encoded(delta(f"{text}{i}")) for i in range(400)]
     for window in (400, 0):
         tracemalloc.start()
@@ -233,7 +236,7 @@ def test_the_size_is_about_what_it_takes(text: str) -> None:
 
 
 def test_text_alone_is_kept_of_what_is_old() -> None:
-    """Twenty times less than the chunks it was, and closing does the same for the rest."""
+    """It takes a twentieth of the chunks' memory; closing the log does the same to the last chunks."""
     chunks = [chunk("word") for _ in range(1000)]
     log = log_of(chunks, 1000)
     kept = log.size
@@ -243,7 +246,7 @@ def test_text_alone_is_kept_of_what_is_old() -> None:
 
 
 def calls_of(log: ChunkLog, chunks: list[ChatCompletionChunk]) -> int:
-    """How many calls it takes to add these."""
+    """How many calls it takes to add these chunks."""
     count = 0
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -253,8 +256,8 @@ def calls_of(log: ChunkLog, chunks: list[ChatCompletionChunk]) -> int:
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        for one in chunks:
-            log.add(one)
+        for piece in chunks:
+            log.add(piece)
     finally:
         sys.setprofile(before)
     return count
@@ -266,6 +269,6 @@ def test_the_work_for_a_chunk_does_not_grow() -> None:
     some = [chunk("b") for _ in range(100)]
     first = calls_of(log, some)
     for _ in range(50):
-        for one in some:
-            log.add(one)
+        for piece in some:
+            log.add(piece)
     assert calls_of(log, some) == first

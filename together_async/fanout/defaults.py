@@ -41,8 +41,9 @@ class Defaults:
         Raises:
             ValueError: It is none of these, or a field is missing or out of range.
         """
+        # Quick path of messages; tests/fanout/test_defaults.py::test_a_str_is_one_user_message holds the two together.
         if isinstance(given, str) and self._template is not None:
-            return self._template.asking(given)  # the commonest kind first: isinstance of the ABCs below is slow
+            return self._template.asking(given)
         if isinstance(given, ChatCompletionRequest):
             return self._complete(given)
         if isinstance(given, Mapping):

@@ -107,6 +107,8 @@ class Buffer:
             for chunk in chunks:
                 await self.put(chunk)
             return
+        # Quick path of `put`; tests/flow/test_buffer.py::test_a_batch_never_fills_it_over_its_size holds the two
+        # together.
         for chunk in chunks:
             self._add(chunk)
         self._consumer.wake()

@@ -1,0 +1,140 @@
+"""`Loopable`: chunks, texts and completions of what is read in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from support.any_chunks import chunk
+from support.sources import BUFFERS, Upstream, settle, settle_until, text
+from together_async import (
+    Broadcast,
+    Buffer,
+    buffered,
+    relay,
+)
+from together_async.flow.loops import Loopable
+from together_async.models import ChatCompletionChunk
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+LOOPED: dict[str, Callable[[Any], Any]] = {
+    "buffered": buffered,
+    "subscription": lambda stream: Broadcast(stream).subscribe(),
+}
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_it_is_read_as_a_stream_is(kind: str) -> None:
+    """`anext`, a loop, one choice's texts and `completion()`, in turn: each continues where the last one stopped."""
+
+    async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+        yield chunk("", role="assistant")
+        for part in "abc":
+            yield chunk(part)
+            yield chunk(part.upper(), index=1)
+        yield chunk(finish="stop")
+
+    async with LOOPED[kind](chunks()) as source:
+        assert text([await anext(source), await anext(source)]) == "a"
+        async for part in source.text(1):
+            assert part == "A"
+            break
+        async for part in source.text():
+            assert part == "b"
+            break
+        assert source.position == 4
+        completion = await source.completion()
+        assert source.position == 8
+        assert [choice.message.content for choice in completion.choices] == ["abc", "ABC"]
+        assert source.so_far() == completion == await source.completion()
+        with pytest.raises(StopAsyncIteration):
+            await anext(source)
+    assert [part async for part in LOOPED[kind](chunks()).text()] == ["a", "b", "c"]
+    assert [part async for part in LOOPED[kind](chunks()).text(1)] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_texts_of_one_choice_in_one_chunk_are_one(kind: str) -> None:
+    """If a choice is in a chunk twice, its text is both, as in the completion."""
+
+    async def chunks() -> AsyncIterator[ChatCompletionChunk]:
+        yield attrs.evolve(chunk("a"), choices=(*chunk("a").choices, *chunk("b").choices))
+
+    async with LOOPED[kind](chunks()) as source:
+        assert [part async for part in source.text()] == ["ab"]
+        assert source.so_far().choices[0].message.content == "ab"
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_so_far_reads_nothing(kind: str) -> None:
+    """It includes the chunks that wait, and they still wait."""
+    source: Loopable = LOOPED[kind](Upstream("ab").chunks())
+    assert source.so_far().text == ""
+    await anext(source)
+    await settle()
+    assert source.so_far().text == "ab"
+    assert text(await source.read()) == "b"
+    assert await source.read() == []
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_what_a_loop_has_left_goes_out_through_a_door(kind: str) -> None:
+    """An endpoint looks at the first chunk, for a status, and hands over the others: all of them, under their own
+    ids."""
+    async with LOOPED[kind](Upstream("abcdefgh").chunks()) as source:
+        await settle_until(lambda: source.so_far().text == "abcdefgh")  # all come together
+        async for item in source:
+            assert text([item]) == "a"
+            break
+        body = b"".join([data async for data in relay.sse(source, format="text")])
+    sent = [event.removeprefix(b"data: ") for event in body.split(b"\n") if event.startswith(b"data: ")]
+    assert (b"".join(sent[:-1]), sent[-1]) == (b"bcdefgh", b"[DONE]")
+    if kind == "buffered":
+        assert body.startswith(b"id: 2\ndata: b\n\nid: 3\n")
+
+
+async def test_a_loop_reads_no_further_than_the_buffer() -> None:
+    """Chunks that the loop has not been given count as waiting: the generator is asked for one more than fits."""
+    upstream, ahead = Upstream("x" * 30), set[int]()
+    for_the_loop = buffered(upstream.chunks(), Buffer(4, low=1))
+    had = 0
+    async for _ in for_the_loop:
+        had += 1
+        await settle()
+        ahead.add(upstream.given - had)
+    assert had == 30
+    assert max(ahead) == 5
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_leaving_a_loop_over_texts_closes_a_generator(kind: str) -> None:
+    """As a loop over chunks does."""
+    upstream = Upstream("ab", hangs=True)
+    source = LOOPED[kind](upstream.chunks())
+    async for part in source.text():
+        assert part == "a"
+        break
+    async with asyncio.timeout(1):
+        await upstream.closed.wait()
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+async def test_a_loop_may_be_left_and_taken_up_again(kind: str) -> None:
+    """Within `async with` the second loop continues where the first was left."""
+    upstream = Upstream("abcdefgh", hangs=True)
+    async with buffered(upstream.chunks(), BUFFERS[kind]()) as source:
+        received = ""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                while len(received) < 8:
+                    async for item in source:
+                        received += text([item])
+                        break
+        assert received == "abcdefgh"
