@@ -1,8 +1,8 @@
-"""The report of a batch: one page of HTML that holds all it needs and loads nothing. Pure.
+"""The report of a batch: one self-contained page of HTML. Pure.
 
-What it says is counted in `tally` and `course`, drawn in `charts`, put together in `page`. No text of a prompt or an
-answer is in it: records have none. custom_ids and messages are others' texts; they are escaped, and beside that the
-page forbids itself scripts and everything from outside.
+Its numbers are counted in `statistics` and `timeline`, written in `formats`, drawn in `charts` and `time_charts`, and
+put together in `page`. The page has no text of a prompt or a completion, since records have none. custom_ids and error
+messages come from others: they are escaped, and the page's own policy forbids scripts and everything external.
 """
 
 from together_async.batch.report.page import render

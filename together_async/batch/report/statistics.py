@@ -1,7 +1,7 @@
-"""What the report says in numbers: counted in one walk over the results, in little memory.
+"""The numbers of the report, counted in one pass over the results.
 
-Nothing here grows with the number of results. Durations go into bins of half a percent, moments into the bins of
-`course`, and of names and texts a few examples are kept, shortened.
+Memory does not grow with the number of results. Durations go into bins of half a percent, moments into the bins of
+`timeline`, and only a few names and texts are kept, shortened.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 import attrs
 
 from together_async.batch.record import Record
-from together_async.batch.report.timeline import Calendar, Sample, sane_count, sane_duration, sane_moment
+from together_async.batch.report.timeline import Sample, TimelineBuilder, sane_count, sane_duration, sane_moment
 
 MOST_ID: Final = 80
-"""Characters of a custom_id that are shown."""
+"""Most characters of a custom_id that are shown."""
 MOST_MESSAGE: Final = 300
-"""Characters of an error's text that are shown."""
+"""Most characters of an error's text that are shown."""
 _MOST_WORD: Final = 40
 _MOST_KINDS: Final = 50
 _OTHER_KINDS: Final = "other kinds"
@@ -28,7 +28,7 @@ _MOST_SLOW: Final = 20
 
 
 def shortened(text: str, most: int) -> str:
-    """Returns a text of at most so many characters: its begin and its end tell most."""
+    """Returns a text of at most `most` characters, its middle left out."""
     if len(text) <= most:
         return text
     tail = most // 4
@@ -39,19 +39,19 @@ def shortened(text: str, most: int) -> str:
 
 
 class Distribution:
-    """Durations in bins of half a percent, each with its sum: percentiles are half a percent off at most.
+    """Durations in bins of half a percent, each with its sum, so that percentiles are at most half a percent off.
 
     Attributes:
-        count: How many.
-        total_s: Their sum.
-        most_s: The longest.
-        bins: By index, which is the logarithm: how many, and their sum.
+        count: Number of durations.
+        total_s: Their sum in seconds.
+        most_s: The longest, in seconds.
+        bins: By index, which grows with the logarithm of the duration: how many, and their sum in seconds.
     """
 
     PER_E: Final = 200
     """Bins for each factor of e."""
     LEAST_S: Final = 0.001
-    """What takes less is in the lowest bin."""
+    """Shorter durations go into the lowest bin."""
 
     __slots__ = ("bins", "count", "most_s", "total_s")
 
@@ -62,26 +62,26 @@ class Distribution:
         self.bins: dict[int, list[float]] = {}
 
     def add(self, seconds: float) -> None:
-        """Takes one."""
+        """Adds a duration."""
         self.count += 1
         self.total_s += seconds
         self.most_s = max(self.most_s, seconds)
-        one = self.bins.setdefault(self.index(seconds), [0, 0.0])
-        one[0] += 1
-        one[1] += seconds
+        totals = self.bins.setdefault(self.index(seconds), [0, 0.0])
+        totals[0] += 1
+        totals[1] += seconds
 
     @classmethod
     def index(cls, seconds: float) -> int:
-        """Returns the bin of a duration."""
+        """Returns the index of a duration's bin."""
         return round(math.log(max(seconds, cls.LEAST_S)) * cls.PER_E)
 
     @property
     def mean_s(self) -> float:
-        """The mean; 0 of none."""
+        """The mean in seconds; 0 without durations."""
         return self.total_s / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Returns the duration that so many percent do not exceed: of the bin with this rank, the mean."""
+        """Returns the duration in seconds that `percent` of all do not exceed: the mean of the bin with this rank."""
         rank = max(1, math.ceil(self.count * percent / 100))
         for index in sorted(self.bins):
             many, sum_s = self.bins[index]
@@ -95,32 +95,32 @@ class Distribution:
 
 
 @attrs.define
-class Kind:
+class ErrorKind:
     """Errors of one kind.
 
     Attributes:
-        code: Which.
-        count: How many.
-        message: The text of the first one that had one.
-        custom_ids: The first few.
-        took: How long they took.
+        code: The kind, as in `Record.code`.
+        count: Number of errors.
+        message: The first text that was not empty.
+        custom_ids: The first few requests.
+        latency: Their latencies, as in `Statistics`.
     """
 
     code: str
     count: int = 0
     message: str = ""
     custom_ids: list[str] = attrs.field(factory=list)
-    took: Distribution = attrs.field(factory=Distribution)
+    latency: Distribution = attrs.field(factory=Distribution)
 
 
 @attrs.define
-class Again:
-    """Attempts that failed for one reason and were made again.
+class RetryReason:
+    """Attempts that failed for one reason and were followed by another attempt.
 
     Attributes:
-        reason: Which.
-        count: How many.
-        waited_s: How long it was waited before the next attempts.
+        reason: The reason, as in `Record.retries`.
+        count: Number of attempts.
+        waited_s: Seconds waited before the next attempts, in sum.
     """
 
     reason: str
@@ -129,8 +129,18 @@ class Again:
 
 
 @attrs.frozen
-class Slow:
-    """One of the slowest requests. Durations as in `Tally`."""
+class SlowRequest:
+    """One of the slowest requests.
+
+    Attributes:
+        custom_id: Its name, shortened.
+        code: The kind of its error; None for a completion.
+        sent_at: When its first attempt was sent, in seconds since 1970; None if not known.
+        waited_s: Its wait for the limits; None if not known. This and the next two are durations as in `Statistics`.
+        first_token_s: The time to its first token; None without streaming.
+        latency_s: Its latency.
+        attempts: HTTP requests made for it.
+    """
 
     custom_id: str
     code: str | None
@@ -141,36 +151,39 @@ class Slow:
     attempts: int
 
 
-class Tally:
+class Statistics:
     """Counts the results of a batch.
 
-    A request has three durations: the wait for the limits before it is sent; from there on the time to its first token,
-    and its latency, to its end. Attempts that were made again are part of the latter two.
+    A request has three durations: its wait for the limits, before it is sent; and from there the time to its first
+    token, and its latency, the time to its end. The latter two include all attempts.
+
+    Args:
+        samples: The state of this run about every second; may be empty.
 
     Attributes:
-        answers: How many results are answers.
-        errors: How many are errors.
-        retried: How many needed more than one attempt.
-        attempts: HTTP requests for all of them.
-        prompt_tokens: Of the answers.
-        completion_tokens: Of the answers.
-        latency: Of the answers.
-        first_token: Of the answers that came as streams.
-        waited: Of all.
-        calendar: All of which the moment is known.
+        answers: Number of completions.
+        errors: Number of errors.
+        retried: Results that took more than one attempt.
+        attempts: HTTP requests made for all results.
+        prompt_tokens: Prompt tokens of the completions.
+        completion_tokens: Completion tokens of the completions.
+        latency: Latencies of the completions.
+        first_token: Times to the first token, of the completions that were streamed.
+        waited: Waits for the limits, of all results.
+        timeline: All results whose moment is known.
     """
 
     def __init__(self, samples: Sequence[Sample] = ()) -> None:
         self.answers = self.errors = self.retried = self.attempts = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.latency, self.first_token, self.waited = Distribution(), Distribution(), Distribution()
-        self.calendar = Calendar(samples)
-        self._kinds: dict[str, Kind] = {}
-        self._again: dict[str, Again] = {}
-        self._slowest: list[tuple[float, int, Slow]] = []
+        self.timeline = TimelineBuilder(samples)
+        self._error_kinds: dict[str, ErrorKind] = {}
+        self._retry_reasons: dict[str, RetryReason] = {}
+        self._slowest: list[tuple[float, int, SlowRequest]] = []
 
     def add(self, record: Record) -> None:
-        """Takes a result."""
+        """Counts a result."""
         queued = sane_duration(record.queued_s)
         first, latency = _since(queued, record.first_token_s), _since(queued, record.total_s)
         attempts = sane_count(record.attempts)
@@ -183,10 +196,10 @@ class Tally:
         else:
             self._add_error(record, record.code, latency)
         for reason, waited_s in record.retries:
-            self._add_again(reason, sane_duration(waited_s) or 0.0)
+            self._add_retry(reason, sane_duration(waited_s) or 0.0)
         sent_at = sane_moment(record.sent_at)
         if sent_at is not None:
-            self.calendar.add(record, sent_at, latency or 0.0)
+            self.timeline.add(record, sent_at, latency or 0.0)
         if latency is not None:
             self._add_slow(record, (queued, first, latency), attempts)
 
@@ -202,26 +215,26 @@ class Tally:
     def _add_error(self, record: Record, code: str, latency: float | None) -> None:
         self.errors += 1
         code = shortened(code, _MOST_WORD)
-        kind = self._kinds.get(code)
+        kind = self._error_kinds.get(code)
         if kind is None:
-            code = code if len(self._kinds) < _MOST_KINDS else _OTHER_KINDS
-            kind = self._kinds.setdefault(code, Kind(code))
+            code = code if len(self._error_kinds) < _MOST_KINDS else _OTHER_KINDS
+            kind = self._error_kinds.setdefault(code, ErrorKind(code))
         kind.count += 1
         if not kind.message:
             kind.message = shortened(record.message, MOST_MESSAGE)
         if len(kind.custom_ids) < _MOST_EXAMPLES:
             kind.custom_ids.append(shortened(record.custom_id, MOST_ID))
         if latency is not None:
-            kind.took.add(latency)
+            kind.latency.add(latency)
 
-    def _add_again(self, reason: str, waited_s: float) -> None:
+    def _add_retry(self, reason: str, waited_s: float) -> None:
         reason = shortened(reason, _MOST_WORD)
-        again = self._again.get(reason)
-        if again is None:
-            reason = reason if len(self._again) < _MOST_KINDS else _OTHER_KINDS
-            again = self._again.setdefault(reason, Again(reason))
-        again.count += 1
-        again.waited_s += waited_s
+        retries = self._retry_reasons.get(reason)
+        if retries is None:
+            reason = reason if len(self._retry_reasons) < _MOST_KINDS else _OTHER_KINDS
+            retries = self._retry_reasons.setdefault(reason, RetryReason(reason))
+        retries.count += 1
+        retries.waited_s += waited_s
 
     def _add_slow(self, record: Record, times: tuple[float | None, float | None, float], attempts: int) -> None:
         waited, first, latency = times
@@ -229,40 +242,41 @@ class Tally:
             return
         code = None if record.code is None else shortened(record.code, _MOST_WORD)
         name, sent_at = shortened(record.custom_id, MOST_ID), sane_moment(record.sent_at)
-        slow = Slow(name, code, sent_at, waited, first, latency, attempts)
-        # Of those that took equally long the first one stays: a number comes before the values, which have no order.
+        slow = SlowRequest(name, code, sent_at, waited, first, latency, attempts)
+        # Among equal latencies the first request stays. The number decides, as the requests have no order.
         entry = (latency, -self.results, slow)
         (heapq.heappush if len(self._slowest) < _MOST_SLOW else heapq.heappushpop)(self._slowest, entry)
 
     @property
     def results(self) -> int:
-        """How many."""
+        """Number of results."""
         return self.answers + self.errors
 
-    def kinds(self) -> list[Kind]:
+    def error_kinds(self) -> list[ErrorKind]:
         """Returns the kinds of errors, the most frequent first."""
-        return sorted(self._kinds.values(), key=lambda kind: (kind.code == _OTHER_KINDS, -kind.count, kind.code))
+        return sorted(self._error_kinds.values(), key=lambda kind: (kind.code == _OTHER_KINDS, -kind.count, kind.code))
 
-    def again(self) -> list[Again]:
-        """Returns the reasons of attempts that were made again, the most frequent first."""
+    def retry_reasons(self) -> list[RetryReason]:
+        """Returns the reasons of retries, the most frequent first."""
         return sorted(
-            self._again.values(), key=lambda again: (again.reason == _OTHER_KINDS, -again.count, again.reason)
+            self._retry_reasons.values(),
+            key=lambda retries: (retries.reason == _OTHER_KINDS, -retries.count, retries.reason),
         )
 
-    def slowest(self) -> list[Slow]:
+    def slowest(self) -> list[SlowRequest]:
         """Returns the slowest requests, the slowest first."""
         return [slow for _, _, slow in sorted(self._slowest, key=lambda entry: entry[:2], reverse=True)]
 
 
 def _since(queued_s: float | None, until_s: float | None) -> float | None:
-    """Returns how long it took from the first attempt on, None when nobody knows."""
+    """Returns the seconds from the first attempt on, or None if they are not known."""
     until_s = sane_duration(until_s)
     return None if until_s is None else max(0.0, until_s - (queued_s or 0.0))
 
 
-def tally(records: Iterable[Record], samples: Sequence[Sample]) -> Tally:
-    """Returns what was counted."""
-    counted = Tally(samples)
+def count_results(records: Iterable[Record], samples: Sequence[Sample]) -> Statistics:
+    """Returns the statistics of all results of a batch, which are read once."""
+    statistics = Statistics(samples)
     for record in records:
-        counted.add(record)
-    return counted
+        statistics.add(record)
+    return statistics

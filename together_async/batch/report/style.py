@@ -1,4 +1,4 @@
-"""The page around the report, and how it looks: in light, in dark, on paper, on a telephone."""
+"""The page around the report, and its style: for light and dark themes, paper, and small screens."""
 
 from typing import Final
 
