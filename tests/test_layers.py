@@ -66,12 +66,14 @@ MODULES = {
         runner:    budget options output plan progress record rounds writer | report | report
     """,
     "batch.report": """
+        formats:
         style:
         timeline:
-        statistics:  timeline
-        charts:      statistics timeline
-        page:        charts statistics style timeline
-        __init__:    page timeline
+        statistics:   timeline
+        charts:       formats statistics
+        time_charts:  charts formats timeline
+        page:         charts formats statistics style time_charts timeline
+        __init__:     page timeline
     """,
     "calls": """
         __init__:
