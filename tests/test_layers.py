@@ -234,8 +234,8 @@ PURE_INSIDE = {
     },
     "flow": {"chunk_log"},
     "fanout": {"defaults"},
-    "batch": {"budget", "input", "outage", "record"},
-    "batch.report": {"charts", "page", "statistics", "style", "timeline"},
+    "batch": {"budget", "input", "outage", "record", "standing"},
+    "batch.report": {"charts", "formats", "page", "statistics", "style", "time_charts", "timeline"},
 }
 """The pure modules of packages that do more than decide."""
 IMPURE = {

@@ -1,4 +1,4 @@
-"""What stands in a batch's input: JSON lines, text, CSV; and what is said of lines that stand for nothing."""
+"""The requests in a batch's input: JSON lines, text, CSV; and the errors of invalid lines."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def requests(data: bytes, kind: Any = "jsonl", **options: Any) -> list[tuple[int
     """Number, name and prompt of each line, none of which is an error."""
     items = read(data, kind, **options)
     assert not [item for item in items if isinstance(item, LineError)]
-    return [(item.number, item.custom_id, item.body["messages"][-1]["content"]) for item in items]  # type: ignore[union-attr]
+    return [(item.number, item.custom_id, item.body["messages"][-1]["content"]) for item in items]  # type: ignore[union-attr] # a test that expects requests fails on an error
 
 
 def error_of(data: bytes, kind: Any = "jsonl", **options: Any) -> LineError:
-    """The one error of a file; it does not repeat what stands there."""
+    """The single error of a file; it does not repeat the line."""
     (error,) = [item for item in read(data, kind, **options) if isinstance(item, LineError)]
     assert "zanzibar" not in str(error)
     return error
@@ -139,7 +139,7 @@ def test_a_wrong_line_is_named_by_line_and_field(data: bytes, text: str) -> None
 
 
 def test_a_line_of_50_mb_is_a_line() -> None:
-    """And what is wrong with it is said in few words."""
+    """And the error of an invalid one is short."""
     huge = line(body={"model": "m", "messages": [{"role": "user", "content": "x" * 50_000_000}]})
     assert len(requests(huge + b"\n" + GOOD)[0][2]) == 50_000_000
     assert len(str(error_of(huge[:-1]))) < 200
@@ -255,7 +255,7 @@ def test_a_row_with_other_columns_is_named(row: bytes) -> None:
     assert isinstance(items[2], InputLine)
 
 
-def test_what_follows_a_broken_row_is_said_to_be_unread() -> None:
+def test_the_error_of_a_broken_row_says_what_was_not_read() -> None:
     """Where its end is nobody knows."""
     for data in (b'a\n1\n"unclosed\n2\n', b'a\n1\n"x"y\n2\n', b"a\n1\n\xff\n2\n"):
         items = read(data, "csv", template="{a}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from support.batches import Files, Service, run
 from together_async import AsyncTogether
+from together_async.batch.options import BatchOptions, check_files
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,41 @@ async def test_the_input_is_never_written_to(
         await client.run_batch(files.input, **target, stream=False)
     assert files.input.read_bytes() == before
     assert not service.calls
+
+
+def test_run_batch_has_the_same_options_and_defaults() -> None:
+    """`run_batch` names each option for its readers; this holds its signature and `BatchOptions` together."""
+    parameters = inspect.signature(AsyncTogether.run_batch).parameters
+    shown = {
+        name: parameter.default for name, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY
+    }
+    assert shown.pop("model") is None
+    assert shown == {field.name: field.default for field in attrs.fields(BatchOptions)}
+
+
+@pytest.mark.parametrize(
+    ("deadline", "ends_at"),
+    [
+        (None, None),
+        (90, 1_090.0),
+        (dt.timedelta(minutes=2), 1_120.0),
+        (dt.datetime(2026, 1, 1, tzinfo=dt.UTC), 1_767_225_600.0),
+    ],
+)
+def test_a_deadline_is_relative_or_a_moment(deadline: Any, ends_at: float | None) -> None:
+    assert BatchOptions(deadline=deadline).ends_at(1_000.0) == ends_at
+
+
+def test_an_empty_file_or_a_page_may_become_the_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    for content in ("", "<!DOCTYPE HTML>\n<html>"):
+        report.write_text(content)
+        check_files(tmp_path / "in", tmp_path / "out", report)
+    report.write_text("Dear diary")
+    with pytest.raises(ValueError, match=r"report: .*report\.html is there, and is no page"):
+        check_files(tmp_path / "in", tmp_path / "out", report)
+
+
+def test_the_superseded_file_is_the_outputs_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="superseded"):
+        check_files(tmp_path / "out.superseded", tmp_path / "out", None)

@@ -51,7 +51,7 @@ def test_a_new_file_is_in_its_folder_for_good(tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_cut_reopens_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every byte of a finished output: all whole lines before the cut are kept, and the rest can be added."""
+    """At every byte of a finished output: all whole lines before the cut are kept, and the others can be added."""
     monkeypatch.setattr(module.os, "fsync", lambda fd: None)  # 1,600 times; the order of calls is not what is tested
     path, results = (
         tmp_path / "out.jsonl",
@@ -249,7 +249,7 @@ def test_putting_in_order_does_not_let_another_run_in(tmp_path: Path) -> None:
 
 
 def test_lines_that_do_not_count_go(tmp_path: Path) -> None:
-    """Errors that are asked again go; superseded answers, doubles and damage go to the file beside, as they were."""
+    """Errors that are sent again go; superseded answers, doubles and damage move to the superseded file."""
     path = tmp_path / "out.jsonl"
     first, old, damage = answer("a", "1"), answer("b", "old"), b"\0\0garbage\n"
     path.write_bytes(lines_of(first, failure("c"), old) + damage + lines_of(answer("a", "2"), failure("d")))
@@ -275,16 +275,16 @@ def test_nothing_to_do_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", [b"", b"whole\n", b'{"custom_id":"x","resp'])
 def test_what_is_put_aside_begins_a_line(tmp_path: Path, torn: bytes) -> None:
-    """What a power cut has torn in the file beside does not run into what comes next."""
-    path, beside = tmp_path / "out.jsonl", tmp_path / "out.jsonl.superseded"
-    beside.write_bytes(torn)
+    """A line that a power cut has torn in the superseded file does not run into the next one."""
+    path, superseded = tmp_path / "out.jsonl", tmp_path / "out.jsonl.superseded"
+    superseded.write_bytes(torn)
     line, _ = answer("a")
     path.write_bytes(line)
     writer = OutputWriter(OutputFile(path))
     writer.file.open()
     writer.file.compact(kept_aside=["a"])
     writer.close()
-    assert beside.read_bytes() == torn + (b"\n" if torn and not torn.endswith(b"\n") else b"") + line
+    assert superseded.read_bytes() == torn + (b"\n" if torn and not torn.endswith(b"\n") else b"") + line
 
 
 def test_the_folder_is_synced_after_the_new_file_took_its_place(
@@ -403,7 +403,7 @@ def test_putting_in_order_may_crash_between_any_two_calls_to_the_system(tmp_path
 def test_putting_in_order_may_fail_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int
 ) -> None:
-    """One error that names the file, which is as it was; what was begun beside it is gone."""
+    """One error that names the file, which is as it was; the new file is gone."""
     path = tmp_path / "out.jsonl"
     path.write_bytes(lines_of(*OLD))
     owner = module.os if name.startswith("os.") else type(path)

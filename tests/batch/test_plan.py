@@ -34,7 +34,7 @@ def done(*names: str, **fields: Any) -> Results:
 
 
 def wanted(plan: Plan) -> list[int]:
-    return [place for place, one in enumerate(plan.wanted) if one]
+    return [place for place, is_wanted in enumerate(plan.wanted) if is_wanted]
 
 
 # -------------------------------------------------------------------------------------------------------- what is asked
@@ -47,8 +47,8 @@ def test_what_has_no_result_is_asked(tmp_path: Path) -> None:
 
 def test_the_order_of_keys_does_not_matter(tmp_path: Path) -> None:
     shuffled = json.dumps({"body": {"messages": [{"content": MESSAGES[0]["content"], "role": "user"}], "model": "m"}})
-    one = source(tmp_path, shuffled[:-1] + ', "custom_id": "a"}\n')
-    assert wanted(make_plan(one, done("a"))) == []
+    input_file = source(tmp_path, shuffled[:-1] + ', "custom_id": "a"}\n')
+    assert wanted(make_plan(input_file, done("a"))) == []
 
 
 def test_an_edited_line_is_asked_again(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_file_of_the_batch_api_is_resumed(tmp_path: Path) -> None:
 
 def test_errors_stay_unless_they_are_to_be_asked_again(tmp_path: Path) -> None:
     results = {**done("a"), "b": (done("b")["b"][0], False)}
-    one = source(tmp_path, line("a"), line("b"))
-    plan, again = make_plan(one, results), make_plan(one, results, retry_errors=True)
+    input_file = source(tmp_path, line("a"), line("b"))
+    plan, again = make_plan(input_file, results), make_plan(input_file, results, retry_errors=True)
     assert (wanted(plan), plan.failed, plan.retried) == ([], 1, [])
     assert (wanted(again), again.failed, again.retried, again.done) == ([1], 0, ["b"], 1)
 
@@ -149,10 +149,10 @@ def test_all_that_is_wrong_is_counted_and_a_thousand_are_kept(tmp_path: Path) ->
 
 def test_a_refused_line_is_refused_once(tmp_path: Path) -> None:
     """Its error stands in the output; when the line is mended, it is asked."""
-    one = source(tmp_path, line("a", n=0), "garbage\n")
-    first = make_plan(one, {}, keeps_all=True)
+    input_file = source(tmp_path, line("a", n=0), "garbage\n")
+    first = make_plan(input_file, {}, keeps_all=True)
     results: Results = {error.name: (error.body_hash, False) for error in first.errors}
-    again = make_plan(one, results, keeps_all=True)
+    again = make_plan(input_file, results, keeps_all=True)
     assert (again.wrong, again.failed, again.to_do, again.retried) == (0, 2, 0, [])
     mended = make_plan(source(tmp_path, line("a", n=1), line("b")), results)
     assert (mended.wrong, wanted(mended), mended.retried) == (0, [0, 1], ["a"])
@@ -174,21 +174,21 @@ LINES = st.one_of(
 )
 def test_no_two_results_have_one_name(tmp_path: Path, lines: list[str], known: Results) -> None:
     """Whatever stands in the input: each line is asked, done, failed, or refused under a name of its own."""
-    one = source(tmp_path, *lines)
-    plan = make_plan(one, known, keeps_all=True)
-    items = list(one.items())
+    input_file = source(tmp_path, *lines)
+    plan = make_plan(input_file, known, keeps_all=True)
+    items = list(input_file.items())
     assert plan.total == len(plan.wanted) == len(items)
     assert plan.to_do + plan.done + plan.failed + plan.wrong == plan.total
-    names = [items[place].custom_id for place in wanted(plan)] + [error.name for error in plan.errors]  # type: ignore[union-attr]
+    names = [items[place].custom_id for place in wanted(plan)] + [error.name for error in plan.errors]  # type: ignore[union-attr] # wanted lines are no errors
     assert len(names) == len(set(names))
     kept = known.keys() - set(plan.edited) - set(plan.retried)
-    assert not kept & set(names), "a result would stand beside another of its name"
+    assert not kept & set(names), "two results would have one name"
 
 
 # -------------------------------------------------------------------------------------------------- where it comes from
 
 
-def test_giving_up_is_told(tmp_path: Path) -> None:
+def test_giving_up_is_reported(tmp_path: Path) -> None:
     plan = make_plan(source(tmp_path, *(line(str(number)) for number in range(3_000))), {}, stopped=lambda: True)
     assert plan.cut
     assert plan.total == 1_000
@@ -219,7 +219,7 @@ def test_a_csv_and_a_text_are_sources_too(tmp_path: Path) -> None:
     csv = source(tmp_path, "q,custom_id\n1,x\n2,y\n", name="in.csv", template="{q}?", model="m")
     tsv = source(tmp_path, "q\tr\n1,5\tx\n", name="in.tsv", template="{q}?", model="m")
     text = source(tmp_path, "one\ntwo\n", name="in.txt", model="m")
-    assert [make_plan(one, {}).to_do for one in (csv, tsv, text)] == [2, 1, 2]
+    assert [make_plan(input_file, {}).to_do for input_file in (csv, tsv, text)] == [2, 1, 2]
     assert make_plan(csv, {"x": ("", True)}).done == 1
 
 

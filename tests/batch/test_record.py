@@ -1,4 +1,4 @@
-"""What is written of a result, and what is read of a line again."""
+"""How a result is written to a line, and read from it again."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ PARTIAL = ChatCompletion()
 
 
 def test_the_order_of_keys_does_not_count() -> None:
-    one = {"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5}
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5}
     other = {"temperature": 0.5, "messages": [{"content": "x", "role": "user"}], "model": "m"}
-    assert body_hash(one) == body_hash(other)
+    assert body_hash(body) == body_hash(other)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_body_that_went_through_json_has_the_same_hash(value: Any) -> None:
 
 
 def test_an_answer_is_written_as_the_batch_api_writes_it() -> None:
-    """`custom_id`, `response` with status and body, and what is ours beside it in `meta`."""
+    """`custom_id`, `response` with status and body, and our own additions in `meta`."""
     body = whole("Hi")
     line = json.loads(result("a", "Hi", body_hash="00ff", total_s=1.5, attempts=2, retries=(("503", 0.25),)))
     assert line == {
@@ -170,13 +170,13 @@ def test_tokens_that_the_server_did_not_count_are_estimated() -> None:
 
 
 def test_the_model_that_was_asked_is_kept_where_another_name_answers() -> None:
-    """It is the one that has a price."""
+    """The price list has that name."""
     completion = completion_of({**whole(), "model": "m-2024-11-06"})
     record = answer_record(Record("a", model="m"), completion)
     assert decode_line(encode_line(record, completion)) == record
 
 
-ODD: list[dict[str, Any]] = [
+UNUSUAL: list[dict[str, Any]] = [
     {"usage": {"prompt_tokens": "12", "completion_tokens": 3}},
     {"usage": {"prompt_tokens": 12.0, "completion_tokens": 3}},
     {"usage": {"prompt_tokens": 12.5, "completion_tokens": None}},
@@ -191,10 +191,10 @@ ODD: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=str)
-def test_what_the_client_takes_for_an_answer_is_one_when_it_is_read_again(odd: dict[str, Any]) -> None:
-    """A result that was told as done is done in the next run too, whatever the server's usage looks like."""
-    completion = completion_of({**whole(), **odd})
+@pytest.mark.parametrize("fields", UNUSUAL, ids=str)
+def test_what_the_client_takes_for_an_answer_is_one_when_it_is_read_again(fields: dict[str, Any]) -> None:
+    """A result that was reported as done is done in the next run too, whatever the server's usage looks like."""
+    completion = completion_of({**whole(), **fields})
     record = answer_record(Record("a"), completion)
     again = decode_line(encode_line(record, completion))
     assert again.ok
@@ -299,7 +299,7 @@ def test_what_is_no_result_is_refused_without_repeating_it(line: bytes) -> None:
 
 
 def test_no_beginning_of_a_line_is_a_line() -> None:
-    """Only with its last brace it is whole: that is what tells a torn line."""
+    """A line is whole only with its last brace, by which a torn line is recognised."""
     for line in (result("a", "Hällo } ] \n"), failure("a", "500", 'x"}')):
         for size in range(len(line) - 1):
             with pytest.raises(RecordError):

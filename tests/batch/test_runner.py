@@ -11,9 +11,9 @@ import pytest
 from support.batches import Files, Service, answer, connected, names_in, refused, request, run, text_of
 from support.servers import MODEL, response, whole
 from together_async import AsyncTogether, Retry, Timeouts
+from together_async.batch import Batch, BatchOptions
 from together_async.batch import output as output_module
 from together_async.batch.record import Record, body_hash, decode_line
-from together_async.batch.runner import Batch, BatchOptions
 from together_async.testing import EmulatorServer
 
 
@@ -46,10 +46,14 @@ async def test_a_streamed_answer_is_written_as_a_whole_one(no_leaks: None, files
         assert server.journal[-1].body["stream_options"] == {"include_usage": True}
     streamed = files.results
     for name, result in plain.items():
-        one, other = (dict(lines["response"]["body"]) for lines in (result, streamed[name]))
-        assert one["choices"][0]["message"]["content"] == other["choices"][0]["message"]["content"] == "Hello there!"
-        assert one["usage"] == other["usage"]
-        assert one["object"] == other["object"] == "chat.completion"
+        plain_body, streamed_body = (dict(lines["response"]["body"]) for lines in (result, streamed[name]))
+        assert (
+            plain_body["choices"][0]["message"]["content"]
+            == streamed_body["choices"][0]["message"]["content"]
+            == "Hello there!"
+        )
+        assert plain_body["usage"] == streamed_body["usage"]
+        assert plain_body["object"] == streamed_body["object"] == "chat.completion"
     assert summary.completion_tokens > 0
     assert all("first_token_s" in result["meta"] for result in streamed.values())
 

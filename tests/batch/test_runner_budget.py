@@ -29,7 +29,7 @@ async def test_a_budget_is_kept_over_runs(service: Service, client: AsyncTogethe
 @pytest.mark.parametrize(
     "changes", [{"model": "another/name"}, {"usage": ...}, {"usage": None}, {"model": ..., "usage": ...}], ids=str
 )
-async def test_a_budget_is_kept_whatever_the_server_tells(
+async def test_a_budget_is_kept_whatever_the_server_reports(
     service: Service, client: AsyncTogether, files: Files, limit: str, changes: dict[str, Any]
 ) -> None:
     """Another model's name, no usage: then what was expected counts, in this run and in the next."""
@@ -53,7 +53,9 @@ async def test_a_budget_is_exceeded_by_what_could_not_be_known_alone(
 
 
 @pytest.mark.parametrize("count", [1, 50])
-async def test_the_cost_is_told_on_request(service: Service, client: AsyncTogether, files: Files, count: int) -> None:
+async def test_the_cost_is_reported_on_request(
+    service: Service, client: AsyncTogether, files: Files, count: int
+) -> None:
     """However short the batch is, and when all has been done before."""
     files.write(count)
     for _ in range(2):
@@ -66,7 +68,7 @@ async def test_the_cost_is_told_on_request(service: Service, client: AsyncTogeth
 async def test_a_cost_without_prices_can_not_be_kept(
     client: AsyncTogether, service: Service, files: Files, models: Any
 ) -> None:
-    """So nothing is asked; without a limit the cost is just not told."""
+    """So nothing is asked; without a limit the cost is just not reported."""
     service.models = models
     files.write(3)
     with pytest.raises(ValueError, match="max_cost: the service"):

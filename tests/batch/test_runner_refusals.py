@@ -13,9 +13,8 @@ import pytest
 
 from support.batches import Files, Service, names_in, request, run
 from together_async import AsyncTogether
-from together_async.batch import BatchInputError, OutputError, writer
+from together_async.batch import Batch, BatchInputError, BatchOptions, OutputError, writer
 from together_async.batch import output as output_module
-from together_async.batch.runner import Batch, BatchOptions
 
 
 async def test_what_can_not_be_asked_is_named_before_anything_is_sent(
@@ -118,9 +117,9 @@ async def test_a_batch_is_run_once(client: AsyncTogether, files: Files) -> None:
 async def test_a_full_disk_is_one_error_and_loses_nothing(
     service: Service, client: AsyncTogether, files: Files, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """What was told is in the file, which is whole; with room again the same call ends it."""
+    """What was reported is in the file, which is whole; with room again the same call finishes the batch."""
     files.write(60)
-    told, real = list[str](), getattr(os, way)
+    reported, real = list[str](), getattr(os, way)
 
     def call(fd: int, *args: Any) -> Any:
         if os.fstat(fd).st_size > 2_000:
@@ -131,13 +130,13 @@ async def test_a_full_disk_is_one_error_and_loses_nothing(
         patched.setattr(writer, "PACE_S", 0)
         patched.setattr(output_module.os, way, call)
         with pytest.raises(OutputError, match=r"out\.jsonl can't be written: No space left on device; make room"):
-            await run(client, files, concurrency=1, on_result=lambda record: told.append(record.custom_id))
-    assert set(told) <= files.results.keys()
+            await run(client, files, concurrency=1, on_result=lambda record: reported.append(record.custom_id))
+    assert set(reported) <= files.results.keys()
     assert len(files.results) < 60
     summary = await run(client, files)
     assert summary.ok
-    assert set(told) <= files.results.keys()
-    assert all(service.asked[f"prompt of {name}"] == 1 for name in told)
+    assert set(reported) <= files.results.keys()
+    assert all(service.asked[f"prompt of {name}"] == 1 for name in reported)
 
 
 async def test_a_slow_disk_slows_the_requests(

@@ -15,14 +15,13 @@ from support import virtual_time
 from support.batches import BUSY, Files, Service, answer, connected, run
 from support.servers import response, whole
 from together_async import AsyncTogether, Limits, Retry
-from together_async.batch import runner, writer
+from together_async.batch import Batch, BatchOptions, runner, writer
 from together_async.batch.record import Record
-from together_async.batch.runner import Batch, BatchOptions
 
 
 async def _when(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - inner state, of which nobody tells
+        while not condition():  # noqa: ASYNC110 - nothing signals this state
             await asyncio.sleep(0.001)
 
 
@@ -71,7 +70,7 @@ async def test_draining_while_the_input_is_read_ends_it(
 async def test_draining_when_the_last_are_under_way_stops_nothing(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:
-    """All have an answer, so nobody has to go on, and nothing is said to have been stopped."""
+    """All have an answer, so there is nothing to resume, and the summary does not say that it was stopped."""
     files.write(4)
     service.gate = asyncio.Event()
     batch = Batch(client, files.input, files.output, BatchOptions(stream=False, concurrency=4))
@@ -126,7 +125,7 @@ async def test_draining_in_a_turn_of_the_map_ends_it(service: Service, client: A
         service.asked.clear()
         batch = Batch(client, files.input, files.output, BatchOptions(stream=False, concurrency=3))
         task = asyncio.create_task(batch.run())
-        while batch._results is None and not task.done():  # noqa: ASYNC110 - not a turn later
+        while batch._results is None and not task.done():  # noqa: ASYNC110 - it must be seen in the same turn
             await asyncio.sleep(0)
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -143,7 +142,7 @@ async def test_draining_in_a_turn_of_the_map_ends_it(service: Service, client: A
         ({"retry": Retry(max_retry_after=900)}, response({}, status=500, extra=b"retry-after: 600\r\n")),
         ({}, BUSY),
     ],
-    ids=["limits", "told by a 429", "told by a 500", "away"],
+    ids=["limits", "retry-after of a 429", "retry-after of a 500", "away"],
 )
 def test_draining_does_not_wait_for_what_waits(
     files: Files, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], data: bytes
@@ -172,15 +171,15 @@ def test_draining_does_not_wait_for_what_waits(
 async def test_a_cancelled_run_leaves_a_whole_file_and_no_lock(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:
-    """After any number of turns, once or twice: what was told is there, nobody holds the file, and no task is left."""
+    """After any number of turns, once or twice: what was reported is there; no lock and no task is left."""
     turns = [*range(10), *(round(1.25**power) for power in range(11, 40))]
     finished = 0
     for number, count in enumerate(turns):
         files.write(12)
         files.output.unlink(missing_ok=True)
-        told = list[str]()
+        reported = list[str]()
         task = asyncio.create_task(
-            run(client, files, concurrency=3, on_result=lambda record: told.append(record.custom_id))  # noqa: B023
+            run(client, files, concurrency=3, on_result=lambda record: reported.append(record.custom_id))  # noqa: B023 - awaited in this iteration
         )
         for _ in range(count):
             await asyncio.sleep(0)
@@ -192,7 +191,7 @@ async def test_a_cancelled_run_leaves_a_whole_file_and_no_lock(
             await task
             finished += 1
         if files.output.exists():
-            assert set(told) == files.results.keys()
+            assert set(reported) == files.results.keys()
         assert len(asyncio.all_tasks()) == 1 + sum(not each.done() for each in service._tasks)
         assert (await run(client, files)).ok
     assert finished < len(turns)
@@ -241,7 +240,7 @@ async def test_a_deadline_ends_it(service: Service, client: AsyncTogether, files
 
 @pytest.mark.parametrize(
     "deadline",
-    [dt.datetime(2001, 1, 1, tzinfo=dt.UTC), dt.datetime(1970, 1, 2), dt.timedelta(microseconds=1)],  # noqa: DTZ001
+    [dt.datetime(2001, 1, 1, tzinfo=dt.UTC), dt.datetime(1970, 1, 2), dt.timedelta(microseconds=1)],  # noqa: DTZ001 - a naive time is allowed
     ids=str,
 )
 async def test_a_deadline_that_has_passed_asks_next_to_nothing(

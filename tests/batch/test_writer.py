@@ -30,9 +30,9 @@ async def add_without_end(writer: OutputWriter) -> None:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-async def test_a_result_is_told_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the fsync has returned: what is told is in the file, and fsync saw it there."""
-    path, told, synced = tmp_path / "out.jsonl", list[str](), list[list[str]]()
+async def test_a_result_is_reported_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before the fsync has returned: what is reported is in the file, and fsync saw it there."""
+    path, reported, synced = tmp_path / "out.jsonl", list[str](), list[list[str]]()
     real = os.fsync
 
     def fsync(fd: int) -> None:
@@ -40,13 +40,13 @@ async def test_a_result_is_told_when_it_is_on_disk(tmp_path: Path, monkeypatch: 
         synced.append(names_in(path))
 
     monkeypatch.setattr(module.os, "fsync", fsync)
-    with opened(path, told) as writer:
+    with opened(path, reported) as writer:
         async with writing(writer):
             for number in range(20):
                 writer.add(*answer(str(number)))
                 await asyncio.sleep(0.002)
-                assert not told or set(told) <= set(synced[-1])
-    assert told == names_in(path) == [str(number) for number in range(20)]
+                assert not reported or set(reported) <= set(synced[-1])
+    assert reported == names_in(path) == [str(number) for number in range(20)]
 
 
 async def test_many_results_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,13 +80,13 @@ async def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("way", ["pwrite", "short", "fsync", "fsync, and ftruncate too"])
-async def test_a_disk_that_fails_loses_nothing_that_was_told(
+async def test_a_disk_that_fails_loses_nothing_that_was_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, code: int
 ) -> None:
     """One error that names the file; the file is whole; nothing more is taken; a later run goes on."""
-    path, told = tmp_path / "out.jsonl", list[str]()
+    path, reported = tmp_path / "out.jsonl", list[str]()
     _fail_on_disk(monkeypatch, path, way, code)
-    writer = OutputWriter(OutputFile(path), lambda records: told.extend(record.custom_id for record in records))
+    writer = OutputWriter(OutputFile(path), lambda records: reported.extend(record.custom_id for record in records))
     writer.file.open()
     task = asyncio.create_task(writer.run())
     with pytest.raises(OutputError, match=r"out\.jsonl can't be written: .*") as caught:
@@ -100,9 +100,9 @@ async def test_a_disk_that_fails_loses_nothing_that_was_told(
     assert caught.value.errno == code
     assert ("make room" in str(caught.value)) == (code == errno.ENOSPC)
     with opened(path) as again:
-        assert set(told) <= set(again.file.standing.results)
+        assert set(reported) <= set(again.file.standing.results)
         again.add(*answer("more"))
-    assert set(told) < set(names_in(path))
+    assert set(reported) < set(names_in(path))
 
 
 def _fail_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, way: str, code: int) -> None:
@@ -143,10 +143,10 @@ async def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest
 
 async def test_a_real_limit_of_the_system_is_one_error(tmp_path: Path) -> None:
     """RLIMIT_FSIZE stands for a full disk: the write stops half-way, in the middle of a line."""
-    path, told = tmp_path / "out.jsonl", list[str]()
+    path, reported = tmp_path / "out.jsonl", list[str]()
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    writer = OutputWriter(OutputFile(path), lambda records: told.extend(record.custom_id for record in records))
+    writer = OutputWriter(OutputFile(path), lambda records: reported.extend(record.custom_id for record in records))
     writer.file.open()
     task = asyncio.create_task(writer.run())
     try:
@@ -159,18 +159,18 @@ async def test_a_real_limit_of_the_system_is_one_error(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, handler)
-    assert set(told) <= set(names_in(path))
+    assert set(reported) <= set(names_in(path))
 
 
 # --------------------------------------------------------------------------------------------------------------- ending
 
 
 async def test_closing_writes_what_waits(tmp_path: Path) -> None:
-    told = list[str]()
-    with opened(tmp_path / "out.jsonl", told) as writer:
+    reported = list[str]()
+    with opened(tmp_path / "out.jsonl", reported) as writer:
         writer.add(*answer("a"))
         writer.add(*answer("b"))
-    assert told == names_in(tmp_path / "out.jsonl") == ["a", "b"]
+    assert reported == names_in(tmp_path / "out.jsonl") == ["a", "b"]
     writer.close()
 
 
@@ -178,8 +178,8 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
 async def test_a_writer_that_is_cancelled_while_it_writes_writes_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """However often: each line is in the file once, and is told once."""
-    path, told, inside, gate = tmp_path / "out.jsonl", list[str](), threading.Event(), threading.Event()
+    """However often: each line is in the file once, and is reported once."""
+    path, reported, inside, gate = tmp_path / "out.jsonl", list[str](), threading.Event(), threading.Event()
     real = os.fsync
 
     def fsync(fd: int) -> None:
@@ -187,7 +187,7 @@ async def test_a_writer_that_is_cancelled_while_it_writes_writes_nothing_twice(
         gate.wait(10)
         real(fd)
 
-    with opened(path, told) as writer:
+    with opened(path, reported) as writer:
         monkeypatch.setattr(module.os, "fsync", fsync)
         task = asyncio.create_task(writer.run())
         writer.add(*answer("a"))
@@ -200,7 +200,7 @@ async def test_a_writer_that_is_cancelled_while_it_writes_writes_nothing_twice(
         gate.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert told == names_in(path) == ["a", "b"]
+    assert reported == names_in(path) == ["a", "b"]
 
 
 async def test_a_writer_that_is_cancelled_when_the_disk_fails_says_one_thing(

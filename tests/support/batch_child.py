@@ -6,7 +6,7 @@ Started by the tests, it takes a line of JSON for each command on its standard i
 * `{"kill": true}` or `{"kill": false}`: SIGKILL for the child, or none; the answer is how it ended, as `waitpid` says.
 
 A child is a process with an event loop, a pool of connections and file descriptors of its own. It writes down the name
-and hash of each result that `run_batch` tells as done, with one `write` to a file, which outlives a SIGKILL.
+and hash of each result that `run_batch` reports as done, with one `write` to a file, which outlives a SIGKILL.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from typing import Any
 
 import together_async.batch.report
 import together_async.batch.runner
-import together_async.http.transport  # noqa: F401 - what a first call would import
+import together_async.http.transport  # noqa: F401 - so that children need not import it
 from together_async import AsyncTogether, Retry
 from together_async.batch.record import Record
 
 
-async def run(base_url: str, input: str, output: str, told: str, number: int, options: dict[str, Any]) -> None:
+async def run(base_url: str, input: str, output: str, reported: str, number: int, options: dict[str, Any]) -> None:
     """Runs one batch."""
-    fd = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    fd = os.open(reported, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def note(record: Record) -> None:
         os.write(fd, f"{record.custom_id} {record.body_hash} {int(record.ok)}\n".encode())
@@ -44,7 +44,7 @@ def child(settings: dict[str, Any]) -> None:
         os.close(0)
         asyncio.run(run(**settings))
         status = 0
-    except BaseException:  # noqa: BLE001 - the test shows it
+    except BaseException:  # noqa: BLE001 - pytest shows the traceback
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -45,9 +45,9 @@ def descriptors() -> set[str]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, told: list[str] | None = None) -> Iterator[OutputWriter]:
-    """The file of one run; what is on disk is told to the list."""
-    note = None if told is None else lambda records: told.extend(record.custom_id for record in records)
+def opened(path: Path, reported: list[str] | None = None) -> Iterator[OutputWriter]:
+    """The file of one run; the names of results that are on disk are added to the list."""
+    note = None if reported is None else lambda records: reported.extend(record.custom_id for record in records)
     writer = OutputWriter(OutputFile(path), note)
     try:
         writer.file.open()

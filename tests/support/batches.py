@@ -25,7 +25,7 @@ def answer(text: str = "Hello", *, prompt: int = 10, completion: int = 5, **chan
 
 
 class Service(ScriptedServer):
-    """Answers each prompt with what a function of the prompt and of how often it came says; None is silence."""
+    """Answers each prompt with the result of a function of the prompt and of how often it came; None is silence."""
 
     def __init__(self, reply: Callable[[str, int], bytes | None] | None = None, models: Any = PRICES) -> None:
         super().__init__(self._answer)
@@ -117,7 +117,7 @@ def connected(server: Any, **options: Any) -> AsyncTogether:
 
 
 async def run(client: AsyncTogether, files: Files, **options: Any) -> BatchSummary:
-    """A run whose answers are not streamed, unless it says so."""
+    """A run whose completions are not streamed, unless `options` say so."""
     return await client.run_batch(files.input, files.output, **{"stream": False, **options})
 
 

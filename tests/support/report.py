@@ -69,9 +69,9 @@ def rows(page: str, caption: str) -> list[list[str]]:
     return [[re.sub(r"<.*?>", "", cell).replace("\u00a0", " ") for cell in line] for line in cells]
 
 
-def answer(number: int = 0, *, sent_at: float | None = BEGAN, took: float = 1.0, **more) -> Record:
+def answer(number: int = 0, *, sent_at: float | None = BEGAN, latency_s: float = 1.0, **more) -> Record:
     queued = more.pop("queued_s", 0.0)
-    return Record(f"request-{number}", sent_at=sent_at, queued_s=queued, total_s=(queued or 0.0) + took, **more)
+    return Record(f"request-{number}", sent_at=sent_at, queued_s=queued, total_s=(queued or 0.0) + latency_s, **more)
 
 
 def sample(at: float, *, paused: bool = False, rate_limited: int = 0, in_flight: int = 8, queued: int = 2) -> Sample:

@@ -1,6 +1,6 @@
 """`run_batch` in a process that is killed with SIGKILL at any moment, and started again, and again.
 
-25 kills in the suite; `KILLS=1000 pytest tests/test_batch_kill.py -s` for more, with figures at the end.
+25 kills in the suite; `KILLS=1000 pytest tests/system/test_batch_kill.py -s` for more, with figures at the end.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def _prompt(messages: Any) -> str:
 class Work:
     """One input with its output, and what must be true of them whenever nobody runs."""
 
-    def __init__(self, folder: Path, chance: random.Random) -> None:
+    def __init__(self, folder: Path, rng: random.Random) -> None:
         folder.mkdir()
-        self.input, self.output, self.told = folder / "in.jsonl", folder / "out.jsonl", folder / "told"
-        self._chance = chance
+        self.input, self.output, self.reported = folder / "in.jsonl", folder / "out.jsonl", folder / "reported"
+        self._rng = rng
         self._versions = [0] * LINES
         self.stored: set[Answer] = set()
         self.torn = False
@@ -126,13 +126,13 @@ class Work:
         self.bodies = {f"r{number}": self._body(number) for number in range(LINES)}
         self.wanted = {(name, body_hash(body)) for name, body in self.bodies.items()}
         lines = [json.dumps({"custom_id": name, "body": body}) + "\n" for name, body in self.bodies.items()]
-        beside = self.input.with_suffix(".new")
-        beside.write_text("".join(lines))
-        beside.replace(self.input)
+        new_path = self.input.with_suffix(".new")
+        new_path.write_text("".join(lines))
+        new_path.replace(self.input)
 
     def edit(self) -> None:
         """Changes some of the requests; their answers are superseded then."""
-        for number in self._chance.sample(range(LINES), LINES // 6):
+        for number in self._rng.sample(range(LINES), LINES // 6):
             self._versions[number] += 1
         self._write()
 
@@ -141,7 +141,7 @@ class Work:
         return {_prompt(self.bodies[name]["messages"]) for name, _ in answers & self.wanted}
 
     def check(self, *, ended: bool) -> None:
-        """Nothing that was told is lost, nothing is there twice, every answer is that of its request."""
+        """Nothing that was reported is lost, nothing is there twice, every answer is that of its request."""
         lines = self.output.read_bytes().splitlines(keepends=True) if self.output.exists() else []
         self.torn = bool(lines) and not lines[-1].endswith(b"\n")
         if self.torn:
@@ -154,29 +154,29 @@ class Work:
         old = [json.loads(line) for line in superseded.read_bytes().splitlines()] if superseded.exists() else []
         in_output = {_answer(result) for result in results if "response" in result}
         anywhere = in_output | {_answer(result) for result in old if "response" in result}
-        lost = self._told() - anywhere
-        assert not lost, f"{len(lost)} results were told as done and are gone"
+        lost = self._reported() - anywhere
+        assert not lost, f"{len(lost)} results were reported as done and are gone"
         gone = self.stored - anywhere
         assert not gone, f"{len(gone)} results were on disk and are gone"
         self.stored = in_output
 
     def tear(self) -> None:
-        """Cuts what the last child had written and not told yet anywhere, as when the power fails."""
-        data, told = self.output.read_bytes(), self._told_at_all() | {name for name, _ in self.stored}
+        """Cuts what the last child had written and not reported yet anywhere, as when the power fails."""
+        data, reported = self.output.read_bytes(), self._reported_at_all() | {name for name, _ in self.stored}
         safe = position = 0
         for line in data.splitlines(keepends=True):
             position += len(line)
-            if line.endswith(b"\n") and json.loads(line)["custom_id"] in told:
+            if line.endswith(b"\n") and json.loads(line)["custom_id"] in reported:
                 safe = position
-        os.truncate(self.output, self._chance.randint(safe, len(data)))
+        os.truncate(self.output, self._rng.randint(safe, len(data)))
 
-    def _told_at_all(self) -> set[str]:
-        return {line.split()[0] for line in self.told.read_text().splitlines()} if self.told.exists() else set()
+    def _reported_at_all(self) -> set[str]:
+        return {line.split()[0] for line in self.reported.read_text().splitlines()} if self.reported.exists() else set()
 
-    def _told(self) -> set[Answer]:
-        lines = self.told.read_text().splitlines() if self.told.exists() else []
-        told = [line.split() for line in lines]
-        return {(name, hashed) for name, hashed, ok in told if ok == "1"}
+    def _reported(self) -> set[Answer]:
+        lines = self.reported.read_text().splitlines() if self.reported.exists() else []
+        reported = [line.split() for line in lines]
+        return {(name, hashed) for name, hashed, ok in reported if ok == "1"}
 
 
 def _answer(result: dict[str, Any]) -> Answer:
@@ -213,16 +213,16 @@ def children() -> Iterator[Children]:
 
 
 def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    """What was told as done is in the output, once; only what was in flight is asked again; in the end all is there."""
-    chance, service, figures = random.Random(SEED), Service(), Figures()
+    """What was reported as done is in the output, once; only requests in flight are sent again; all are in the end."""
+    rng, service, figures = random.Random(SEED), Service(), Figures()
     print(f"KILLS_SEED={SEED}")
     began, works, runs = time.monotonic(), 0, list[Run]()
     with children() as made, service.server:
-        work = Work(tmp_path / "0", chance)
+        work = Work(tmp_path / "0", rng)
         while figures.killed < KILLS or not work.stored >= work.wanted:
             before = work.prompts(work.stored)
-            status = _one_child(made, service, work, len(runs), kill=figures.killed < KILLS, chance=chance)
-            if status != 0 and chance.random() < 0.3 and work.output.exists():
+            status = _run_child(made, service, work, len(runs), kill=figures.killed < KILLS, rng=rng)
+            if status != 0 and rng.random() < 0.3 and work.output.exists():
                 work.tear()
             work.check(ended=status == 0)
             runs.append((before, work.prompts(work.stored)))
@@ -230,27 +230,27 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
             figures.finished += status == 0
             figures.torn += work.torn
             if figures.killed < KILLS:
-                if work.stored >= work.wanted and chance.random() < 0.5:
+                if work.stored >= work.wanted and rng.random() < 0.5:
                     works += 1
-                    work = Work(tmp_path / str(works), chance)
-                elif work.stored >= work.wanted or chance.random() < 0.1:
+                    work = Work(tmp_path / str(works), rng)
+                elif work.stored >= work.wanted or rng.random() < 0.1:
                     work.edit()
     _check_asked(service, runs, figures)
     figures.show(time.monotonic() - began)
 
 
-def _one_child(made: Children, service: Service, work: Work, number: int, *, kill: bool, chance: random.Random) -> int:
+def _run_child(made: Children, service: Service, work: Work, number: int, *, kill: bool, rng: random.Random) -> int:
     """Returns how it ended: 0, or the signal that killed it."""
     made.start(
         base_url=service.server.base_url,
         input=str(work.input),
         output=str(work.output),
-        told=str(work.told),
+        reported=str(work.reported),
         number=number,
         options={"concurrency": CONCURRENCY, "retry_errors": True},
     )
     if kill:
-        time.sleep(chance.uniform(0, LONGEST_S))
+        time.sleep(rng.uniform(0, LONGEST_S))
         status = made.kill()
     else:
         status = made.wait()

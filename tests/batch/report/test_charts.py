@@ -9,7 +9,7 @@ from together_async.batch.report.charts import steps
 
 
 def test_histogram_shows_every_request():
-    contents = tooltips(page_of([answer(n, sent_at=None, took=1 + n % 50, queued_s=None) for n in range(700)]))
+    contents = tooltips(page_of([answer(n, sent_at=None, latency_s=1 + n % 50, queued_s=None) for n in range(700)]))
     assert sum(int(re.search(r": (\d+) \(", content)[1]) for content in contents) == 700
 
 

@@ -24,11 +24,11 @@ CASES: dict[str, tuple[list[Record], list[Sample]]] = {
     "nothing": ([], []),
     "samples alone": ([], [sample(BEGAN + n, paused=n > 4, rate_limited=n) for n in range(9)]),
     "one": ([answer()], []),
-    "one that took no time": ([answer(took=0.0)], []),
+    "one that took no time": ([answer(latency_s=0.0)], []),
     "errors alone": ([answer(n, code="401", message="no") for n in range(50)], []),
     "no times": ([Record(f"b{n}", prompt_tokens=1) for n in range(20)], []),
-    "no first token": ([answer(n, took=1 + n) for n in range(20)], []),
-    "all in one second": ([answer(n, sent_at=BEGAN + n / 1e3, took=0.05) for n in range(400)], []),
+    "no first token": ([answer(n, latency_s=1 + n) for n in range(20)], []),
+    "all in one second": ([answer(n, sent_at=BEGAN + n / 1e3, latency_s=0.05) for n in range(400)], []),
     "three days": (
         [answer(n, sent_at=BEGAN + n * 259.2) for n in range(1_000)],
         [sample(BEGAN + n) for n in range(99)],
@@ -85,7 +85,7 @@ def test_no_text_is_shown_as_something_else(case):
 
 
 def test_pictures_have_names_and_tables_have_heads():
-    """Who doesn't see the charts is told what they are, and can read their figures in a table."""
+    """Screen readers name the charts, and their values are in a table."""
     page = page_of(batch(300), [sample(BEGAN + n) for n in range(30)])
     read = Page(page)
     pictures = len(re.findall(r"<svg ", page))

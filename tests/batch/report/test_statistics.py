@@ -56,8 +56,8 @@ def test_percentiles_are_half_a_percent_off_at_most(many, percent):
 
 def test_durations_are_counted_from_the_first_attempt_on():
     """The wait for the limits is no part of latency and first token; errors have no part in either."""
-    records = [answer(n, took=2.0, queued_s=float(n), first_token_s=n + 0.5) for n in range(11)]
-    counted = count_results([*records, answer(took=600.0, code="500")], [])
+    records = [answer(n, latency_s=2.0, queued_s=float(n), first_token_s=n + 0.5) for n in range(11)]
+    counted = count_results([*records, answer(latency_s=600.0, code="500")], [])
     assert (counted.latency.count, counted.latency.most_s) == (11, pytest.approx(2.0))
     assert counted.first_token.percentile(50) == pytest.approx(0.5)
     assert (counted.waited.count, counted.waited.percentile(100)) == (12, 10.0)
@@ -65,8 +65,8 @@ def test_durations_are_counted_from_the_first_attempt_on():
 
 def test_errors_by_kind():
     """The most frequent kind comes first, with share, time, the first message and five custom_ids."""
-    records = [answer(n, code="429", message=f"told {n}", took=3.0) for n in range(30)]
-    records += [answer(n, code="incomplete_stream", took=5.0) for n in range(100, 110)]
+    records = [answer(n, code="429", message=f"told {n}", latency_s=3.0) for n in range(30)]
+    records += [answer(n, code="incomplete_stream", latency_s=5.0) for n in range(100, 110)]
     records += [answer(n) for n in range(200, 360)]
     shown = rows(page_of(records), "Errors by kind")
     ids = ", ".join(f"request-{n}" for n in range(5))
@@ -99,7 +99,7 @@ def test_slowest_requests_are_the_slowest():
         record.custom_id for record in expected
     ]
     slowest = rows(
-        page_of([answer(1, took=3.0, queued_s=7.0, first_token_s=8.0, attempts=2), answer(2)]), "Slowest .*?"
+        page_of([answer(1, latency_s=3.0, queued_s=7.0, first_token_s=8.0, attempts=2), answer(2)]), "Slowest .*?"
     )
     assert slowest[0] == ["request-1", "3.00 s", "", "1.00 s", "7.00 s", "2", "answer", "23 Nov&nbsp;15:20:00"]
     equal = count_results([answer(n) for n in range(100)], []).slowest()
@@ -112,7 +112,7 @@ def test_results_are_walked_once_and_not_kept():
     def made(many):
         for n in range(many):
             code = "500" if n % 3 == 0 else None
-            yield answer(n, sent_at=BEGAN + n, took=n % 100 + 1.0, code=code, message="m" * 3_000)
+            yield answer(n, sent_at=BEGAN + n, latency_s=n % 100 + 1.0, code=code, message="m" * 3_000)
 
     def peak(many):
         tracemalloc.start()

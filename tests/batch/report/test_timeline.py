@@ -38,7 +38,7 @@ def test_every_result_is_in_the_timeline(many, apart_s):
 
 def test_result_stands_when_it_came():
     """That is when it was sent, and the time from then to its end; what it waited before is over by then."""
-    timeline = timeline_of([answer(n, sent_at=BEGAN + n, queued_s=500.0, took=7.0) for n in range(100)])
+    timeline = timeline_of([answer(n, sent_at=BEGAN + n, queued_s=500.0, latency_s=7.0) for n in range(100)])
     (run,) = timeline.runs
     assert (timeline.begin, timeline.end, timeline.width_s) == (BEGAN, BEGAN + 106, 5.0)
     came = Counter((BEGAN + n + 7) // 5 for n in range(100))
@@ -59,7 +59,7 @@ def test_gap_between_runs_is_seen():
 
 def test_request_on_its_way_is_no_gap():
     """One after the other, each an hour long: that is one run."""
-    timeline = timeline_of([answer(n, sent_at=BEGAN + n * 3_601, took=3_600.0) for n in range(5)])
+    timeline = timeline_of([answer(n, sent_at=BEGAN + n * 3_601, latency_s=3_600.0) for n in range(5)])
     assert len(timeline.runs) == 1
     assert timeline.begin == BEGAN
 
@@ -69,14 +69,14 @@ def test_slow_pace_is_one_run():
     rng, at, paced = random.Random(5), BEGAN, []
     for n in range(100):
         at += rng.expovariate(1 / 120) + (40_000 if n == 70 else 0)
-        paced.append(answer(n, sent_at=at, took=0.1))
+        paced.append(answer(n, sent_at=at, latency_s=0.1))
     assert [len(timeline_of(paced[:70]).runs), len(timeline_of(paced).runs)] == [1, 2]
 
 
 @pytest.mark.parametrize(("silent_s", "runs"), [(55, 1), (200, 1), (300, 2)])
 def test_silence_parts_runs_when_it_is_long_beside_the_work(silent_s, runs):
     """A quarter of the time at work, and a minute at least."""
-    records = [answer(n, sent_at=BEGAN + n + (silent_s if n >= 500 else 0), took=0.5) for n in range(1_000)]
+    records = [answer(n, sent_at=BEGAN + n + (silent_s if n >= 500 else 0), latency_s=0.5) for n in range(1_000)]
     assert len(timeline_of(records).runs) == runs
 
 
@@ -99,7 +99,7 @@ def test_429s_are_counted_once():
 def test_429s_of_one_request_stand_apart():
     """The first came when it was sent, the next ones after the waits between; the last one is the error itself."""
     waits = (("429", 20.0), ("503", 20.0), ("429", 30.0))
-    (run,) = timeline_of([answer(code="429", took=100.0, retries=waits)]).runs
+    (run,) = timeline_of([answer(code="429", latency_s=100.0, retries=waits)]).runs
     assert [n * 5 for n, bin_ in enumerate(run.bins) if bin_.limited] == [0, 40, 100]
 
 
@@ -122,7 +122,7 @@ def test_pauses_last_from_sample_to_sample():
 def test_samples_fill_bins_that_are_shorter_than_they():
     """A run of two seconds has bins of a tenth; a sample holds until the next one."""
     timeline = timeline_of(
-        [answer(sent_at=BEGAN, took=1.9)],
+        [answer(sent_at=BEGAN, latency_s=1.9)],
         [sample(BEGAN, in_flight=4), sample(BEGAN + 1, in_flight=6), sample(BEGAN + 2)],
     )
     levels = [bin_.in_flight_s / bin_.sampled_s for run in timeline.runs for bin_ in run.bins if bin_.sampled_s]
