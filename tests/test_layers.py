@@ -185,16 +185,26 @@ MODULES = {
     """,
     "testing": """
         account:
-        generator:
         journal:
         response:
         connection:  journal response
         recording:   response
-        script:      generator
-        dialect:     generator script
+        text:
+        script:      text
+        dialect:     script text
         faults:      dialect response
         server:      account connection dialect faults journal recording response script
         __init__:    account dialect faults journal recording script server
+    """,
+    "testing.text": """
+        __init__:
+        keywords:
+        patterns:
+        tokens:
+        prose:       tokens
+        formats:     prose
+        validation:  keywords patterns
+        schema:      formats keywords patterns prose validation
     """,
     "wire": """
         __init__:

@@ -16,7 +16,7 @@ import attrs
 
 from support.sse_oracle import read_slowly
 from together_async import errors
-from together_async.testing.response import End, Response
+from together_async.testing.response import ConnectionEnd, ResponsePlan
 
 SILENCE = {"first_token": 300.0, "idle": 60.0}
 """The client's defaults, in seconds."""
@@ -91,7 +91,7 @@ def view(body: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------ delivery
 
 
-def delivery(response: Response) -> tuple[list[_Arrival], bool, str, float]:  # noqa: C901 - one walk over the plan
+def delivery(response: ResponsePlan) -> tuple[list[_Arrival], bool, str, float]:  # noqa: C901 - one walk over the plan
     """What reaches the client: the body's bytes with their times, whether the whole head does, the end and its time.
 
     The end is `body` (the body is over, in good order), `reset`, `close` or `silence`.
@@ -131,7 +131,7 @@ def delivery(response: Response) -> tuple[list[_Arrival], bool, str, float]:  # 
     return arrivals, True, "body", now
 
 
-def _ended(response: Response, end: End) -> str:
+def _ended(response: ResponsePlan, end: ConnectionEnd) -> str:
     """A body that ends with its connection ends well by FIN; aiohttp tells a RST there from a FIN as little."""
     return "body" if response.framing == "close" else end.value
 
@@ -214,13 +214,13 @@ class _Reading:
 _VERDICTS = {"protocol": errors.StreamProtocolError, "api": errors.StreamAPIError}
 
 
-def expect(response: Response, *, stream: bool, choices: int) -> Expected:
+def expect(response: ResponsePlan, *, stream: bool, choices: int) -> Expected:
     """The right outcome of a response."""
     expected = expect_stream(response, choices) if stream else expect_whole(response)
     return attrs.evolve(expected, refusable=response.framing == "length" and response.length_off_by < 0)
 
 
-def expect_stream(response: Response, choices: int) -> Expected:  # noqa: C901 - the rules, one after the other
+def expect_stream(response: ResponsePlan, choices: int) -> Expected:  # noqa: C901 - the rules, one after the other
     """The right outcome of a stream."""
     if response.status != 200:
         return Expected(status_error(response.status))
@@ -276,7 +276,7 @@ def status_error(status: int) -> type[errors.APIStatusError]:
 # --------------------------------------------------------------------------------------------------------------- whole
 
 
-def expect_whole(response: Response) -> Expected:
+def expect_whole(response: ResponsePlan) -> Expected:
     """The right outcome of a whole response."""
     if response.status != 200:
         return Expected(status_error(response.status))

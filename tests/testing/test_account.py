@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from together_async.testing.account import (
     Account,
-    Capacity,
+    BucketState,
     Counts,
     Dynamic,
     Rate,
@@ -499,7 +499,7 @@ def test_a_fall_admits_nothing():
     account = Account(Rate(None, 1000, dynamic=Dynamic(start=1)), clock=clock)
     account.admit(M, 400)
     wait = told(account.admit(M, 800))  # 600 of 1000 are left; 300 of 500 after the fall
-    assert account.state(M).tokens == Capacity(500, 1000, 300, 500)
+    assert account.state(M).tokens == BucketState(500, 1000, 300, 500)
     assert wait == pytest.approx(0.4)  # until it is full, since it no longer holds 800
     assert told(account.admit(M, 800)) == wait
     clock.now = wait
@@ -683,12 +683,12 @@ def test_state_and_repr():
     account.admit(M, 40)
     state = account.state(M)
     assert state == account.state(M)
-    assert state.tokens == Capacity(
+    assert state.tokens == BucketState(
         limit=100 + 40 * math.log(2) / 30, ceiling=1000, remaining=60, size=state.tokens.size
     )
     assert repr(state) == (
-        "ModelState(model='model', requests=Capacity(limit=1.0231, ceiling=10, remaining=0, size=1.0231), "
-        "tokens=Capacity(limit=100.924, ceiling=1000, remaining=60, size=100.924), "
+        "ModelLimits(model='model', requests=BucketState(limit=1.0231, ceiling=10, remaining=0, size=1.0231), "
+        "tokens=BucketState(limit=100.924, ceiling=1000, remaining=60, size=100.924), "
         "counts=Counts(admitted=1, limited_requests=0, limited_tokens=0, overloaded=0))"
     )
     assert repr(account) == (

@@ -24,8 +24,8 @@ from together_async.testing import (
     Dialect,
     Reply,
 )
-from together_async.testing.dialect import Answer, completion, error_body, error_event, events
-from together_async.testing.script import Said, prompt_tokens, speak
+from together_async.testing.dialect import Generation, completion, error_body, error_event, events
+from together_async.testing.script import Replies, generate_choices, prompt_tokens
 from together_async.wire import codec
 from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.chunks import ChunkDecoder, ReportedError
@@ -40,14 +40,14 @@ THOUGHT = Reply("It is 4.", reasoning="We need 2 and 2.")
 everywhere = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
 
-def answer(script: Said | None, **fields: Any) -> Answer:
+def answer(script: Replies | None, **fields: Any) -> Generation:
     """What the emulator would make of a script and a request."""
     request = ChatCompletionRequest(messages=MESSAGES, model="m", **fields)
-    return Answer(
+    return Generation(
         id="em-1",
         created=1763880000,
         model="m",
-        choices=speak(script, request, seed=0),
+        choices=generate_choices(script, request, seed=0),
         prompt_tokens=prompt_tokens(request),
         logprobs=request.logprobs or 0,
         echo="Why is the sky blue?" if request.echo else None,
@@ -55,7 +55,7 @@ def answer(script: Said | None, **fields: Any) -> Answer:
     )
 
 
-def payloads(dialect: Dialect, said: Answer) -> list[Any]:
+def payloads(dialect: Dialect, said: Generation) -> list[Any]:
     """The JSON of each event, with "[DONE]" as a str."""
     found = []
     for event in events(dialect, said):
@@ -66,11 +66,11 @@ def payloads(dialect: Dialect, said: Answer) -> list[Any]:
     return found
 
 
-def chunks(dialect: Dialect, said: Answer) -> list[dict[str, Any]]:
+def chunks(dialect: Dialect, said: Generation) -> list[dict[str, Any]]:
     return [payload for payload in payloads(dialect, said) if payload != "[DONE]"]
 
 
-def added_up(dialect: Dialect, said: Answer) -> tuple[ChatCompletion, ChunkDecoder, ChatCompletionAccumulator]:
+def added_up(dialect: Dialect, said: Generation) -> tuple[ChatCompletion, ChunkDecoder, ChatCompletionAccumulator]:
     """The stream as our own client reads it."""
     decoder, accumulator = ChunkDecoder(), ChatCompletionAccumulator()
     for payload in decoder.feed(b"".join(event.data for event in events(dialect, said))):
@@ -80,11 +80,11 @@ def added_up(dialect: Dialect, said: Answer) -> tuple[ChatCompletion, ChunkDecod
     return accumulator.completion(), decoder, accumulator
 
 
-def whole(dialect: Dialect, said: Answer) -> ChatCompletion:
+def whole(dialect: Dialect, said: Generation) -> ChatCompletion:
     return completion_of(codec.encode(completion(dialect, said)), status=200, headers={})
 
 
-ANSWERS: dict[str, tuple[Said | None, dict[str, Any]]] = {
+ANSWERS: dict[str, tuple[Replies | None, dict[str, Any]]] = {
     "text": ("The sky is blue 🌊.", {}),
     "empty": ("", {}),
     "one token": (Reply(("x",)), {}),

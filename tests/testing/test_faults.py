@@ -41,7 +41,7 @@ from together_async.testing import (
 )
 from together_async.testing.dialect import DONE
 from together_async.testing.faults import Faults, Rule, choose, members
-from together_async.testing.response import End, Piece, Place, Response
+from together_async.testing.response import ConnectionEnd, Piece, Position, ResponsePlan
 
 EVENTS = [
     b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',
@@ -56,28 +56,28 @@ ENDS = [sum(map(len, EVENTS[:count])) for count in range(len(EVENTS) + 1)]
 """The bytes of the stream after so many events."""
 
 
-def stream() -> Response:
+def stream() -> ResponsePlan:
     """Three tokens, a finish reason and `[DONE]`."""
     pieces = [Piece(data, tokens=1 if at < 3 else 0) for at, data in enumerate(EVENTS)]
-    return Response(headers={"content-type": "text/event-stream;charset=utf-8"}, body=pieces, framing="chunked")
+    return ResponsePlan(headers={"content-type": "text/event-stream;charset=utf-8"}, body=pieces, framing="chunked")
 
 
-def whole() -> Response:
+def whole() -> ResponsePlan:
     """Ten bytes in one piece, which hold five tokens."""
-    return Response(headers={"content-type": "application/json"}, body=[Piece(BODY, tokens=5)])
+    return ResponsePlan(headers={"content-type": "application/json"}, body=[Piece(BODY, tokens=5)])
 
 
-def data(response: Response) -> bytes:
+def data(response: ResponsePlan) -> bytes:
     return b"".join(piece.data for piece in response.body if not piece.raw)
 
 
-def before(response: Response, special: Piece) -> bytes:
+def before(response: ResponsePlan, special: Piece) -> bytes:
     """What is sent before a piece."""
     index = next(at for at, piece in enumerate(response.body) if piece is special)
     return b"".join(piece.data for piece in response.body[:index])
 
 
-def only(response: Response, what: str) -> Piece:
+def only(response: ResponsePlan, what: str) -> Piece:
     """The one piece that stalls, or ends the connection."""
     (piece,) = [piece for piece in response.body if getattr(piece, what)]
     return piece
@@ -139,7 +139,7 @@ def test_a_place_in_the_head_splits_it():
     assert Cut(in_head=7).apply(response)
     first, cut, rest = response.pieces_of_head()
     assert first.data + rest.data == response.head()
-    assert (len(first.data), cut.end) == (7, End.RESET)
+    assert (len(first.data), cut.end) == (7, ConnectionEnd.RESET)
 
 
 def test_without_a_place_a_cut_or_a_stall_comes_before_the_first_byte():
@@ -170,7 +170,7 @@ def test_without_a_place_what_belongs_into_a_body_comes_at_its_start(fault):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("make", [Place, Stall, Cut, ErrorInStream, Garbage], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [Position, Stall, Cut, ErrorInStream, Garbage], ids=lambda make: make.__name__)
 def test_a_place_that_cannot_be_is_a_value_error(make, place, says):
     """At once, where the fault is written."""
     with pytest.raises(ValueError, match=says):
@@ -310,7 +310,7 @@ def test_line_endings_of_a_stream(ending):
     response = stream()
     LineEndings(ending).apply(response)
     assert data(response) == STREAM.replace(b"\n", ending.encode())
-    response = Response(body=[Piece(b"{\n}")])
+    response = ResponsePlan(body=[Piece(b"{\n}")])
     LineEndings(ending).apply(response)
     assert data(response) == b"{\n}"
 
@@ -330,7 +330,9 @@ def test_without_done_and_without_finish_reason():
 
 def test_a_whole_response_without_finish_reason():
     """In the JSON body too."""
-    response = Response(body=[Piece(b'{"choices":[{"finish_reason":"stop"},{"finish_reason":"length"}]}', tokens=1)])
+    response = ResponsePlan(
+        body=[Piece(b'{"choices":[{"finish_reason":"stop"},{"finish_reason":"length"}]}', tokens=1)]
+    )
     assert WithoutFinishReason().apply(response)
     assert data(response) == b'{"choices":[{"finish_reason":null},{"finish_reason":null}]}'
 
@@ -382,9 +384,9 @@ def test_how_a_cut_ends(how):
     assert (
         ends
         == {
-            "reset": [(b"", End.RESET, True)],
-            "close": [(b"", End.CLOSE, True)],
-            "chunk": [(b"7f\r\n", End.CLOSE, True)],
+            "reset": [(b"", ConnectionEnd.RESET, True)],
+            "close": [(b"", ConnectionEnd.CLOSE, True)],
+            "chunk": [(b"7f\r\n", ConnectionEnd.CLOSE, True)],
             "end": [],
         }[how]
     )
@@ -450,17 +452,17 @@ def test_endless_headers_of_another_status_are_put_after_its_line():
 )
 def test_the_status_line(status, line):
     """Statuses without a phrase are unknown."""
-    assert Response(status=status).head().startswith(line)
+    assert ResponsePlan(status=status).head().startswith(line)
 
 
 def test_a_split_piece_keeps_what_happens_around_it():
     """The wait comes before the first part, the end and the tokens after the last."""
-    response = Response(body=[Piece(b"abcdef", tokens=2, wait_s=3, stall=True, end=End.RESET)])
-    assert response.insert(Place(at_byte=2), Piece(b"-"))
+    response = ResponsePlan(body=[Piece(b"abcdef", tokens=2, wait_s=3, stall=True, end=ConnectionEnd.RESET)])
+    assert response.insert(Position(at_byte=2), Piece(b"-"))
     assert response.body == [
         Piece(b"ab", wait_s=3, stall=True),
         Piece(b"-"),
-        Piece(b"cdef", tokens=2, end=End.RESET),
+        Piece(b"cdef", tokens=2, end=ConnectionEnd.RESET),
     ]
 
 
@@ -484,7 +486,7 @@ def test_splitting_costs_as_much_as_there_are_bytes():
             looked += 1
             return int(self) > other
 
-    response = Response(body=[Piece(b"0123456789") for _ in range(100)])
+    response = ResponsePlan(body=[Piece(b"0123456789") for _ in range(100)])
     response.split_at([Counted(at) for at in range(1, 1000)])
     assert len(response.body) == 1000
     assert looked < 20_000

@@ -42,8 +42,8 @@ from together_async.testing import (
     WithoutDone,
     WrongLength,
 )
-from together_async.testing.recording import Recorded, replay, without_private
-from together_async.testing.response import Response
+from together_async.testing.recording import RecordedExchange, replay, without_private
+from together_async.testing.response import ResponsePlan
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 PATIENCE_S = 10.0
@@ -106,12 +106,12 @@ async def recorded_once(path: Path, *args: Any, ask: dict[str, Any] | None = Non
         return await post(recorder.base_url, ask or asking())
 
 
-def only(path: Path) -> Recorded:
+def only(path: Path) -> RecordedExchange:
     (exchange,) = Recording.load(path).exchanges
     return exchange
 
 
-def body_of(exchange: Recorded) -> bytes:
+def body_of(exchange: RecordedExchange) -> bytes:
     return b"".join(data for _, data in exchange.pieces)
 
 
@@ -171,7 +171,7 @@ class TestTiming:
         exchange = attrs.evolve(only(path), ended_s=0.3)
         assert exchange.began_s >= 0.1
         assert exchange.began_s + 0.1 <= exchange.pieces[0][0] + 0.001
-        response = Response()
+        response = ResponsePlan()
         replay(exchange, response, speed=2.0)
         (at, head), *others = response.head_pieces
         assert (at, head.wait_s, others) == (0, exchange.began_s / 2, [])
@@ -179,8 +179,8 @@ class TestTiming:
 
     def test_a_complete_answer_ends_as_late_as_it_did(self) -> None:
         """Half a second after its last piece, at the speed asked for, and in good order."""
-        exchange = Recorded(200, {}, ((0.25, b"x"),), ended_s=0.75)
-        response = Response()
+        exchange = RecordedExchange(200, {}, ((0.25, b"x"),), ended_s=0.75)
+        response = ResponsePlan()
         replay(exchange, response, speed=2.0)
         assert [(piece.data, piece.wait_s, piece.end) for piece in response.body] == [
             (b"x", 0.125, None),
@@ -235,7 +235,7 @@ class TestBytes:
         got = await recorded_once(path, RAINBOW, faults=split)
         exchange = only(path)
         assert body_of(exchange) == got.body
-        assert exchange == Recorded.from_line(exchange.to_line(), "")
+        assert exchange == RecordedExchange.from_line(exchange.to_line(), "")
         assert (await replayed(path, 100.0)).body == got.body
 
     @given(st.lists(st.tuples(st.floats(0, 1e6), st.binary(max_size=30))), st.booleans(), st.none() | st.floats(0, 1e6))
@@ -243,12 +243,12 @@ class TestBytes:
         self, pieces: list[tuple[float, bytes]], complete: bool, ended: float | None
     ) -> None:
         rounded = tuple((round(at, 6), data) for at, data in pieces)
-        exchange = Recorded(
+        exchange = RecordedExchange(
             200, {"x": "y"}, rounded, {"n": 2}, complete, 0.25, None if ended is None else round(ended, 6)
         )
         line = exchange.to_line()
         assert line.count(b"\n") == 1
-        assert Recorded.from_line(line, "") == exchange
+        assert RecordedExchange.from_line(line, "") == exchange
 
     async def test_an_answer_in_one_piece(self, path: Path) -> None:
         got = await recorded_once(path, TEXT, ask=asking(stream=False))
@@ -551,22 +551,22 @@ class TestReplay:
             assert said == [f"answer to {prompt}" for prompt in ("three", "one", "two", "three")]
 
     def test_the_same_prompt_twice_is_answered_in_turn(self) -> None:
-        one, two = (Recorded(200, {}, ((0.0, data),), asking(stream=False)) for data in (b"1", b"2"))
-        other = Recorded(200, {}, (), asking("other"))
+        one, two = (RecordedExchange(200, {}, ((0.0, data),), asking(stream=False)) for data in (b"1", b"2"))
+        other = RecordedExchange(200, {}, (), asking("other"))
         told = Recording((other, one, two))
         request = ChatCompletionRequest(messages="Why?", model="m")
         assert [told.choose(request, turn) for turn in range(3)] == [one, two, one]
 
     def test_asking_for_usage_is_the_same_question(self) -> None:
         """A client that asks for it finds what another recorded without."""
-        other = Recorded(200, {}, (), asking("other"))
-        asked = Recorded(200, {}, (), asking(stream_options={"include_usage": True}))
+        other = RecordedExchange(200, {}, (), asking("other"))
+        asked = RecordedExchange(200, {}, (), asking(stream_options={"include_usage": True}))
         request = ChatCompletionRequest(messages="Why?", model="m")
         assert Recording((other, asked)).choose(request, 0) is asked
 
     def test_the_kind_of_answer_is_heeded_when_it_is_known(self) -> None:
         """Who asks for a stream gets one, if there is one."""
-        whole, stream = (Recorded(200, {"x": str(on)}, (), asking("other", stream=on)) for on in (False, True))
+        whole, stream = (RecordedExchange(200, {"x": str(on)}, (), asking("other", stream=on)) for on in (False, True))
         told = Recording((whole, stream))
         request = ChatCompletionRequest(messages="Why?", model="m")
         assert [told.choose(request, turn, streamed=True) for turn in range(2)] == [stream, stream]
@@ -714,13 +714,15 @@ class TestPrivacy:
         parameters = {"type": "object", "properties": {"unit": {"type": "string", "enum": ["fahrenheit"]}}}
         tool = {"type": "function", "function": {"name": "look_up_weather", "parameters": parameters}}
         answer = b'{"name": "look_up_weather", "arguments": "{\\"unit\\": \\"fahrenheit\\"}"}'
-        recorded = Recorded(200, {}, ((0.0, answer),), asking("x", tools=[tool]))
+        recorded = RecordedExchange(200, {}, ((0.0, answer),), asking("x", tools=[tool]))
         assert body_of(without_private(recorded, [], keep_prompts=False)) == answer
 
     def test_an_escape_is_not_cut_in_two(self) -> None:
         """The text begins with what is half an escape in the answer: a line feed, and "ice"."""
         answer = json.dumps({"a": "so\nice weather", "b": 1}).encode()
-        kept = without_private(Recorded(200, {}, ((0.0, answer),), asking("nice weather")), [], keep_prompts=False)
+        kept = without_private(
+            RecordedExchange(200, {}, ((0.0, answer),), asking("nice weather")), [], keep_prompts=False
+        )
         assert json.loads(body_of(kept)) == {"a": "so[removed]", "b": 1}
 
     @pytest.mark.parametrize("keep_prompts", [True, False])
@@ -775,7 +777,7 @@ class TestPrivacy:
         whole = json.dumps({"detail": text}, ensure_ascii=ascii_only).encode()
         edges = [0, *sorted(cut for cut in set(cuts) if cut < len(whole)), len(whole)]
         pieces = tuple((float(a), whole[a:b]) for a, b in itertools.pairwise(edges))
-        recorded = Recorded(200, {}, pieces, asking(secret))
+        recorded = RecordedExchange(200, {}, pieces, asking(secret))
         kept = without_private(recorded, [], keep_prompts=False)
         told = json.loads(body_of(kept))["detail"]
         for _ in range(depth):
@@ -789,7 +791,7 @@ class TestPrivacy:
 
 
 class TestFile:
-    GOOD = Recorded(200, {}, ((0.5, b"x"),)).to_line().decode()
+    GOOD = RecordedExchange(200, {}, ((0.5, b"x"),)).to_line().decode()
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -947,6 +949,6 @@ def test_long_streams_are_searched_in_linear_time() -> None:
     piece = json.dumps({"t": f"\u00e9 {prompt} \n"}).encode()
     pieces = tuple((float(at), piece) for at in range(20_000))
     started = time.process_time()
-    kept = without_private(Recorded(200, {}, pieces, asking(prompt)), [], keep_prompts=False)
+    kept = without_private(RecordedExchange(200, {}, pieces, asking(prompt)), [], keep_prompts=False)
     assert time.process_time() - started < 3
     assert body_of(kept).count(b"[removed]") == 20_000

@@ -10,8 +10,8 @@ import pytest
 
 from together_async.request import ChatCompletionRequest
 from together_async.testing import Call, Reply
-from together_async.testing.generator import tokens_of
-from together_async.testing.script import Script, Spoken, prompt_tokens, speak, text_of
+from together_async.testing.script import GeneratedChoice, Script, generate_choices, prompt_tokens, text_of
+from together_async.testing.text.tokens import tokens_of
 
 TOOL = {
     "type": "function",
@@ -32,13 +32,13 @@ def request(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest(**{"messages": [{"role": "user", "content": "hi"}], "model": "m", **fields})
 
 
-def say(script: Script, *, seed: int | str = 0, **fields: Any) -> tuple[Spoken, ...]:
+def say(script: Script, *, seed: int | str = 0, **fields: Any) -> tuple[GeneratedChoice, ...]:
     asked = request(**fields)
     said: Any = script(asked) if callable(script) else script  # as the server does
-    return speak(said, asked, seed=seed)
+    return generate_choices(said, asked, seed=seed)
 
 
-def text(spoken: Spoken) -> str:
+def text(spoken: GeneratedChoice) -> str:
     return "".join(spoken.content or ())
 
 
@@ -266,7 +266,7 @@ def test_a_script_does_not_heed_the_format():
 def test_the_seed_asked_for_is_the_seed_told(seed):
     """In each choice."""
     assert [one.seed for one in say("x", seed=3, n=2)] != [seed, seed]
-    assert [one.seed for one in speak("x", request(seed=seed, n=2), seed=3)] == [seed, seed]
+    assert [one.seed for one in generate_choices("x", request(seed=seed, n=2), seed=3)] == [seed, seed]
 
 
 # --------------------------------------------------------------------------------------------------------------- prompt

@@ -48,8 +48,11 @@ from together_async.testing.faults import (
 )
 from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recorder, Recording
-from together_async.testing.script import Call, Reply
+from together_async.testing.script import FunctionCall, Reply
 from together_async.testing.server import MODELS, EmulatorServer, Model
+
+Call = FunctionCall
+"""The short name for scripts: `Reply(tool_calls=[Call("f", {})])`."""
 
 __all__ = [
     "DEEPSEEK",
@@ -76,6 +79,7 @@ __all__ = [
     "ErrorInStream",
     "Fault",
     "Frame",
+    "FunctionCall",
     "Garbage",
     "Gzip",
     "Headers",

@@ -32,10 +32,10 @@ import attrs
 
 __all__ = [
     "Account",
-    "Capacity",
+    "BucketState",
     "Counts",
     "Dynamic",
-    "ModelState",
+    "ModelLimits",
     "Overloaded",
     "Rate",
     "Verdict",
@@ -177,7 +177,7 @@ def _short(value: float) -> str:
 
 
 @attrs.frozen
-class Capacity:
+class BucketState:
     """One bucket at one moment.
 
     Attributes:
@@ -221,12 +221,12 @@ class Counts:
 
 
 @attrs.frozen
-class ModelState:
+class ModelLimits:
     """The limits of one model at one moment; None where there is no limit."""
 
     model: str
-    requests: Capacity | None
-    tokens: Capacity | None
+    requests: BucketState | None
+    tokens: BucketState | None
     counts: Counts
 
 
@@ -254,8 +254,8 @@ def _error(message: str, type: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": type, "param": None, "code": None}}
 
 
-class _Bucket:
-    """Capacity of one kind for one model. Nothing happens in it between two calls but the refill."""
+class _RefillingBucket:
+    """BucketState of one kind for one model. Nothing happens in it between two calls but the refill."""
 
     __slots__ = ("at", "burst_s", "ceiling", "dynamic", "fallen_at", "growth", "least", "level", "limit", "size")
 
@@ -303,8 +303,8 @@ class _Bucket:
         if self.level > 0:
             self.level *= self.size / size
 
-    def capacity(self) -> Capacity:
-        return Capacity(self.limit, self.ceiling, self.level, self.size)
+    def capacity(self) -> BucketState:
+        return BucketState(self.limit, self.ceiling, self.level, self.size)
 
     def write_headers(self, headers: dict[str, str], name: str) -> None:
         """Adds the bucket's headers, their names beginning with `name`."""
@@ -326,15 +326,15 @@ def _whole(level: float) -> str:
     return str(int(level + 1e-6)) if level > 0 else "0"
 
 
-class _Model:
+class _ModelUsage:
     """The buckets and counts of one model."""
 
     __slots__ = ("admitted", "limited_requests", "limited_tokens", "overloaded", "requests", "tokens")
 
     def __init__(self, rate: Rate, now: float) -> None:
         requests, tokens = rate.requests_per_second, rate.tokens_per_second
-        self.requests = None if requests is None else _Bucket(requests, rate, 1.0, now)
-        self.tokens = None if tokens is None else _Bucket(tokens, rate, 0.0, now)
+        self.requests = None if requests is None else _RefillingBucket(requests, rate, 1.0, now)
+        self.tokens = None if tokens is None else _RefillingBucket(tokens, rate, 0.0, now)
         self.admitted = self.limited_requests = self.limited_tokens = self.overloaded = 0
 
     def refill(self, now: float) -> None:
@@ -403,7 +403,7 @@ class Account:
         self._clock_was = clock()
         self._slack_s = _SLACK_S
         self._now = 0.0
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, _ModelUsage] = {}
 
     def admit(self, model: str, tokens: int) -> Verdict:
         """Decide on one request, now.
@@ -435,7 +435,7 @@ class Account:
             one.tokens.take(tokens)
         return Verdict(200, one.headers(tokens))
 
-    def _limited(self, one: _Model, tokens: int, for_requests_s: float, for_tokens_s: float) -> Verdict:
+    def _limited(self, one: _ModelUsage, tokens: int, for_requests_s: float, for_tokens_s: float) -> Verdict:
         if one.requests and for_requests_s > self._slack_s:
             one.requests.fall(self._now)
         if one.tokens and for_tokens_s > self._slack_s:
@@ -465,7 +465,7 @@ class Account:
         if one.tokens:
             one.tokens.give_back(tokens)
 
-    def state(self, model: str) -> ModelState:
+    def state(self, model: str) -> ModelLimits:
         """Returns the model's live limits, what is left of them, and its counts. Looking changes nothing.
 
         Raises:
@@ -474,7 +474,7 @@ class Account:
         one = self._at_present(model)
         requests = one.requests.capacity() if one.requests else None
         tokens = one.tokens.capacity() if one.tokens else None
-        return ModelState(model, requests, tokens, one.counts())
+        return ModelLimits(model, requests, tokens, one.counts())
 
     def counts(self, model: str | None = None) -> Counts:
         """Returns the counts of one model, zeros when it was never asked for; of all together when None."""
@@ -493,13 +493,13 @@ class Account:
         models = ", ".join(self._models)
         return f"<Account at {self._now:.6g} s: {self.counts()!r}, models: {models or 'none yet'}>"
 
-    def _at_present(self, model: str) -> _Model:
+    def _at_present(self, model: str) -> _ModelUsage:
         """Returns the model's buckets, refilled until now; new and full when it is asked for the first time."""
         self._advance()
         one = self._models.get(model) if isinstance(model, str) else None
         if one is None:
             _check_type("model", model, str, "a model's name")
-            one = self._models[model] = _Model(self._per_model.get(model, self._rate), self._now)
+            one = self._models[model] = _ModelUsage(self._per_model.get(model, self._rate), self._now)
         one.refill(self._now)
         return one
 

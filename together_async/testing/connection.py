@@ -20,7 +20,7 @@ from typing import Protocol, cast
 import attrs
 
 from together_async.testing.journal import Entry, Outcome
-from together_async.testing.response import End, Piece, Response
+from together_async.testing.response import ConnectionEnd, Piece, ResponsePlan
 
 MAX_HEAD = 65_536
 MAX_BODY = 256 * 1024 * 1024
@@ -47,7 +47,7 @@ class Incoming:
         return "close" in asked or (self.version == "HTTP/1.0" and "keep-alive" not in asked)
 
 
-class BadRequest(Exception):  # noqa: N818 - the connection's own
+class MalformedRequestError(Exception):
     """What came is no HTTP request that can be answered."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -58,11 +58,11 @@ class BadRequest(Exception):  # noqa: N818 - the connection's own
 class Handler(Protocol):
     """What a connection asks of its server."""
 
-    def answer(self, incoming: Incoming, connection: int) -> tuple[Entry, Response]:
+    def answer(self, incoming: Incoming, connection: int) -> tuple[Entry, ResponsePlan]:
         """Returns the plan of the response, and the journal's entry to write what becomes of it."""
         ...
 
-    def refuse(self, error: BadRequest) -> Response:
+    def refuse(self, error: MalformedRequestError) -> ResponsePlan:
         """Returns the response to what is no request."""
         ...
 
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
         while self._entry is None and not (self.left or self._closing or self._paused):
             try:
                 incoming = _parse(self._buffer, self._write)
-            except BadRequest as error:
+            except MalformedRequestError as error:
                 self._buffer.clear()
                 response = self._handler.refuse(error)
                 self._write(_at_once(response))
@@ -159,13 +159,13 @@ class Connection(asyncio.Protocol):
             else:
                 self.task = self._loop.create_task(self._carry_out(entry, response))
 
-    def _answer_at_once(self, entry: Entry, response: Response) -> None:
+    def _answer_at_once(self, entry: Entry, response: ResponsePlan) -> None:
         entry.count(response.tokens)
         self.ends_with_the_next(response)
         self._write(_at_once(response))
         self._end(_outcome(response))
 
-    def ends_with_the_next(self, response: Response) -> None:
+    def ends_with_the_next(self, response: ResponsePlan) -> None:
         """Says the end before the last bytes go out, so that who has the whole answer finds it in the journal."""
         self._closing = not response.keep_alive
         entry = self._entry
@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
 
     # -------------------------------------------------------------------------------------------------------- response
 
-    async def _carry_out(self, entry: Entry, response: Response) -> None:
+    async def _carry_out(self, entry: Entry, response: ResponsePlan) -> None:
         """Writes a response as planned, waits included."""
         try:
             ended = await _Writer(self, entry, response).write()
@@ -204,12 +204,12 @@ class Connection(asyncio.Protocol):
             self.task = None
         self._next()
 
-    def _close(self, end: End | None) -> None:
+    def _close(self, end: ConnectionEnd | None) -> None:
         transport = self._transport
         self._closing = True
         if transport is None or self.left:
             return
-        if end is End.RESET:
+        if end is ConnectionEnd.RESET:
             sock = transport.get_extra_info("socket")
             # Closing with a linger time of zero makes the kernel send a RST.
             with contextlib.suppress(OSError):
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
         if self.task is not None and self.task is not asyncio.current_task(self._loop):
             self.task.cancel()
         self._end("broken off")
-        self._close(End.RESET)
+        self._close(ConnectionEnd.RESET)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None and not self.left:
@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
 class _Writer:
     """Carries out one plan on one connection."""
 
-    def __init__(self, connection: Connection, entry: Entry, response: Response) -> None:
+    def __init__(self, connection: Connection, entry: Entry, response: ResponsePlan) -> None:
         self._connection = connection
         self._entry = entry
         self._response = response
@@ -284,7 +284,7 @@ class _Writer:
         self._batch_size = 0
         self._due = 0.0
 
-    async def write(self) -> End | None:
+    async def write(self) -> ConnectionEnd | None:
         """Writes all of it; returns how the connection has to be ended, None when the response is whole."""
         response = self._response
         if response.think_s:
@@ -307,17 +307,17 @@ class _Writer:
             response.keep_alive = False
         return None
 
-    async def _replaced(self, data: bytes) -> End:
+    async def _replaced(self, data: bytes) -> ConnectionEnd:
         for _, piece in sorted(self._response.head_pieces, key=lambda pair: pair[0]):
             if (end := await self._piece(attrs.evolve(piece, raw=True))) is not None:
                 return end
         await self._connection.send(data)
-        return End.CLOSE
+        return ConnectionEnd.CLOSE
 
-    async def _piece(self, piece: Piece) -> End | None:
+    async def _piece(self, piece: Piece) -> ConnectionEnd | None:
         """Writes a piece. What can go out together does, or a fast response would be many small writes."""
         if self._connection.left:
-            return End.CLOSE
+            return ConnectionEnd.CLOSE
         if piece.plain:
             self._batch.append(piece)
             self._batch_size += len(piece.data)
@@ -377,7 +377,7 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _is_simple(response: Response) -> bool:
+def _is_simple(response: ResponsePlan) -> bool:
     """Whether a response is bytes that can be written at once."""
     return (
         response.replaced_by is None
@@ -391,11 +391,11 @@ def _is_simple(response: Response) -> bool:
     )
 
 
-def _outcome(response: Response) -> Outcome:
+def _outcome(response: ResponsePlan) -> Outcome:
     return "refused" if response.status >= 300 else "complete"
 
 
-def _at_once(response: Response) -> bytes:
+def _at_once(response: ResponsePlan) -> bytes:
     body = b"".join(piece.data for piece in response.body)
     if response.framing == "chunked":
         body = (_chunk(body) if body else b"") + b"0\r\n\r\n"
@@ -409,21 +409,21 @@ def _parse(buffer: bytearray, write: Callable[[bytes], None]) -> Incoming | None
     """Takes one complete request out of the buffer; None when there is none yet.
 
     Raises:
-        BadRequest: What came is none, or is above the caps.
+        MalformedRequestError: What came is none, or is above the caps.
     """
     while buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: ignored before a request line
         del buffer[:2]
     if buffer.startswith(_TLS_HELLO):
-        raise BadRequest(400, "got a TLS handshake, expected plain HTTP/1.1; use http:// for this server")
+        raise MalformedRequestError(400, "got a TLS handshake, expected plain HTTP/1.1; use http:// for this server")
     end = buffer.find(b"\r\n\r\n")
     if end > MAX_HEAD or (end < 0 and len(buffer) > MAX_HEAD):
-        raise BadRequest(431, f"a head of more than {MAX_HEAD} bytes")
+        raise MalformedRequestError(431, f"a head of more than {MAX_HEAD} bytes")
     if end < 0:
         return None
     line, *fields = bytes(buffer[:end]).decode("latin-1").split("\r\n")
     parts = line.split(" ")
     if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
-        raise BadRequest(400, "got no HTTP/1.1 request line; was HTTP/2 spoken to a plain HTTP/1.1 server?")
+        raise MalformedRequestError(400, "got no HTTP/1.1 request line; was HTTP/2 spoken to a plain HTTP/1.1 server?")
     headers: dict[str, str] = {}
     for field in fields:
         name, _, value = field.partition(":")
@@ -443,9 +443,9 @@ def _body(buffer: bytearray, start: int, headers: dict[str, str]) -> tuple[bytes
         return _chunked_body(buffer, start)
     told = headers.get("content-length", "0")
     if not re.fullmatch(r"[0-9]+", told):
-        raise BadRequest(400, "the content-length is no number")
+        raise MalformedRequestError(400, "the content-length is no number")
     if len(told) > _DIGITS or int(told) > MAX_BODY:
-        raise BadRequest(413, f"a body above {MAX_BODY} bytes")
+        raise MalformedRequestError(413, f"a body above {MAX_BODY} bytes")
     size = int(told)
     return (bytes(buffer[start : start + size]), size) if len(buffer) >= start + size else (None, 0)
 
@@ -459,11 +459,11 @@ def _chunked_body(buffer: bytearray, start: int) -> tuple[bytes | None, int]:
             return None, 0
         told = bytes(buffer[at:line_end]).partition(b";")[0].strip(b" \t")
         if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", told):
-            raise BadRequest(400, "a chunk's size is no hexadecimal number")
+            raise MalformedRequestError(400, "a chunk's size is no hexadecimal number")
         size = int(told, 16)
         at = line_end + 2
         if at + size > start + MAX_BODY:
-            raise BadRequest(413, f"a body above {MAX_BODY} bytes")
+            raise MalformedRequestError(413, f"a body above {MAX_BODY} bytes")
         if len(buffer) < at + size + 2:
             return None, 0
         pieces.append(bytes(buffer[at : at + size]))

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import attrs
 
-from together_async.testing.generator import token_id
-from together_async.testing.script import Spoken, SpokenCall
+from together_async.testing.script import GeneratedCall, GeneratedChoice
+from together_async.testing.text.tokens import token_id
 from together_async.wire import codec
 from together_async.wire.sse import encode_event
 
@@ -73,7 +73,7 @@ DIALECTS: Mapping[str, Dialect] = {
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
+class Generation:
     """All that the answer to one request says, in whatever shape.
 
     Args:
@@ -91,7 +91,7 @@ class Answer:
     id: str
     created: int
     model: str
-    choices: tuple[Spoken, ...]
+    choices: tuple[GeneratedChoice, ...]
     prompt_tokens: int = 0
     cached_tokens: int = 0
     logprobs: int = 0
@@ -104,7 +104,7 @@ class Answer:
         return sum(choice.tokens for choice in self.choices)
 
 
-def usage_of(dialect: Dialect, answer: Answer) -> dict[str, Any]:
+def usage_of(dialect: Dialect, answer: Generation) -> dict[str, Any]:
     """Returns the usage: cached tokens flat when native, nested otherwise."""
     reasoning = sum(len(choice.reasoning) for choice in answer.choices)
     usage: dict[str, Any] = {
@@ -124,7 +124,7 @@ def usage_of(dialect: Dialect, answer: Answer) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- whole
 
 
-def completion(dialect: Dialect, answer: Answer) -> dict[str, Any]:
+def completion(dialect: Dialect, answer: Generation) -> dict[str, Any]:
     """Returns the whole response's body."""
     body: dict[str, Any] = {
         "id": answer.id,
@@ -140,13 +140,13 @@ def completion(dialect: Dialect, answer: Answer) -> dict[str, Any]:
     return body
 
 
-def _prompt(answer: Answer) -> list[dict[str, Any]]:
+def _prompt(answer: Generation) -> list[dict[str, Any]]:
     if answer.echo is None:
         return []
     return [{"text": answer.echo, "logprobs": None}]
 
 
-def _choice(dialect: Dialect, answer: Answer, choice: Spoken) -> dict[str, Any]:
+def _choice(dialect: Dialect, answer: Generation, choice: GeneratedChoice) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if choice.content is None else "".join(choice.content),
@@ -165,7 +165,7 @@ def _choice(dialect: Dialect, answer: Answer, choice: Spoken) -> dict[str, Any]:
     return body
 
 
-def _whole_call(call: SpokenCall, index: int) -> dict[str, Any]:
+def _whole_call(call: GeneratedCall, index: int) -> dict[str, Any]:
     function = {"name": call.name, "arguments": "".join(call.pieces)}
     return {"index": index, "id": call.id, "type": "function", "function": function}
 
@@ -204,7 +204,7 @@ class Event:
     tokens: int = 0
 
 
-def events(dialect: Dialect, answer: Answer) -> list[Event]:
+def events(dialect: Dialect, answer: Generation) -> list[Event]:
     """Returns the stream's events in order, `[DONE]` included: the choices' tokens take turns."""
     choices = answer.choices[::-1] if dialect.last_choice_first else answer.choices
     shape = _ChunkShape(dialect, answer)
@@ -240,7 +240,7 @@ def _in_turn(sequences: Sequence[Iterator[dict[str, Any]]], shape: _ChunkShape) 
 class _ChunkShape:
     """What is the same in all chunks of one stream."""
 
-    def __init__(self, dialect: Dialect, answer: Answer) -> None:
+    def __init__(self, dialect: Dialect, answer: Generation) -> None:
         self.dialect = dialect
         self.answer = answer
         self._echo = [] if answer.echo is None else _prompt(answer)
@@ -265,7 +265,7 @@ class _ChunkShape:
             body["prompt"], self._echo = self._echo, []
         return b"data: " + codec.encode(body) + b"\n\n"
 
-    def opening(self, choice: Spoken) -> Event:
+    def opening(self, choice: GeneratedChoice) -> Event:
         content = "" if self.dialect.opening == "role" else None
         delta = {"role": "assistant", "content": content}
         return Event(self.chunk([{"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}]))
@@ -274,7 +274,7 @@ class _ChunkShape:
 class _ChoiceEvents:
     """The chunks of one choice, as their `choices[0]`, with the count of tokens under `tokens`."""
 
-    def __init__(self, shape: _ChunkShape, choice: Spoken) -> None:
+    def __init__(self, shape: _ChunkShape, choice: GeneratedChoice) -> None:
         self._dialect = shape.dialect
         self._top = shape.answer.logprobs
         self._choice = choice
@@ -314,7 +314,7 @@ class _ChoiceEvents:
         for index, call in enumerate(choice.calls):
             yield from self._call(index, call)
 
-    def _call(self, index: int, call: SpokenCall) -> Iterator[dict[str, Any]]:
+    def _call(self, index: int, call: GeneratedCall) -> Iterator[dict[str, Any]]:
         first = {"index": index, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
         yield self._fields({"tool_calls": [first]}, text="")
         for piece in call.pieces:

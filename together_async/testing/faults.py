@@ -21,7 +21,7 @@ import attrs
 
 from together_async.request import ChatCompletionRequest
 from together_async.testing.dialect import DONE, ErrorShape, error_body, error_event
-from together_async.testing.response import FIRST_FIELD, End, Framing, Piece, Place, Response
+from together_async.testing.response import FIRST_FIELD, ConnectionEnd, Framing, Piece, Position, ResponsePlan
 from together_async.wire import codec
 from together_async.wire.sse import encode_event
 
@@ -33,7 +33,7 @@ PING = b": ping\n\n"
 class Fault:
     """Something that goes wrong with a response."""
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Edits the plan; returns False when it had no place in this response, which was shorter."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class Faults(Fault):
 
     members: tuple[Fault, ...] = ()
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Applies each; False when one had no place."""
         placed = [fault.apply(response) for fault in self.members]  # each, also after one that had no place
         return all(placed)
@@ -76,7 +76,7 @@ def members(fault: Fault) -> tuple[Fault, ...]:
 
 @attrs.frozen(kw_only=True, repr=False)
 class _Placed(Fault):
-    """A fault with a place (see `Place`): before the first byte, in the head, after a token, or at a byte.
+    """A fault with a place (see `Position`): before the first byte, in the head, after a token, or at a byte.
 
     What only makes sense in a body has the body's start for a default.
     """
@@ -84,19 +84,19 @@ class _Placed(Fault):
     in_head: int | None = None
     after_token: int | None = None
     at_byte: int | None = None
-    _default: ClassVar[Place] = Place()
+    _default: ClassVar[Position] = Position()
 
     def __attrs_post_init__(self) -> None:
-        if self.place.in_head is not None and self._default != Place():
+        if self.place.in_head is not None and self._default != Position():
             raise ValueError(f"in_head: {type(self).__name__} goes into a body; use after_token or at_byte")
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Position:
         """Where it happens."""
-        given = Place(self.in_head, self.after_token, self.at_byte)
-        return self._default if given == Place() else given
+        given = Position(self.in_head, self.after_token, self.at_byte)
+        return self._default if given == Position() else given
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         raise NotImplementedError
 
 
@@ -182,7 +182,7 @@ class Status(Fault):
     headers: Mapping[str, str] = attrs.field(factory=dict, hash=False, validator=_mapping)
     message: str | None = None
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Replaces the response."""
         response.status = self.code
         response.think_s = 0.0
@@ -206,7 +206,7 @@ class Headers(Fault):
 
     headers: Mapping[str, str | None] = attrs.field(hash=False, validator=_mapping)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Changes the headers."""
         for name, value in self.headers.items():
             response.headers.pop(name.lower(), None)
@@ -227,7 +227,7 @@ class Redirect(Fault):
     location: str = "/redirected/v1/chat/completions"
     code: int = attrs.field(default=307, validator=_status)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Replaces the response."""
         response.status = self.code
         response.think_s = 0.0
@@ -242,7 +242,7 @@ class Raw(Fault):
 
     data: bytes = attrs.field(validator=_data)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Replaces the response."""
         response.replaced_by = self.data
         return True
@@ -253,7 +253,7 @@ class Raw(Fault):
 
 @attrs.frozen(kw_only=True, repr=False)
 class Stall(_Placed):
-    """Silence: before the first byte, in the head, after a token or at a byte (see `Place`).
+    """Silence: before the first byte, in the head, after a token or at a byte (see `Position`).
 
     Args:
         seconds: How long; without end by default, until the client leaves or `EmulatorServer.release()` is called.
@@ -268,10 +268,10 @@ class Stall(_Placed):
 
     def __attrs_post_init__(self) -> None:
         place = self.place
-        if self.ping_every is not None and place in (Place(), Place(self.in_head)):
+        if self.ping_every is not None and place in (Position(), Position(self.in_head)):
             raise ValueError("ping_every: pings go into a body; say where, as after_token=0")
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Inserts the wait."""
         if self.ping_every is not None and response.framing == "length":
             response.framing = "chunked"  # how many pings there will be is not known
@@ -295,7 +295,7 @@ class Drip(Fault):
     size: int = attrs.field(default=1, validator=_whole(1))
     every_s: float = attrs.field(default=0.01, validator=_seconds)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Cuts the body into drops."""
         response.split_at(range(self.size, _size(response), self.size), pause_s=self.every_s)
         return True
@@ -307,7 +307,7 @@ class EndlessHeaders(Fault):
 
     size: int = attrs.field(default=1_000, validator=_whole(1))
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Puts the headers before the empty line."""
         line = b"x-endless: " + b"a" * self.size + b"\r\n"
         block = line * max(1, _BLOCK // len(line))
@@ -332,7 +332,7 @@ class Split(Fault):
     at: tuple[int, ...] = attrs.field(default=(), converter=tuple, validator=_offsets)
     inside: Literal["utf-8", "crlf"] | None = attrs.field(default=None, validator=_one_of(None, "utf-8", "crlf"))
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Splits the body."""
         offsets: list[int] = [*self.at]
         if self.every is not None:
@@ -349,7 +349,7 @@ def _inside(data: bytes, what: Literal["utf-8", "crlf"]) -> list[int]:
     return [at for at in range(1, len(data)) if data[at] & 0xC0 == 0x80 and data[at - 1] & 0xC0 == 0xC0]
 
 
-def _size(response: Response) -> int:
+def _size(response: ResponsePlan) -> int:
     return sum(len(piece.data) for piece in response.body if not piece.raw and piece.times == 1)
 
 
@@ -359,7 +359,7 @@ class LineEndings(Fault):
 
     ending: Literal["\r\n", "\r", "\n"] = attrs.field(default="\r\n", validator=_one_of("\r\n", "\r", "\n"))
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Replaces the line feeds of a stream."""
         if response.streamed:
             for piece in response.body:
@@ -373,7 +373,7 @@ class Frame(Fault):
 
     framing: Framing = attrs.field(validator=_one_of("chunked", "length", "close"))
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Sets the framing; what is compressed has no length beforehand and stays chunked."""
         if not (response.gzip and self.framing == "length"):
             response.framing = self.framing
@@ -384,7 +384,7 @@ class Frame(Fault):
 class Gzip(Fault):
     """The body is compressed, each piece flushed."""
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Turns compression on. The compressed size is not known before, so the framing is chunked."""
         response.gzip = True
         if response.framing == "length":
@@ -402,7 +402,7 @@ class WrongLength(Fault):
 
     by: int = attrs.field(validator=_whole(None))
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Sets a content-length that is off."""
         response.framing = "length"
         response.length_off_by = self.by
@@ -415,7 +415,7 @@ class WrongLength(Fault):
 
 @attrs.frozen(kw_only=True, repr=False)
 class Cut(_Placed):
-    """The response breaks off: before its first byte, in the head, after a token or at a byte (see `Place`).
+    """The response breaks off: before its first byte, in the head, after a token or at a byte (see `Position`).
 
     Args:
         how: `reset` (RST), `close` (FIN, with the body unfinished), `chunk` (FIN inside a piece whose size was
@@ -426,17 +426,17 @@ class Cut(_Placed):
         default="reset", validator=_one_of("reset", "close", "chunk", "end")
     )
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Ends the plan there."""
         if self.how == "end":
             return response.cut(self.place, None)
         if response.framing == "length":
             # The promise that is broken was made for the whole body.
             whole = _size(response)
-            done = response.cut(self.place, End.RESET if self.how == "reset" else End.CLOSE)
+            done = response.cut(self.place, ConnectionEnd.RESET if self.how == "reset" else ConnectionEnd.CLOSE)
             response.length_off_by += whole - _size(response)
             return done
-        end = End.RESET if self.how == "reset" else End.CLOSE
+        end = ConnectionEnd.RESET if self.how == "reset" else ConnectionEnd.CLOSE
         return response.cut(self.place, end, inside_chunk=self.how == "chunk")
 
 
@@ -452,7 +452,7 @@ class CloseAfter(Fault):
     seconds: float = attrs.field(default=0.0, validator=_seconds)
     announce: bool = False
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Sets the end of the connection."""
         response.keep_alive = False
         response.announce_close = self.announce
@@ -464,7 +464,7 @@ class CloseAfter(Fault):
 class WithoutDone(Fault):
     """A stream that ends without `data: [DONE]`, and is complete all the same if it has its finish reasons."""
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Takes the event out."""
         kept = [piece for piece in response.body if piece.data.replace(b"\r\n", b"\n") != DONE]
         changed = len(kept) != len(response.body)
@@ -476,7 +476,7 @@ class WithoutDone(Fault):
 class WithoutFinishReason(Fault):
     """A stream whose choices have no finish reason."""
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Takes the finish reasons away."""
         changed = False
         for piece in response.body:
@@ -518,9 +518,9 @@ class ErrorInStream(_Placed):
     message: str = "the model broke off"
     code: int | str | None = None
     done: bool = False
-    _default = Place(after_token=0)
+    _default = Position(after_token=0)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Puts the error there, and nothing after it."""
         if not response.cut(self.place, None):
             return False
@@ -539,9 +539,9 @@ class Garbage(_Placed):
     """
 
     data: bytes = attrs.field(default=b'{"id":"x","choices":[{"ind', validator=_data)
-    _default = Place(after_token=0)
+    _default = Position(after_token=0)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Inserts the event."""
         return response.insert(self.place, Piece(encode_event(self.data)))
 
@@ -558,7 +558,7 @@ class Insert(_Placed):
     data: bytes = attrs.field(validator=_data)
     times: float = attrs.field(default=1.0, validator=_times)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Inserts them."""
         if math.isinf(self.times) and response.framing == "length":
             response.framing = "chunked"  # what has no end has no length
@@ -574,9 +574,9 @@ class HugeLine(_Placed):
     """
 
     size: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(1))
-    _default = Place(after_token=0)
+    _default = Position(after_token=0)
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         """Inserts the line, as an event of its own."""
         blocks, rest = divmod(self.size, _BLOCK)
         return response.insert(

@@ -28,7 +28,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async.request import ChatCompletionRequest
-from together_async.testing.response import End, Piece, Place, Response
+from together_async.testing.response import ConnectionEnd, Piece, Position, ResponsePlan
 from together_async.wire import codec
 from together_async.wire.sse import EventStreamParser
 
@@ -36,7 +36,7 @@ VERSION = 1
 
 
 @attrs.frozen
-class Recorded:
+class RecordedExchange:
     """One exchange.
 
     Args:
@@ -61,7 +61,7 @@ class Recorded:
     def __repr__(self) -> str:
         # What was said stays out of logs.
         state = "complete" if self.complete else "broken off"
-        return f"<Recorded {self.status} {state}, {self.size} bytes in {len(self.pieces)} pieces>"
+        return f"<RecordedExchange {self.status} {state}, {self.size} bytes in {len(self.pieces)} pieces>"
 
     @property
     def size(self) -> int:
@@ -180,7 +180,7 @@ class Recording:
     every other one the next in turn, from the start again after the last.
     """
 
-    exchanges: tuple[Recorded, ...]
+    exchanges: tuple[RecordedExchange, ...]
 
     def __attrs_post_init__(self) -> None:
         if not self.exchanges:
@@ -198,7 +198,9 @@ class Recording:
             ValueError: It is none; the text names file and line.
         """
         lines = Path(path).read_bytes().split(b"\n")
-        exchanges = [Recorded.from_line(line, f"{path}:{at}") for at, line in enumerate(lines, 1) if line.strip()]
+        exchanges = [
+            RecordedExchange.from_line(line, f"{path}:{at}") for at, line in enumerate(lines, 1) if line.strip()
+        ]
         if not exchanges:
             raise ValueError(f"{path}: an empty recording, expected at least one exchange")
         return cls(tuple(exchanges))
@@ -211,7 +213,7 @@ class Recording:
         """
         Path(path).write_bytes(b"".join(exchange.to_line() for exchange in self.exchanges))
 
-    def choose(self, request: ChatCompletionRequest, turn: int, *, streamed: bool | None = None) -> Recorded:
+    def choose(self, request: ChatCompletionRequest, turn: int, *, streamed: bool | None = None) -> RecordedExchange:
         """Returns the exchange that answers a request.
 
         Args:
@@ -220,7 +222,7 @@ class Recording:
             streamed: Whether a stream is asked for; an answer of that kind is taken if there is one. None takes either.
         """
         known = self._by_request.get(_asked(request), ())
-        candidates: Sequence[Recorded] = known or self.exchanges
+        candidates: Sequence[RecordedExchange] = known or self.exchanges
         at = turn % len(candidates)
         for exchange in (*candidates[at:], *candidates[:at]):
             if streamed is None or exchange.request.get("stream", False) is streamed:
@@ -228,9 +230,9 @@ class Recording:
         return candidates[at]
 
     @functools.cached_property
-    def _by_request(self) -> dict[str, list[Recorded]]:
+    def _by_request(self) -> dict[str, list[RecordedExchange]]:
         """The exchanges whose requests were kept whole, by what was asked."""
-        found: dict[str, list[Recorded]] = {}
+        found: dict[str, list[RecordedExchange]] = {}
         for exchange in self.exchanges:
             with contextlib.suppress(ValueError):  # the messages were not kept
                 asked = _asked(ChatCompletionRequest.from_dict(exchange.request))
@@ -245,7 +247,7 @@ def _asked(request: ChatCompletionRequest) -> str:
     return json.dumps(body, sort_keys=True)
 
 
-def replay(recorded: Recorded, response: Response, *, speed: float) -> None:
+def replay(recorded: RecordedExchange, response: ResponsePlan, *, speed: float) -> None:
     """Makes the plan of a response from a recorded one.
 
     Args:
@@ -259,12 +261,12 @@ def replay(recorded: Recorded, response: Response, *, speed: float) -> None:
     times = (recorded.began_s, *(at for at, _ in recorded.pieces))
     waits = [max(0.0, at - before) / speed for before, at in zip((0.0, *times), times, strict=False)]
     if waits[0]:
-        response.insert(Place(), Piece(wait_s=waits[0]))
+        response.insert(Position(), Piece(wait_s=waits[0]))
     response.body = [
         Piece(data, tokens=tokens, wait_s=wait)
         for (_, data), tokens, wait in zip(recorded.pieces, recorded.tokens, waits[1:], strict=True)
     ]
-    end = None if recorded.complete else End.CLOSE
+    end = None if recorded.complete else ConnectionEnd.CLOSE
     rest = 0.0 if recorded.ended_s is None else max(0.0, recorded.ended_s - times[-1]) / speed
     if rest or end:
         response.body.append(Piece(wait_s=rest, end=end, raw=end is not None))
@@ -340,7 +342,7 @@ class Recorder:
         keep_prompts: bool = False,
         host: str = "127.0.0.1",
         port: int = 0,
-        on_end: Callable[[Recorded], None] | None = None,
+        on_end: Callable[[RecordedExchange], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.recorded = 0
@@ -441,7 +443,7 @@ class Recorder:
             return _refusal(502, f"no connection to the upstream: {type(error).__name__}")
         except aiohttp.ClientError:
             return _break_off(request)
-        exchange = _Exchange(upstream, lambda: clock() - started)
+        exchange = _ForwardedResponse(upstream, lambda: clock() - started)
         try:
             return await exchange.pass_on(request)
         except aiohttp.ClientError:  # the upstream broke off, or the client left
@@ -467,7 +469,7 @@ class Recorder:
             allow_redirects=False,
         )
 
-    def _keep(self, recorded: Recorded, credentials: Sequence[str]) -> None:
+    def _keep(self, recorded: RecordedExchange, credentials: Sequence[str]) -> None:
         kept = without_private(recorded, credentials, keep_prompts=self._keep_prompts)
         line = kept.to_line()
         try:
@@ -488,7 +490,7 @@ class Recorder:
             self._on_end(kept)
 
 
-class _Exchange:
+class _ForwardedResponse:
     """One response on its way from the upstream to the client, and what came of it."""
 
     def __init__(self, upstream: aiohttp.ClientResponse, clock: Callable[[], float]) -> None:
@@ -513,13 +515,13 @@ class _Exchange:
         await response.write_eof()
         return response
 
-    def recorded(self, request: Mapping[str, Any]) -> Recorded:
+    def recorded(self, request: Mapping[str, Any]) -> RecordedExchange:
         """Returns what came until now."""
         kept = {
             name.lower(): value for name, value in self._upstream.headers.items() if name.lower() not in _NOT_RECORDED
         }
         pieces, ended = tuple(self._pieces), self._clock()
-        return Recorded(self._upstream.status, kept, pieces, request, self._complete, self._began, ended)
+        return RecordedExchange(self._upstream.status, kept, pieces, request, self._complete, self._began, ended)
 
 
 def _refusal(status: int, message: str) -> web.Response:
@@ -564,7 +566,7 @@ _Span = tuple[int, int, bytes]
 """From, to, and what stands there instead."""
 
 
-def without_private(recorded: Recorded, credentials: Iterable[str], *, keep_prompts: bool) -> Recorded:
+def without_private(recorded: RecordedExchange, credentials: Iterable[str], *, keep_prompts: bool) -> RecordedExchange:
     """Returns an exchange without the key, and without what was asked unless that is to be kept.
 
     Args:

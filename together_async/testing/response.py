@@ -1,8 +1,8 @@
-"""A response as a plan: which bytes, when, in which pieces, and how it ends. Pure.
+"""A response as a plan: which bytes are sent, when, in which pieces, and how the connection ends. Pure.
 
-A server makes the plan, faults edit it, and then it is carried out. A plan has a head and a body of pieces; a place in
-it is named by a `Place`. Edits are made on the body before compression and before HTTP's framing, so that a byte or a
-token is found at the same place whatever the transfer looks like.
+The server makes the plan, faults edit it, and a connection carries it out. A plan has a head and a body of pieces; a
+`Position` names a place in it. Edits apply to the body before compression and before HTTP's framing, so a byte or token
+is at the same place however the body is transferred.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 import attrs
 
 
-class End(enum.Enum):
+class ConnectionEnd(enum.Enum):
     """How a connection is ended before its time."""
 
     CLOSE = "close"
@@ -49,7 +49,7 @@ class Piece:
     for_s: float = math.inf
     stall: bool = False
     flush: bool = False
-    end: End | None = None
+    end: ConnectionEnd | None = None
     raw: bool = False
 
     @property
@@ -59,7 +59,7 @@ class Piece:
 
 
 @attrs.frozen
-class Place:
+class Position:
     """A place in a response: one of the three, or before its first byte when all are None.
 
     Args:
@@ -83,14 +83,14 @@ class Place:
 
 
 FIRST_FIELD = -1
-"""In `Response.head_pieces`: after the status line, however long that is."""
+"""In `ResponsePlan.head_pieces`: after the status line, however long that is."""
 
 Framing = Literal["chunked", "length", "close"]
 """How the end of the body is told: chunked transfer coding, a content-length, or the connection's end."""
 
 
 @attrs.define
-class Response:
+class ResponsePlan:
     """The plan of one response.
 
     Args:
@@ -139,7 +139,7 @@ class Response:
         self.headers["content-type"] = content_type
         self.framing = "length"
 
-    def insert(self, place: Place, *pieces: Piece) -> bool:
+    def insert(self, place: Position, *pieces: Piece) -> bool:
         """Puts pieces at a place; returns whether there is such a place."""
         if place.after_token is None and place.at_byte is None:
             at = place.in_head or 0
@@ -151,13 +151,13 @@ class Response:
         self.body[index:index] = pieces
         return True
 
-    def cut(self, place: Place, end: End | None, *, inside_chunk: bool = False) -> bool:
+    def cut(self, place: Position, end: ConnectionEnd | None, *, inside_chunk: bool = False) -> bool:
         """Ends the response at a place: with the connection, or as if the body were over when `end` is None.
 
         With `inside_chunk`, the framing has promised more bytes by then. Returns whether there is such a place.
         """
         if place.after_token is None and place.at_byte is None:
-            return self.insert(place, Piece(end=end or End.CLOSE))
+            return self.insert(place, Piece(end=end or ConnectionEnd.CLOSE))
         index = self._index(place)
         if index is None:
             return False
@@ -166,7 +166,7 @@ class Response:
             self.body.append(Piece(b"7f\r\n" if inside_chunk and self.framing == "chunked" else b"", end=end, raw=True))
         return True
 
-    def _index(self, place: Place) -> int | None:
+    def _index(self, place: Position) -> int | None:
         """The index in the body at a place; a piece that lies across it is split."""
         if place.at_byte is not None:
             return self._index_of_byte(place.at_byte)

@@ -12,12 +12,15 @@ from typing import Any, TypeAlias
 import attrs
 
 from together_async.request import ChatCompletionRequest
-from together_async.testing import generator
+from together_async.testing.text.patterns import matching
+from together_async.testing.text.prose import plausible_length, plausible_text
+from together_async.testing.text.schema import instance_of, tool_arguments
+from together_async.testing.text.tokens import argument_pieces, tokens_of
 from together_async.wire import codec
 
 
 @attrs.frozen
-class Call:
+class FunctionCall:
     """A tool call of the pretended model.
 
     Args:
@@ -34,10 +37,10 @@ class Call:
 def _tokens(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
-    return tuple(generator.tokens_of(value)) if isinstance(value, str) else tuple(value)
+    return tuple(tokens_of(value)) if isinstance(value, str) else tuple(value)
 
 
-def _calls(value: Iterable[Call]) -> tuple[Call, ...]:
+def _calls(value: Iterable[FunctionCall]) -> tuple[FunctionCall, ...]:
     return tuple(value)
 
 
@@ -54,7 +57,7 @@ class Reply:
 
     content: tuple[str, ...] | None = attrs.field(default=None, converter=_tokens)
     reasoning: tuple[str, ...] | None = attrs.field(default=None, converter=_tokens)
-    tool_calls: tuple[Call, ...] = attrs.field(default=(), converter=_calls)
+    tool_calls: tuple[FunctionCall, ...] = attrs.field(default=(), converter=_calls)
     finish_reason: str | None = None
 
     @property
@@ -63,14 +66,14 @@ class Reply:
         return "".join(self.content or ())
 
 
-Said: TypeAlias = str | Reply | Sequence[str | Reply]
+Replies: TypeAlias = str | Reply | Sequence[str | Reply]
 """What a script returns: a text, a reply, or several of them, one for each choice."""
-Script: TypeAlias = Said | Callable[[ChatCompletionRequest], Said] | None
-"""What an emulator takes as `script`; None is the built-in generator."""
+Script: TypeAlias = Replies | Callable[[ChatCompletionRequest], Replies] | None
+"""What an emulator takes as `script`; None is the built-in """
 
 
 @attrs.frozen
-class SpokenCall:
+class GeneratedCall:
     """A tool call as it is streamed: its arguments in pieces."""
 
     id: str
@@ -79,7 +82,7 @@ class SpokenCall:
 
 
 @attrs.frozen
-class Spoken:
+class GeneratedChoice:
     """One choice as it comes out: the reply within the request's `stop` and `max_tokens`.
 
     Each piece of text and of arguments is a token.
@@ -88,7 +91,7 @@ class Spoken:
     index: int
     content: tuple[str, ...] | None
     reasoning: tuple[str, ...]
-    calls: tuple[SpokenCall, ...]
+    calls: tuple[GeneratedCall, ...]
     finish_reason: str
     seed: int
 
@@ -102,7 +105,9 @@ class UnsatisfiableError(ValueError):
     """The generator can't make what the request asks for: a schema or a pattern without a solution."""
 
 
-def speak(said: Said | None, request: ChatCompletionRequest, *, seed: int | str) -> tuple[Spoken, ...]:
+def generate_choices(
+    said: Replies | None, request: ChatCompletionRequest, *, seed: int | str
+) -> tuple[GeneratedChoice, ...]:
     """Returns what the model says to a request, a choice each.
 
     Args:
@@ -123,7 +128,7 @@ def speak(said: Said | None, request: ChatCompletionRequest, *, seed: int | str)
     return tuple(spoken)
 
 
-def _reply(said: Said, index: int) -> Reply:
+def _reply(said: Replies, index: int) -> Reply:
     if isinstance(said, Sequence) and not isinstance(said, str):
         if not said:
             raise TypeError("the script returned an empty list, expected a reply for each choice")
@@ -146,15 +151,15 @@ def _generated(request: ChatCompletionRequest, rng: random.Random) -> Reply:
     """What nobody wrote: a call if tools ask for one, JSON or a match if a format asks for it, else prose."""
     tool = _tool_wanted(request)
     if tool is not None:
-        return Reply(None, tool_calls=[Call(tool["name"], generator.tool_arguments(tool.get("parameters"), rng))])
+        return Reply(None, tool_calls=[FunctionCall(tool["name"], tool_arguments(tool.get("parameters"), rng))])
     kind, wanted = _format(request)
     if kind == "json":
-        return Reply(codec.encode(generator.instance_of(wanted, rng)).decode())
+        return Reply(codec.encode(instance_of(wanted, rng)).decode())
     if kind == "regex":
-        return Reply(generator.matching(wanted, rng))
-    length = generator.plausible_length(rng)
+        return Reply(matching(wanted, rng))
+    length = plausible_length(rng)
     # Text beyond max_tokens would be thrown away; one token more shows that it was cut.
-    return Reply(generator.plausible_text(rng, min(length, (request.max_tokens or length) + 1)))
+    return Reply(plausible_text(rng, min(length, (request.max_tokens or length) + 1)))
 
 
 def _tool_wanted(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
@@ -195,11 +200,11 @@ def _format(request: ChatCompletionRequest) -> tuple[str, Any]:
 # ----------------------------------------------------------------------------------------------------- what is honoured
 
 
-def _within_limits(reply: Reply, request: ChatCompletionRequest, index: int, rng: random.Random) -> Spoken:
+def _within_limits(reply: Reply, request: ChatCompletionRequest, index: int, rng: random.Random) -> GeneratedChoice:
     content, stopped = _until_stop(reply.content, request.stop or ())
     calls = () if stopped else tuple(_spoken_call(call, rng) for call in reply.tool_calls)
     natural = "stop" if stopped or not calls else "tool_calls"
-    whole = Spoken(
+    whole = GeneratedChoice(
         index=index,
         content=content,
         reasoning=reply.reasoning or (),
@@ -226,13 +231,13 @@ def _until_stop(tokens: tuple[str, ...] | None, stops: Sequence[str]) -> tuple[t
     return tuple(kept), True
 
 
-def _spoken_call(call: Call, rng: random.Random) -> SpokenCall:
+def _spoken_call(call: FunctionCall, rng: random.Random) -> GeneratedCall:
     arguments = call.arguments if isinstance(call.arguments, str) else codec.encode(call.arguments).decode()
     identity = call.id or f"call_{rng.getrandbits(96):024x}"
-    return SpokenCall(identity, call.name, tuple(generator.argument_pieces(arguments, rng)))
+    return GeneratedCall(identity, call.name, tuple(argument_pieces(arguments, rng)))
 
 
-def _cut_to(spoken: Spoken, limit: int) -> Spoken:
+def _cut_to(spoken: GeneratedChoice, limit: int) -> GeneratedChoice:
     """The first `limit` tokens, in the order of generation: reasoning, content, calls."""
     reasoning = spoken.reasoning[:limit]
     left = limit - len(reasoning)
@@ -249,7 +254,7 @@ def _cut_to(spoken: Spoken, limit: int) -> Spoken:
 
 def prompt_tokens(request: ChatCompletionRequest) -> int:
     """How many tokens the pretended model reads: those of the messages' texts, and four a message for its frame."""
-    return sum(4 + len(generator.tokens_of(text_of(message.get("content")))) for message in request.messages)
+    return sum(4 + len(tokens_of(text_of(message.get("content")))) for message in request.messages)
 
 
 def text_of(content: Any) -> str:

@@ -18,13 +18,13 @@ import attrs
 from together_async.request import ChatCompletionRequest
 from together_async.testing import dialect as shapes
 from together_async.testing.account import Account
-from together_async.testing.connection import BadRequest, Connection, Incoming
-from together_async.testing.dialect import DEEPSEEK, GPT_OSS, TOGETHER, Answer, Dialect
+from together_async.testing.connection import Connection, Incoming, MalformedRequestError
+from together_async.testing.dialect import DEEPSEEK, GPT_OSS, TOGETHER, Dialect, Generation
 from together_async.testing.faults import Chooser, Fault, Rule, choose
 from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recording, replay
-from together_async.testing.response import Piece, Response
-from together_async.testing.script import Script, UnsatisfiableError, prompt_tokens, speak, text_of
+from together_async.testing.response import Piece, ResponsePlan
+from together_async.testing.script import Script, UnsatisfiableError, generate_choices, prompt_tokens, text_of
 from together_async.wire import codec
 
 START_SECONDS = 10.0
@@ -352,7 +352,7 @@ class EmulatorServer:
 
     # --------------------------------------------------------------------------------------------------------- answers
 
-    def answer(self, incoming: Incoming, connection: int) -> tuple[Entry, Response]:
+    def answer(self, incoming: Incoming, connection: int) -> tuple[Entry, ResponsePlan]:
         """Returns the plan for a request and its entry in the journal; called by a connection."""
         entry = Entry(
             self.journal.total,
@@ -363,17 +363,17 @@ class EmulatorServer:
             connection=connection,
         )
         self.journal.add(entry)
-        response = Response(headers={"content-type": "application/json"})
+        response = ResponsePlan(headers={"content-type": "application/json"})
         request_id = f"em{self.seed:x}-{entry.number:06x}"
         response.headers.update({"x-request-id": request_id, "cf-ray": f"{request_id}-LOC"})
         try:
             self._route(entry, response, request_id)
             response.head()  # a plan that can't be written is found here
-        except _Refusal as refusal:
+        except RefusedError as refusal:
             self._refuse(response, refusal, request_id)
         except Exception as error:  # noqa: BLE001 - the author's script or rule; raised at the end
             self._errors.append(error)
-            self._refuse(response, _Refusal(500, f"the emulator's script or rule raised {error!r}"), request_id)
+            self._refuse(response, RefusedError(500, f"the emulator's script or rule raised {error!r}"), request_id)
         if incoming.wants_close:
             response.keep_alive, response.announce_close = False, True
         if incoming.version == "HTTP/1.0" and response.framing == "chunked":
@@ -381,10 +381,10 @@ class EmulatorServer:
         entry.status = response.status
         return entry, response
 
-    def refuse(self, error: BadRequest) -> Response:
+    def refuse(self, error: MalformedRequestError) -> ResponsePlan:
         """Returns the answer to what is no HTTP request; called by a connection."""
-        response = Response(keep_alive=False)
-        self._refuse(response, _Refusal(error.status, str(error)), "")
+        response = ResponsePlan(keep_alive=False)
+        self._refuse(response, RefusedError(error.status, str(error)), "")
         return response
 
     def failed(self, error: Exception) -> None:
@@ -398,35 +398,35 @@ class EmulatorServer:
         if self._on_end is not None:
             self._on_end(entry)
 
-    def _refuse(self, response: Response, refusal: _Refusal, request_id: str) -> None:
+    def _refuse(self, response: ResponsePlan, refusal: RefusedError, request_id: str) -> None:
         response.status = refusal.status
         response.think_s = 0.0  # a refusal takes no time
         body = refusal.body or shapes.error_body(refusal.status, refusal.message, param=refusal.param, id=request_id)
         response.replace_body(codec.encode(body), "application/json")
         response.headers.update(refusal.headers)
 
-    def _route(self, entry: Entry, response: Response, request_id: str) -> None:
+    def _route(self, entry: Entry, response: ResponsePlan, request_id: str) -> None:
         path = entry.path.partition("?")[0].rstrip("/")
         handlers = {"/chat/completions": ("POST", self._chat), "/models": ("GET", self._list_models)}
         for end, (method, handler) in handlers.items():
             if path.endswith(end):
                 if entry.method != method:
-                    raise _Refusal(405, f"{entry.method} {path}: expected {method}", headers={"allow": method})
+                    raise RefusedError(405, f"{entry.method} {path}: expected {method}", headers={"allow": method})
                 handler(entry, response, request_id)
                 return
-        raise _Refusal(404, f"no such path: {path!r}; there are POST /v1/chat/completions and GET /v1/models")
+        raise RefusedError(404, f"no such path: {path!r}; there are POST /v1/chat/completions and GET /v1/models")
 
-    def _list_models(self, entry: Entry, response: Response, request_id: str) -> None:  # noqa: ARG002 - as _chat
+    def _list_models(self, entry: Entry, response: ResponsePlan, request_id: str) -> None:  # noqa: ARG002 - as _chat
         self._check_key(entry)
         response.body = [Piece(codec.encode([model.to_dict() for model in self.models]))]
 
     def _check_key(self, entry: Entry) -> None:
         if self.api_key is not None and entry.headers.get("authorization") != f"Bearer {self.api_key}":
-            raise _Refusal(401)
+            raise RefusedError(401)
 
     # ------------------------------------------------------------------------------------------------ chat completions
 
-    def _chat(self, entry: Entry, response: Response, request_id: str) -> None:
+    def _chat(self, entry: Entry, response: ResponsePlan, request_id: str) -> None:
         self._check_key(entry)
         request = entry.request = _request(entry.body)
         model = self._model(request)
@@ -448,14 +448,14 @@ class EmulatorServer:
         script: Script,
         request: ChatCompletionRequest,
         model: Model,
-        response: Response,
+        response: ResponsePlan,
         request_id: str,
         *,
         streamed: bool,
     ) -> None:
         read = prompt_tokens(request)
         if read + (request.max_tokens or 0) > model.context_length:
-            raise _Refusal(
+            raise RefusedError(
                 403,
                 f"prompt ({read} tokens) + max_tokens ({request.max_tokens or 0}) exceed the model's context of "
                 f"{model.context_length} tokens",
@@ -464,10 +464,10 @@ class EmulatorServer:
         seed = f"{self.seed}/{_fingerprint(request)}"
         said = script(request) if callable(script) else script
         try:
-            choices = speak(said, request, seed=seed)
+            choices = generate_choices(said, request, seed=seed)
         except UnsatisfiableError as error:
-            raise _Refusal(400, str(error)) from error
-        answer = Answer(
+            raise RefusedError(400, str(error)) from error
+        answer = Generation(
             id=request_id,
             created=int(time.time()),
             model=request.model,
@@ -484,7 +484,7 @@ class EmulatorServer:
             first, gap = self._pace(model)
             response.think_s = first + gap * max(choice.tokens for choice in choices)
 
-    def _stream(self, model: Model, answer: Answer, response: Response, rng: random.Random) -> None:
+    def _stream(self, model: Model, answer: Generation, response: ResponsePlan, rng: random.Random) -> None:
         response.headers["content-type"] = "text/event-stream;charset=utf-8"
         response.framing = "chunked"
         response.keep_alive = response.announce_close = not model.dialect.closes
@@ -505,18 +505,18 @@ class EmulatorServer:
         speed = self.tokens_per_second if model.tokens_per_second is None else model.tokens_per_second
         return first, 0.0 if speed is None else 1 / speed
 
-    def _charge(self, request: ChatCompletionRequest, response: Response) -> None:
+    def _charge(self, request: ChatCompletionRequest, response: ResponsePlan) -> None:
         if self.account is None:
             return
         verdict = self.account.admit(request.model, prompt_tokens(request) + response.tokens)
         response.headers.update(verdict.headers)
         if verdict.status != 200:
-            raise _Refusal(verdict.status, body=verdict.body, headers=verdict.headers)
+            raise RefusedError(verdict.status, body=verdict.body, headers=verdict.headers)
 
     def _model(self, request: ChatCompletionRequest) -> Model:
         model = self._models.get(request.model)
         if model is None and not self._any_model:
-            raise _Refusal(404, f"the model {request.model!r} does not exist here", param="model")
+            raise RefusedError(404, f"the model {request.model!r} does not exist here", param="model")
         return model or Model(request.model, self.dialect)
 
     def _chosen_faults(self, request: ChatCompletionRequest, entry: Entry) -> list[Fault]:
@@ -531,7 +531,7 @@ class EmulatorServer:
         return script
 
 
-class _Refusal(Exception):  # noqa: N818 - the server's own
+class RefusedError(Exception):
     """The request is answered with an error status."""
 
     def __init__(
@@ -562,13 +562,13 @@ def _body(data: bytes) -> Any:
 
 def _request(body: Any) -> ChatCompletionRequest:
     if not isinstance(body, dict):
-        raise _Refusal(400, "the body is no JSON object")
+        raise RefusedError(400, "the body is no JSON object")
     try:
         if not isinstance(body.get("stream"), (bool, type(None))):
             raise ValueError(f"stream: got {body['stream']!r}, expected true or false")
         return ChatCompletionRequest.from_dict(body)
     except ValueError as error:
-        raise _Refusal(400, str(error), param=str(error).partition(":")[0]) from error
+        raise RefusedError(400, str(error), param=str(error).partition(":")[0]) from error
 
 
 def _fingerprint(request: ChatCompletionRequest) -> str:

@@ -84,7 +84,7 @@ class Line:
         )
 
     @classmethod
-    def of_exchange(cls, recorded: exchanges.Recorded) -> "Line":
+    def of_exchange(cls, recorded: exchanges.RecordedExchange) -> "Line":
         """Tell of a request to the recorder."""
         first = recorded.pieces[0][0] if recorded.pieces else None
         ended = recorded.ended_s or recorded.began_s

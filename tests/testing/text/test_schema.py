@@ -1,20 +1,11 @@
-"""What the pretended model says: prose cut into tokens, JSON that fits a schema, tool arguments in pieces."""
+"""JSON values that fit a schema, schemas that no value is found for, and the arguments of tool calls."""
 
 from __future__ import annotations
 
-import ast
-import builtins
 import contextlib
 import enum
 import json
-import os
-import re
-import statistics
-import subprocess
-import sys
 import time
-from collections import Counter
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -27,20 +18,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from referencing.exceptions import Unresolvable
 
-from together_async.testing import generator
-from together_async.testing.generator import (
-    argument_pieces,
-    instance_of,
-    matching,
-    plausible_length,
-    plausible_text,
-    token_id,
-    tokens_of,
-    tool_arguments,
-)
+from together_async.testing.text.formats import FORMATS
+from together_async.testing.text.schema import instance_of, tool_arguments
 
 SEEDS = range(25)
-rngs = st.integers(0, 2**32).map(Random)
 
 
 def check(schema: dict[str, Any] | bool, seeds: range = SEEDS) -> list[Any]:
@@ -49,203 +30,6 @@ def check(schema: dict[str, Any] | bool, seeds: range = SEEDS) -> list[Any]:
     for one in found:
         Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(one)
     return found
-
-
-# --- Tokens -----------------------------------------------------------------------------------------------------------
-
-HARD_TEXTS = st.text(st.sampled_from(" \t\r\n\u00a0\u2028aéZ_09½.,{}\"'\u0301\u200d😀👩中文かな한\U00020000ก็\x00"))
-
-
-@given(st.text() | HARD_TEXTS | st.text(st.characters(codec=None)))
-def test_tokens_are_the_text(text):
-    """Joined they are the text, none is empty, none is long: any letters, emoji, combining marks, surrogates even."""
-    tokens = tokens_of(text)
-    assert "".join(tokens) == text
-    assert all(1 <= len(token) <= 9 for token in tokens)
-    assert (tokens == []) == (text == "")
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("Why is the sky blue?", ["Why", " is", " the", " sky", " blue", "?"]),
-        ("one\n\ntwo", ["one", "\n\n", "two"]),
-        ("a   b", ["a", "  ", " b"]),
-        ('{"city": "Paris"}', ['{"', "city", '":', ' "', "Paris", '"}']),
-        ("photosynthesis", ["photo", "synth", "esis"]),
-        ("你好吗 中", ["你好", "吗", " 中"]),
-        ("in 12345", ["in", " 123", "45"]),
-        ("snake_case", ["snake", "_", "case"]),
-        (" naïve", [" naïve"]),
-        ("\r\n", ["\r\n"]),
-    ],
-)
-def test_where_tokens_end(text, tokens):
-    """Words carry the space before them, long ones come in pieces, line breaks stand alone."""
-    assert tokens_of(text) == tokens
-
-
-@pytest.mark.parametrize(
-    "piece", [" ", "a", "é", "\n ", "!", "中", "😀", "e\u0301", "a_", "_", "0", "aaaaaaaa_", " \u00a0", "\t"], ids=ascii
-)
-def test_tokens_of_a_hostile_text(piece):
-    """A million characters of one kind take well under a second: no repetition is without a bound."""
-    text = piece * (1_000_000 // len(piece))
-    before = time.process_time()
-    tokens = tokens_of(text)
-    assert time.process_time() - before < 2
-    assert len(tokens) >= len(text) // 9
-
-
-@given(st.text() | st.text(st.characters(codec=None)))
-def test_token_ids(token):
-    """Ids are within the vocabulary."""
-    assert 0 <= token_id(token) < generator.VOCABULARY
-
-
-def test_token_ids_are_stable():
-    """An id is the same in every process and release."""
-    assert [token_id(token) for token in (" sky", "", "中")] == [100_831, 0, 67_211]
-
-
-# --- Prose ------------------------------------------------------------------------------------------------------------
-
-
-@given(rngs, st.integers(0, 700))
-def test_text_of_so_many_tokens(rng, tokens):
-    """The number of tokens is met exactly, whatever it is; a full stop ends the text."""
-    text = plausible_text(rng, tokens)
-    assert len(tokens_of(text)) == tokens
-    assert text.endswith(".") or tokens < 2
-
-
-@pytest.mark.parametrize("tokens", range(300))
-def test_text_of_every_length(tokens):
-    """No length is left out between sentences, paragraphs and what is shorter than either."""
-    assert [len(tokens_of(plausible_text(Random(seed), tokens))) for seed in range(5)] == [tokens] * 5
-
-
-def test_sentences_have_every_length():
-    """The plan of a paragraph relies on it: a sentence of each number of tokens from the shortest to the longest."""
-    shortest, longest = generator._shortest_and_longest()
-    assert all(generator._sentences_of(tokens) for tokens in range(shortest, longest + 1))
-    assert longest // 2 >= shortest
-    assert shortest == len(generator._SHORT)
-
-
-def test_words_are_single_tokens_and_regular():
-    """Sentences count on words of one token, and put an `s` behind things and verbs, and `a` before things."""
-    for topic in range(len(generator._TOPICS)):
-        for gap, words in generator._words(topic).items():
-            ending = "s" if gap in ("thing", "do", "touch") else ""
-            assert [len(tokens_of(f" {word}{ending}")) for word in words] == [1] * len(words)
-            assert not ending or not re.search(r"(s|x|z|ch|sh|o|[^aeiou]y)\b", " ".join(words))
-            assert gap not in ("thing", "quality", "idea") or not re.search(r"\b[aeiou]", " ".join(words))
-
-
-def test_text_is_varied_and_reads_like_prose():
-    """Sentences begin with capitals, paragraphs stand apart, no word is missing, hundreds of words are used."""
-    text = plausible_text(Random(1), 5000)
-    sentences = re.split(r"(?<=\.)\s+", text)
-    assert all(re.fullmatch(r"[A-Z][a-z]*[,:]?( [a-z]+[,:]?)+\.", one) for one in sentences)
-    assert len(text.split("\n\n")) > 30
-    assert len(set(re.findall(r"[a-z]+", text.lower()))) > 300
-    assert Counter(sentences).most_common(1)[0][1] <= 5
-
-
-def test_text_of_less_than_nothing():
-    """A negative number of tokens is refused."""
-    with pytest.raises(ValueError, match=r"^tokens: got -1, expected 0 or more"):
-        plausible_text(Random(1), -1)
-
-
-def test_plausible_lengths():
-    """Between 8 and 400 tokens, half of them up to about 60."""
-    rng = Random(1)
-    lengths = [plausible_length(rng) for _ in range(4000)]
-    assert min(lengths) >= 8
-    assert max(lengths) <= 400
-    assert 55 < statistics.median(lengths) < 65
-    assert len(set(lengths)) > 150
-
-
-# --- Text that matches a regular expression ---------------------------------------------------------------------------
-
-PATTERNS = [
-    r"^[A-Z]{3}-\d{4}$",
-    r"[a-z]+(-[a-z]+)*",
-    r"(?P<year>\d{4})-(?P<month>0[1-9]|1[0-2])",
-    r'"[^"]*"',
-    r"[^\x00-\x7f]{3}",
-    r"[\u0000-\uffff]{20}",
-    r"[\u4e00-\u9fff]+",
-    r"\S+@\S+\.\w{2,}",
-    r"(\w)\1\1",
-    r"a{150,}",
-    r"(?i)abc|def",
-    r"\W\s\D.",
-    r"[[a]",
-    r"^(?=.*\d)(?=.*[a-z]).{8,}$",
-    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$",
-    "",
-]
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("seed", range(10))
-def test_matching(pattern, seed):
-    """The whole text matches; it can be encoded, and unbounded repetitions stay short."""
-    text = matching(pattern, Random(seed))
-    assert generator._compiled(pattern).fullmatch(text)
-    text.encode()
-    assert len(text) < 250
-
-
-@given(st.text(st.sampled_from("ab01.*+?{},()[]^$\\dwsDWS|-:=!<P>")) | st.text(), rngs)
-def test_matching_any_pattern(pattern, rng):
-    """Whatever the pattern, there is a text that matches it or a `ValueError` that shows it."""
-    try:
-        text = matching(pattern, rng)
-    except ValueError as error:
-        assert str(error).startswith(("pattern ", "a pattern"))  # noqa: PT017 - either is right
-    else:
-        assert generator._compiled(pattern).fullmatch(text)
-
-
-@pytest.mark.parametrize("pattern", ["(", "[z-a]", "a{99999999999999999999}", "(?P<a>", r"\p{L}", "(?<name>x)"])
-def test_not_a_pattern(pattern):
-    """What `re` doesn't read is refused, with the pattern."""
-    with pytest.raises(ValueError, match=rf"^pattern {re.escape(repr(pattern))}: not a regular expression \("):
-        matching(pattern, Random(1))
-
-
-@pytest.mark.parametrize("pattern", ["a^b", "(?!x)x", r"(?>a)b", "((a{999}){999}){999}", r"[^\x00-\U0010ffff]"])
-def test_no_text_for_a_pattern(pattern):
-    """What matches nothing, is beyond rstr or is far too long ends soon, in an error."""
-    before = time.process_time()
-    with pytest.raises(ValueError, match=r"use (a simpler one|fewer)"):
-        matching(pattern, Random(1))
-    assert time.process_time() - before < 1
-
-
-def test_matching_without_rstr(monkeypatch):
-    """The error of a missing library says what to install; whatever needs no pattern works without."""
-    real = builtins.__import__
-
-    def missing(name, *rest):
-        if name.partition(".")[0] == "rstr":
-            raise ModuleNotFoundError("No module named 'rstr'", name="rstr")
-        return real(name, *rest)
-
-    generator._xeger_class.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", missing)
-    for call in (lambda: matching("a", Random(1)), lambda: instance_of({"pattern": "a"}, Random(1))):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'together-async\[testing\]'"):
-            call()
-    assert instance_of({"type": "null"}, Random(1)) is None
-
-
-# --- JSON that fits a schema ------------------------------------------------------------------------------------------
 
 
 class Colour(enum.Enum):
@@ -331,7 +115,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "minLength": 3000},
     {"type": "string", "pattern": "^[0-9a-f]+$", "minLength": 40, "maxLength": 64},
     {"type": "string", "pattern": "^a"},
-    *({"type": "string", "format": name} for name in generator._FORMATS),
+    *({"type": "string", "format": name} for name in FORMATS),
     {"type": "string", "format": "unheard-of"},
     {"enum": ["a", 1, None, {"b": [1]}]},
     {"enum": ["a", 1, None], "type": ["integer", "null"]},
@@ -548,6 +332,7 @@ def test_properties_keep_their_order():
 
 # --- Tool calls -------------------------------------------------------------------------------------------------------
 
+
 WEATHER = {
     "type": "object",
     "properties": {
@@ -579,63 +364,3 @@ def test_parameters_without_a_type():
     assert tool_arguments({"$ref": "#/$defs/A", "$defs": {"A": {"required": ["a"]}}}, Random(1)).startswith('{"a": ')
     with pytest.raises(ValueError, match=r"got parameters of type 'null', expected 'object'"):
         tool_arguments({"type": "null"}, Random(1))
-
-
-@given(st.text(), rngs)
-def test_argument_pieces(text, rng):
-    """Joined they are the text; each has a few characters."""
-    pieces = argument_pieces(text, rng)
-    assert "".join(pieces) == text
-    assert all(1 <= len(piece) <= 8 for piece in pieces)
-
-
-# --- Chance -----------------------------------------------------------------------------------------------------------
-
-SAYS = r"""
-from random import Random
-from together_async.testing.generator import *
-from together_async.testing.generator import _FORMATS
-rng = Random(7)
-print(plausible_text(rng, 300), plausible_length(rng))
-print([matching(pattern, rng) for pattern in ("[^a]{30}", r"\W\D\S.{30}", "[^b-z]")])
-print([instance_of({"format": name}, rng) for name in _FORMATS])
-text = tool_arguments({"properties": {n: {"items": {"type": ["null", "string"]}} for n in "abcdef"}}, rng)
-print(argument_pieces(text, rng), instance_of({"minProperties": 9}, rng), instance_of({}, rng))
-"""
-
-
-def test_the_same_seed_says_the_same():
-    """In every process, whatever its hash seed."""
-    said = [
-        subprocess.run(
-            [sys.executable, "-W", "error", "-c", SAYS],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONIOENCODING": "utf-8"},
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert said[0] == said[1]
-    assert len(said[0]) > 2000
-
-
-def test_what_is_not_loaded_at_import():
-    """The module imports the standard library alone; rstr is loaded by the first pattern."""
-    tree = ast.parse(Path(generator.__file__).read_text())
-    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
-    assert not names & {"asyncio", "datetime", "os", "random", "secrets", "time", "uuid"}
-
-
-def test_speed():
-    """Cutting and writing cost well below what a stream's token does; ten times the usual, for slow machines."""
-    rng = Random(1)
-    before = time.process_time()
-    text = plausible_text(rng, 50_000)
-    between = time.process_time()
-    tokens_of(text)
-    assert (between - before) / 50_000 < 5e-6
-    assert (time.process_time() - between) / 50_000 < 2e-6
