@@ -188,13 +188,16 @@ MODULES = {
         journal:
         response:
         connection:  journal response
+        fault:       response
         recording:   response
         text:
         script:      text
         dialect:     script text
-        faults:      dialect response
-        server:      account connection dialect faults journal recording response script
-        __init__:    account dialect faults journal recording script server
+        validators:
+        faults:      dialect fault response validators
+        rules:       fault validators
+        server:      account connection dialect fault journal recording response rules script
+        __init__:    account dialect fault faults journal recording rules script server
     """,
     "testing.text": """
         __init__:

@@ -40,8 +40,9 @@ from together_async.testing import (
     WrongLength,
 )
 from together_async.testing.dialect import DONE
-from together_async.testing.faults import Faults, Rule, choose, members
+from together_async.testing.fault import Faults, members
 from together_async.testing.response import ConnectionEnd, Piece, Position, ResponsePlan
+from together_async.testing.rules import Rule, choose
 
 EVENTS = [
     b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n',

@@ -19,24 +19,20 @@ from together_async.testing.dialect import (
     VLLM,
     Dialect,
 )
+from together_async.testing.fault import Fault
 from together_async.testing.faults import (
-    ByModel,
-    Chance,
     CloseAfter,
     Cut,
     Drip,
     EndlessHeaders,
     ErrorInStream,
-    Fault,
     Frame,
     Garbage,
     Gzip,
     Headers,
     HugeLine,
     Insert,
-    InTurn,
     LineEndings,
-    OneOf,
     Raw,
     Redirect,
     Split,
@@ -48,6 +44,7 @@ from together_async.testing.faults import (
 )
 from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recorder, Recording
+from together_async.testing.rules import ByModel, Chance, InTurn, OneOf
 from together_async.testing.script import FunctionCall, Reply
 from together_async.testing.server import MODELS, EmulatorServer, Model
 

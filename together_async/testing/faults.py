@@ -1,165 +1,34 @@
-"""What can go wrong, as values: each edits the plan of a response. Rules choose among them, a sum combines them.
+"""The faults: values that each edit the plan of a response. Rules choose among them, `+` combines them.
 
     Stall(after_token=3)                                     # silence after three tokens
     Cut(at_byte=170) + Split(every=1)                        # both at once
-    InTurn(Status(429), Status(429))                         # twice refused, then fine
-    ByModel({"slow-model": Drip()})                          # that model only
+    InTurn(Status(429), Status(429))                         # refused twice, then fine
+    ByModel({"slow-model": Drip()})                          # for that model only
     Chance(0.1, Cut(after_token=5))                          # one request in ten
     lambda request: Status(500) if request.n else None       # a function of the request
 
-Pure: the values are frozen; what a rule has to remember is kept by the server.
+Pure: the values are frozen; they change nothing but the plan.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
 
 import attrs
 
-from together_async.request import ChatCompletionRequest
+from together_async.testing import validators
 from together_async.testing.dialect import DONE, ErrorShape, error_body, error_event
+from together_async.testing.fault import Fault, PlacedFault
 from together_async.testing.response import FIRST_FIELD, ConnectionEnd, Framing, Piece, Position, ResponsePlan
 from together_async.wire import codec
 from together_async.wire.sse import encode_event
 
 _BLOCK = 65_536
+"""Bytes written at once where a fault sends many."""
 PING = b": ping\n\n"
-
-
-@attrs.frozen(repr=False)
-class Fault:
-    """Something that goes wrong with a response."""
-
-    def apply(self, response: ResponsePlan) -> bool:
-        """Edits the plan; returns False when it had no place in this response, which was shorter."""
-        raise NotImplementedError
-
-    def __add__(self, other: Fault) -> Faults:
-        return Faults((*members(self), *members(other)))
-
-    def __repr__(self) -> str:
-        # What differs from the defaults is what the author wrote.
-        told = (
-            (field.name, getattr(self, field.name))
-            for field in attrs.fields(type(self))
-            if getattr(self, field.name) != _default_of(field)
-        )
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in told)})"
-
-
-def _default_of(field: attrs.Attribute[Any]) -> Any:
-    factory = getattr(field.default, "factory", None)
-    return field.default if factory is None else factory()
-
-
-@attrs.frozen(repr=False)
-class Faults(Fault):
-    """Several faults of one response, applied in order. Made by `+`."""
-
-    members: tuple[Fault, ...] = ()
-
-    def apply(self, response: ResponsePlan) -> bool:
-        """Applies each; False when one had no place."""
-        placed = [fault.apply(response) for fault in self.members]  # each, also after one that had no place
-        return all(placed)
-
-
-def members(fault: Fault) -> tuple[Fault, ...]:
-    """Returns what a fault is the sum of: itself, if it is none."""
-    if not isinstance(fault, Fault):
-        raise TypeError(f"got {type(fault).__name__}, expected a fault to add; a rule goes around the sum")
-    return fault.members if isinstance(fault, Faults) else (fault,)
-
-
-@attrs.frozen(kw_only=True, repr=False)
-class _Placed(Fault):
-    """A fault with a place (see `Position`): before the first byte, in the head, after a token, or at a byte.
-
-    What only makes sense in a body has the body's start for a default.
-    """
-
-    in_head: int | None = None
-    after_token: int | None = None
-    at_byte: int | None = None
-    _default: ClassVar[Position] = Position()
-
-    def __attrs_post_init__(self) -> None:
-        if self.place.in_head is not None and self._default != Position():
-            raise ValueError(f"in_head: {type(self).__name__} goes into a body; use after_token or at_byte")
-
-    @property
-    def place(self) -> Position:
-        """Where it happens."""
-        given = Position(self.in_head, self.after_token, self.at_byte)
-        return self._default if given == Position() else given
-
-    def apply(self, response: ResponsePlan) -> bool:
-        raise NotImplementedError
-
-
-def _seconds(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{attribute.name}: got {value!r}, expected seconds, at least 0")
-
-
-def _data(_: Any, attribute: attrs.Attribute[bytes], value: bytes) -> None:
-    if not isinstance(value, bytes):
-        raise ValueError(f"{attribute.name}: got a {type(value).__name__}, expected bytes")
-
-
-def _whole(least: int | None) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    """Checks an int, of at least so much; None is passed."""
-
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least)
-        ):
-            raise ValueError(
-                f"{attribute.name}: got {value!r}, expected an int{'' if least is None else f' of at least {least}'}"
-            )
-
-    return check
-
-
-def _one_of(*choices: Any) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def check(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value not in choices:
-            raise ValueError(f"{attribute.name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
-
-    return check
-
-
-def _times(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
-        raise ValueError(f"{attribute.name}: got {value!r}, expected a number of at least 1")
-
-
-def _mapping(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{attribute.name}: got a {type(value).__name__}, expected a mapping")
-
-
-def _offsets(_: Any, attribute: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]) -> None:
-    for at in value:
-        _whole(0)(_, attribute, at)
-
-
-def _probability(_: Any, attribute: attrs.Attribute[float], value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{attribute.name}: got {value!r}, expected a number, 0 to 1")
-
-
-def _status(_: Any, attribute: attrs.Attribute[int], value: int) -> None:
-    if not isinstance(value, int) or not 200 <= value <= 599:
-        raise ValueError(f"{attribute.name}: got {value!r}, expected an HTTP status, 200 to 599")
-
-
-def _optional_seconds(_: Any, attribute: attrs.Attribute[float | None], value: float | None) -> None:
-    if value is not None:
-        _seconds(_, attribute, value)  # type: ignore[arg-type]  # only its name is read
+"""An event stream's comment, which is no event."""
 
 
 # ------------------------------------------------------------------------------------------------------------ responses
@@ -167,19 +36,19 @@ def _optional_seconds(_: Any, attribute: attrs.Attribute[float | None], value: f
 
 @attrs.frozen(repr=False)
 class Status(Fault):
-    """Another answer than the model's: an HTTP status with headers and any body.
+    """An HTTP status in place of the model's answer, with headers and any body.
 
     Args:
         code: The status, 200 to 599.
         body: None for the body that Together sends with this status; a dict is sent as JSON, a str as plain text or
             HTML, bytes as they are.
         headers: Further headers, such as `{"retry-after": "2"}`.
-        message: In place of the usual message of the JSON body.
+        message: The message of the JSON body; None for the usual one. Only without a `body`.
     """
 
-    code: int = attrs.field(validator=_status)
+    code: int = attrs.field(validator=validators.status)
     body: Mapping[str, Any] | str | bytes | None = attrs.field(default=None, hash=False)
-    headers: Mapping[str, str] = attrs.field(factory=dict, hash=False, validator=_mapping)
+    headers: Mapping[str, str] = attrs.field(factory=dict, hash=False, validator=validators.mapping)
     message: str | None = None
 
     def apply(self, response: ResponsePlan) -> bool:
@@ -202,9 +71,9 @@ class Status(Fault):
 
 @attrs.frozen(repr=False)
 class Headers(Fault):
-    """Headers added to the response, or in place of its own; None removes one."""
+    """Headers added to the response or replacing its own; the value None removes one."""
 
-    headers: Mapping[str, str | None] = attrs.field(hash=False, validator=_mapping)
+    headers: Mapping[str, str | None] = attrs.field(hash=False, validator=validators.mapping)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Changes the headers."""
@@ -220,12 +89,12 @@ class Redirect(Fault):
     """A redirect.
 
     Args:
-        location: Where to, a path or a URL; by default another path of the emulator, which answers.
+        location: A path or a URL; by default another path of the emulator, which answers without faults.
         code: The status: 307 and 308 repeat the request, 301 to 303 make a GET of it.
     """
 
     location: str = "/redirected/v1/chat/completions"
-    code: int = attrs.field(default=307, validator=_status)
+    code: int = attrs.field(default=307, validator=validators.status)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Replaces the response."""
@@ -238,9 +107,9 @@ class Redirect(Fault):
 
 @attrs.frozen(repr=False)
 class Raw(Fault):
-    """Any bytes in place of the response, head included; then the connection is closed."""
+    """Any bytes in place of the whole response, head included; then the connection is closed."""
 
-    data: bytes = attrs.field(validator=_data)
+    data: bytes = attrs.field(validator=validators.data)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Replaces the response."""
@@ -252,19 +121,20 @@ class Raw(Fault):
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class Stall(_Placed):
+class Stall(PlacedFault):
     """Silence: before the first byte, in the head, after a token or at a byte (see `Position`).
 
     Args:
-        seconds: How long; without end by default, until the client leaves or `EmulatorServer.release()` is called.
-        ping_every: Seconds between pings while it lasts, 0 for as many as the client takes; None sends none. Only in
-            a body.
-        ping: What a ping is.
+        seconds: How long, 0 to infinity. Infinite by default: until the client leaves or `EmulatorServer.release()` is
+            called.
+        ping_every: Seconds between pings meanwhile; 0 sends as many as the client reads, None sends none. Only in a
+            body.
+        ping: The bytes of a ping.
     """
 
-    seconds: float = attrs.field(default=math.inf, validator=_seconds)
-    ping_every: float | None = attrs.field(default=None, validator=_optional_seconds)
-    ping: bytes = attrs.field(default=PING, validator=_data)
+    seconds: float = attrs.field(default=math.inf, validator=validators.seconds)
+    ping_every: float | None = attrs.field(default=None, validator=validators.optional_seconds)
+    ping: bytes = attrs.field(default=PING, validator=validators.data)
 
     def __attrs_post_init__(self) -> None:
         place = self.place
@@ -274,10 +144,10 @@ class Stall(_Placed):
     def apply(self, response: ResponsePlan) -> bool:
         """Inserts the wait."""
         if self.ping_every is not None and response.framing == "length":
-            response.framing = "chunked"  # how many pings there will be is not known
+            response.framing = "chunked"  # the number of pings isn't known beforehand
         if self.ping_every is None or not self.ping:
             return response.insert(self.place, Piece(wait_s=self.seconds, stall=True))
-        # As many as the client takes go out in blocks; the pings' sum is what counts.
+        # Without a pause, pings are sent in blocks: only how many go out matters.
         ping = self.ping if self.ping_every else self.ping * max(1, _BLOCK // len(self.ping))
         pings = Piece(ping, wait_s=self.ping_every, times=math.inf, for_s=self.seconds, stall=True)
         return response.insert(self.place, pings)
@@ -289,11 +159,11 @@ class Drip(Fault):
 
     Args:
         size: Bytes at a time, at least 1.
-        every_s: Seconds between them.
+        every_s: Seconds between two pieces, at least 0.
     """
 
-    size: int = attrs.field(default=1, validator=_whole(1))
-    every_s: float = attrs.field(default=0.01, validator=_seconds)
+    size: int = attrs.field(default=1, validator=validators.whole(1))
+    every_s: float = attrs.field(default=0.01, validator=validators.seconds)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Cuts the body into drops."""
@@ -303,9 +173,13 @@ class Drip(Fault):
 
 @attrs.frozen(repr=False)
 class EndlessHeaders(Fault):
-    """A head that does not end: one header after another, for as long as the client reads."""
+    """A head that does not end: one header after another, for as long as the client reads.
 
-    size: int = attrs.field(default=1_000, validator=_whole(1))
+    Args:
+        size: Bytes in the value of each header, at least 1.
+    """
+
+    size: int = attrs.field(default=1_000, validator=validators.whole(1))
 
     def apply(self, response: ResponsePlan) -> bool:
         """Puts the headers before the empty line."""
@@ -323,14 +197,16 @@ class Split(Fault):
     """The same bytes in other pieces, each sent by itself.
 
     Args:
-        every: Pieces of this many bytes.
-        at: The bytes of the body at which a piece ends.
-        inside: `utf-8` cuts every character of several bytes in two, `crlf` every CR LF.
+        every: Bytes in each piece, at least 1; None leaves this out.
+        at: Offsets in the body at which a piece ends.
+        inside: `utf-8` cuts every character of several bytes, `crlf` every CR LF; None cuts neither.
     """
 
-    every: int | None = attrs.field(default=None, validator=_whole(1))
-    at: tuple[int, ...] = attrs.field(default=(), converter=tuple, validator=_offsets)
-    inside: Literal["utf-8", "crlf"] | None = attrs.field(default=None, validator=_one_of(None, "utf-8", "crlf"))
+    every: int | None = attrs.field(default=None, validator=validators.whole(1))
+    at: tuple[int, ...] = attrs.field(default=(), converter=tuple, validator=validators.offsets)
+    inside: Literal["utf-8", "crlf"] | None = attrs.field(
+        default=None, validator=validators.one_of(None, "utf-8", "crlf")
+    )
 
     def apply(self, response: ResponsePlan) -> bool:
         """Splits the body."""
@@ -355,9 +231,9 @@ def _size(response: ResponsePlan) -> int:
 
 @attrs.frozen(repr=False)
 class LineEndings(Fault):
-    """The event stream's lines end in CR LF, or CR, instead of LF. Comes before what counts bytes."""
+    """The event stream's lines end in CR LF or CR instead of LF. Put it before faults that count bytes."""
 
-    ending: Literal["\r\n", "\r", "\n"] = attrs.field(default="\r\n", validator=_one_of("\r\n", "\r", "\n"))
+    ending: Literal["\r\n", "\r", "\n"] = attrs.field(default="\r\n", validator=validators.one_of("\r\n", "\r", "\n"))
 
     def apply(self, response: ResponsePlan) -> bool:
         """Replaces the line feeds of a stream."""
@@ -369,12 +245,12 @@ class LineEndings(Fault):
 
 @attrs.frozen(repr=False)
 class Frame(Fault):
-    """How the body's end is told: `chunked`, `length` (a content-length), or `close` (the connection's end)."""
+    """How the end of the body is marked: `chunked`, `length` (a content-length), or `close` (the connection's end)."""
 
-    framing: Framing = attrs.field(validator=_one_of("chunked", "length", "close"))
+    framing: Framing = attrs.field(validator=validators.one_of("chunked", "length", "close"))
 
     def apply(self, response: ResponsePlan) -> bool:
-        """Sets the framing; what is compressed has no length beforehand and stays chunked."""
+        """Sets the framing; a compressed body stays chunked, since its length isn't known beforehand."""
         if not (response.gzip and self.framing == "length"):
             response.framing = self.framing
         return True
@@ -385,7 +261,7 @@ class Gzip(Fault):
     """The body is compressed, each piece flushed."""
 
     def apply(self, response: ResponsePlan) -> bool:
-        """Turns compression on. The compressed size is not known before, so the framing is chunked."""
+        """Turns compression on; the compressed size isn't known beforehand, so the framing becomes chunked."""
         response.gzip = True
         if response.framing == "length":
             response.framing = "chunked"
@@ -394,13 +270,13 @@ class Gzip(Fault):
 
 @attrs.frozen(repr=False)
 class WrongLength(Fault):
-    """A content-length that lies.
+    """A content-length that is wrong.
 
     Args:
-        by: How many bytes more (positive: the connection ends too early) or fewer than there are.
+        by: Bytes by which it is too large (above 0: the connection ends too early) or too small (below 0).
     """
 
-    by: int = attrs.field(validator=_whole(None))
+    by: int = attrs.field(validator=validators.whole(None))
 
     def apply(self, response: ResponsePlan) -> bool:
         """Sets a content-length that is off."""
@@ -414,16 +290,16 @@ class WrongLength(Fault):
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class Cut(_Placed):
+class Cut(PlacedFault):
     """The response breaks off: before its first byte, in the head, after a token or at a byte (see `Position`).
 
     Args:
         how: `reset` (RST), `close` (FIN, with the body unfinished), `chunk` (FIN inside a piece whose size was
-            promised), or `end` (the HTTP body ends in good order, which only its content tells to be too short).
+            announced), or `end` (the HTTP body ends in good order; only its content shows that something is missing).
     """
 
     how: Literal["reset", "close", "chunk", "end"] = attrs.field(
-        default="reset", validator=_one_of("reset", "close", "chunk", "end")
+        default="reset", validator=validators.one_of("reset", "close", "chunk", "end")
     )
 
     def apply(self, response: ResponsePlan) -> bool:
@@ -431,25 +307,25 @@ class Cut(_Placed):
         if self.how == "end":
             return response.cut(self.place, None)
         if response.framing == "length":
-            # The promise that is broken was made for the whole body.
+            # The content-length announces the whole body.
             whole = _size(response)
-            done = response.cut(self.place, ConnectionEnd.RESET if self.how == "reset" else ConnectionEnd.CLOSE)
+            placed = response.cut(self.place, ConnectionEnd.RESET if self.how == "reset" else ConnectionEnd.CLOSE)
             response.length_off_by += whole - _size(response)
-            return done
+            return placed
         end = ConnectionEnd.RESET if self.how == "reset" else ConnectionEnd.CLOSE
         return response.cut(self.place, end, inside_chunk=self.how == "chunk")
 
 
 @attrs.frozen(repr=False)
 class CloseAfter(Fault):
-    """The connection is closed after the response: without a word, the next request finds it stale.
+    """The connection is closed after the response; unless that is announced, the next request finds it stale.
 
     Args:
-        seconds: How long after.
-        announce: Whether the response says `connection: close`.
+        seconds: The time between the two, at least 0.
+        announce: Whether the response has the header `connection: close`.
     """
 
-    seconds: float = attrs.field(default=0.0, validator=_seconds)
+    seconds: float = attrs.field(default=0.0, validator=validators.seconds)
     announce: bool = False
 
     def apply(self, response: ResponsePlan) -> bool:
@@ -462,10 +338,10 @@ class CloseAfter(Fault):
 
 @attrs.frozen(repr=False)
 class WithoutDone(Fault):
-    """A stream that ends without `data: [DONE]`, and is complete all the same if it has its finish reasons."""
+    """A stream that ends without `data: [DONE]`; with all finish reasons, it is complete all the same."""
 
     def apply(self, response: ResponsePlan) -> bool:
-        """Takes the event out."""
+        """Removes the event."""
         kept = [piece for piece in response.body if piece.data.replace(b"\r\n", b"\n") != DONE]
         changed = len(kept) != len(response.body)
         response.body = kept
@@ -477,7 +353,7 @@ class WithoutFinishReason(Fault):
     """A stream whose choices have no finish reason."""
 
     def apply(self, response: ResponsePlan) -> bool:
-        """Takes the finish reasons away."""
+        """Sets the finish reasons to null."""
         changed = False
         for piece in response.body:
             without = _without_reason(piece.data)
@@ -504,21 +380,21 @@ def _without_reason(data: bytes) -> bytes:
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class ErrorInStream(_Placed):
+class ErrorInStream(PlacedFault):
     """The server sends an error inside the stream, and ends it.
 
     Args:
         shape: How it is written (see `ErrorShape`).
-        message: What it says.
-        code: The code it carries: an HTTP status, a word, or none.
-        done: Whether `[DONE]` comes after it, as some servers do.
+        message: The error's message.
+        code: Its `code`: an HTTP status, a word, or None for null.
+        done: Whether `[DONE]` follows, as some servers send it.
     """
 
-    shape: ErrorShape = attrs.field(default="object", validator=_one_of(*get_args(ErrorShape)))
+    shape: ErrorShape = attrs.field(default="object", validator=validators.one_of(*get_args(ErrorShape)))
     message: str = "the model broke off"
     code: int | str | None = None
     done: bool = False
-    _default = Position(after_token=0)
+    default_position: ClassVar[Position] = Position(after_token=0)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Puts the error there, and nothing after it."""
@@ -531,15 +407,15 @@ class ErrorInStream(_Placed):
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class Garbage(_Placed):
-    """An event that is none of the protocol's is put into the stream.
+class Garbage(PlacedFault):
+    """An event that is not of this protocol is put into the stream.
 
     Args:
-        data: Its data; by default JSON that breaks off.
+        data: The event's data; by default JSON that breaks off.
     """
 
-    data: bytes = attrs.field(default=b'{"id":"x","choices":[{"ind', validator=_data)
-    _default = Position(after_token=0)
+    data: bytes = attrs.field(default=b'{"id":"x","choices":[{"ind', validator=validators.data)
+    default_position: ClassVar[Position] = Position(after_token=0)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Inserts the event."""
@@ -547,156 +423,41 @@ class Garbage(_Placed):
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class Insert(_Placed):
-    """Any bytes are put into the response; in the head too.
+class Insert(PlacedFault):
+    """Any bytes are put into the response, also into its head.
 
     Args:
         data: The bytes.
-        times: How often.
+        times: How often, 1 to infinity; infinite until the client leaves.
     """
 
-    data: bytes = attrs.field(validator=_data)
-    times: float = attrs.field(default=1.0, validator=_times)
+    data: bytes = attrs.field(validator=validators.data)
+    times: float = attrs.field(default=1.0, validator=validators.times)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Inserts them."""
         if math.isinf(self.times) and response.framing == "length":
-            response.framing = "chunked"  # what has no end has no length
+            response.framing = "chunked"  # an endless body has no length
         return response.insert(self.place, Piece(self.data, times=self.times))
 
 
 @attrs.frozen(kw_only=True, repr=False)
-class HugeLine(_Placed):
-    """A line of an event that does not end for a long while.
+class HugeLine(PlacedFault):
+    """A very long line in an event.
 
     Args:
-        size: Bytes of it.
+        size: Bytes of the line, at least 1.
     """
 
-    size: int = attrs.field(default=64 * 1024 * 1024, validator=_whole(1))
-    _default = Position(after_token=0)
+    size: int = attrs.field(default=64 * 1024 * 1024, validator=validators.whole(1))
+    default_position: ClassVar[Position] = Position(after_token=0)
 
     def apply(self, response: ResponsePlan) -> bool:
         """Inserts the line, as an event of its own."""
-        blocks, rest = divmod(self.size, _BLOCK)
+        blocks, remainder = divmod(self.size, _BLOCK)
         return response.insert(
             self.place,
             Piece(b'data: {"x":"'),
             Piece(b"a" * _BLOCK, times=blocks),
-            Piece(b"a" * rest + b'"}\n\n'),
+            Piece(b"a" * remainder + b'"}\n\n'),
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------- rules
-
-Rule: TypeAlias = "Fault | Chooser | Sequence[Rule] | Callable[[ChatCompletionRequest], Rule] | None"
-"""What an emulator takes as `faults`: a fault, one of the choosers below, several of both, a function of the request
-that returns such, or None."""
-
-
-class Chooser:
-    """A rule that chooses another for each request."""
-
-    __slots__ = ()
-
-    def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:
-        """Returns what happens to this request (arguments as for `choose`)."""
-        raise NotImplementedError
-
-
-@attrs.frozen(init=False)
-class InTurn(Chooser):
-    """One after the other, a request each; then nothing, or what `then` says. Of faults, or of scripts.
-
-    Args:
-        *rules: For the first request, the second, and so on; None for none.
-        then: For all later ones.
-    """
-
-    rules: tuple[Any, ...]
-    then: Any
-
-    def __init__(self, *rules: Any, then: Any = None) -> None:
-        object.__setattr__(self, "rules", rules)
-        object.__setattr__(self, "then", then)
-
-    def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Any:  # noqa: ARG002
-        """Returns whose turn it is, and counts on."""
-        turn = turns.get(id(self), 0)
-        turns[id(self)] = turn + 1
-        return self.rules[turn] if turn < len(self.rules) else self.then
-
-
-@attrs.frozen
-class ByModel(Chooser):
-    """What happens to the requests for a model.
-
-    Args:
-        rules: By the model's name.
-        other: For all other models.
-    """
-
-    rules: Mapping[str, Rule] = attrs.field(hash=False, validator=_mapping)
-    other: Rule = None
-
-    def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:  # noqa: ARG002
-        """Returns the model's rule."""
-        return self.rules.get(request.model, self.other)
-
-
-@attrs.frozen
-class Chance(Chooser):
-    """Happens to one request in so many.
-
-    Args:
-        probability: 0 to 1.
-        rule: What happens.
-    """
-
-    probability: float = attrs.field(validator=_probability)
-    rule: Rule
-
-    def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:  # noqa: ARG002
-        """Returns the rule, or nothing."""
-        return self.rule if rng.random() < self.probability else None
-
-
-@attrs.frozen(init=False)
-class OneOf(Chooser):
-    """One of several at random, each as likely as the other; None among them for a request that goes well."""
-
-    rules: tuple[Rule, ...]
-
-    def __init__(self, *rules: Rule) -> None:
-        if not rules:
-            raise ValueError("OneOf: got nothing, expected at least one rule or None")
-        object.__setattr__(self, "rules", rules)
-
-    def next(self, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> Rule:  # noqa: ARG002
-        """Returns one of them."""
-        return rng.choice(self.rules)
-
-
-def choose(rule: Rule, request: ChatCompletionRequest, rng: random.Random, turns: dict[int, int]) -> list[Fault]:
-    """Returns the faults which a rule chooses for a request.
-
-    Args:
-        rule: What to choose by.
-        request: The request.
-        rng: All chance.
-        turns: How many requests each `InTurn` has seen, by its identity; it is counted on.
-
-    Raises:
-        TypeError: Something that is no rule.
-    """
-    if rule is None:
-        return []
-    if isinstance(rule, Fault):
-        return [*members(rule)]
-    if isinstance(rule, Chooser):
-        return choose(rule.next(request, rng, turns), request, rng, turns)
-    if callable(rule):
-        return choose(rule(request), request, rng, turns)
-    if isinstance(rule, (str, bytes, Mapping)) or not isinstance(rule, Iterable):
-        raise TypeError(f"got {type(rule).__name__} among the faults, expected a fault, a rule, a function or None")
-    return [fault for member in rule for fault in choose(member, request, rng, turns)]

@@ -20,10 +20,11 @@ from together_async.testing import dialect as shapes
 from together_async.testing.account import Account
 from together_async.testing.connection import Connection, Incoming, MalformedRequestError
 from together_async.testing.dialect import DEEPSEEK, GPT_OSS, TOGETHER, Dialect, Generation
-from together_async.testing.faults import Chooser, Fault, Rule, choose
+from together_async.testing.fault import Fault
 from together_async.testing.journal import Entry, Journal
 from together_async.testing.recording import Recording, replay
 from together_async.testing.response import Piece, ResponsePlan
+from together_async.testing.rules import Chooser, Rule, choose
 from together_async.testing.script import Script, UnsatisfiableError, generate_choices, prompt_tokens, text_of
 from together_async.wire import codec
 

@@ -22,7 +22,8 @@ from typing import Any, Literal, Union
 import attrs
 
 from together_async.testing import faults as module
-from together_async.testing.faults import ByModel, Chance, Fault, Faults, InTurn, Rule
+from together_async.testing.fault import Fault, Faults, PlacedFault
+from together_async.testing.rules import ByModel, Chance, InTurn, Rule
 
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _WORD = re.compile(rf"""(?:[^\s'"]|{_QUOTED})+""")
@@ -41,7 +42,7 @@ def _spelling(class_name: str) -> str:
 FAULTS: Mapping[str, type[Fault]] = {
     _spelling(name): value
     for name, value in vars(module).items()
-    if isinstance(value, type) and issubclass(value, Fault) and value not in {Fault, Faults} and name[0] != "_"
+    if isinstance(value, type) and issubclass(value, Fault) and value not in {Fault, Faults, PlacedFault}
 }
 """Every fault there is, by its name here."""
 
