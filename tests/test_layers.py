@@ -185,11 +185,14 @@ MODULES = {
     """,
     "testing": """
         account:
+        exchange:
         journal:
+        privacy:     exchange
+        recorder:    exchange privacy
         response:
         connection:  journal response
         fault:       response
-        recording:   response
+        recording:   exchange response
         text:
         script:      text
         dialect:     script text
@@ -197,7 +200,7 @@ MODULES = {
         faults:      dialect fault response validators
         rules:       fault validators
         server:      account connection dialect fault journal recording response rules script
-        __init__:    account dialect fault faults journal recording rules script server
+        __init__:    account dialect fault faults journal recorder recording rules script server
     """,
     "testing.text": """
         __init__:

@@ -43,7 +43,8 @@ from together_async.testing.faults import (
     WrongLength,
 )
 from together_async.testing.journal import Entry, Journal
-from together_async.testing.recording import Recorder, Recording
+from together_async.testing.recorder import Recorder
+from together_async.testing.recording import Recording
 from together_async.testing.rules import ByModel, Chance, InTurn, OneOf
 from together_async.testing.script import FunctionCall, Reply
 from together_async.testing.server import MODELS, EmulatorServer, Model

@@ -23,7 +23,7 @@ from together_async.cli.serve.fault_spec import read_rule
 from together_async.cli.serve.options import Address, Emulated, Recorded, Shown
 from together_async.cli.terminal import EXIT_INTERRUPTED, Output, note
 from together_async.testing import DIALECTS, MODELS, Account, EmulatorServer, Entry, Model, Rate, Recorder, Recording
-from together_async.testing import recording as exchanges
+from together_async.testing.exchange import RecordedExchange
 from together_async.testing.script import Script
 
 EXIT_TERMINATED = 143
@@ -84,7 +84,7 @@ class Line:
         )
 
     @classmethod
-    def of_exchange(cls, recorded: exchanges.RecordedExchange) -> "Line":
+    def of_exchange(cls, recorded: RecordedExchange) -> "Line":
         """Tell of a request to the recorder."""
         first = recorded.pieces[0][0] if recorded.pieces else None
         ended = recorded.ended_s or recorded.began_s
