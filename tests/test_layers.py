@@ -184,7 +184,6 @@ MODULES = {
                          | | asgi
     """,
     "testing": """
-        account:
         exchange:
         journal:
         privacy:     exchange
@@ -198,9 +197,13 @@ MODULES = {
         dialect:     script text
         validators:
         faults:      dialect fault response validators
+        rates:       validators
+        buckets:     rates
+        account:     buckets rates validators
+        ideal:       rates validators
         rules:       fault validators
         server:      account connection dialect fault journal recording response rules script
-        __init__:    account dialect fault faults journal recorder recording rules script server
+        __init__:    account dialect fault faults journal rates recorder recording rules script server
     """,
     "testing.text": """
         __init__:

@@ -32,7 +32,7 @@ from together_async.ratelimit.limits import Priority
 from together_async.ratelimit.queue import BATCH_TURN_EVERY, Reservation
 from together_async.ratelimit.rate_control import FALL
 from together_async.testing import Account, Dynamic, Rate
-from together_async.testing.account import ideal_seconds
+from together_async.testing.ideal import ideal_seconds
 
 CASES = int(os.environ.get("CASES", "300"))
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

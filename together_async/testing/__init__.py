@@ -7,7 +7,7 @@ No key is needed and nothing leaves the machine. pytest has the fixtures `togeth
 as the package is installed; `together-async serve` is the same server for other processes.
 """
 
-from together_async.testing.account import Account, Dynamic, Rate
+from together_async.testing.account import Account
 from together_async.testing.dialect import (
     DEEPSEEK,
     DIALECTS,
@@ -43,6 +43,7 @@ from together_async.testing.faults import (
     WrongLength,
 )
 from together_async.testing.journal import Entry, Journal
+from together_async.testing.rates import Dynamic, Rate
 from together_async.testing.recorder import Recorder
 from together_async.testing.recording import Recording
 from together_async.testing.rules import ByModel, Chance, InTurn, OneOf
