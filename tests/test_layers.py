@@ -185,25 +185,31 @@ MODULES = {
     """,
     "testing": """
         exchange:
+        incoming:
         journal:
         privacy:     exchange
         recorder:    exchange privacy
         response:
-        connection:  journal response
         fault:       response
         recording:   exchange response
         text:
         script:      text
         dialect:     script text
+        answers:     dialect response
         validators:
         faults:      dialect fault response validators
+        models:      dialect validators
         rates:       validators
         buckets:     rates
         account:     buckets rates validators
         ideal:       rates validators
         rules:       fault validators
-        server:      account connection dialect fault journal recording response rules script
-        __init__:    account dialect fault faults journal rates recorder recording rules script server
+        emulator:    account answers dialect fault incoming journal models recording response rules script
+                     validators
+        writer:      journal response | | connection
+        connection:  incoming journal response writer
+        server:      account connection dialect emulator journal models recording rules script
+        __init__:    account dialect fault faults journal models rates recorder recording rules script server
     """,
     "testing.text": """
         __init__:

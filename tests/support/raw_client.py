@@ -155,3 +155,15 @@ def same(body: bytes) -> bytes:
         body = body[:at] + b'"created":1763880000' + body[end:]
         at = body.find(b'"created":', end)
     return body
+
+
+def narrow() -> socket.socket:
+    """A socket that takes little without being read."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    return sock
+
+
+async def outcome(server: EmulatorServer, request: bytes) -> Answer:
+    async with asyncio.timeout(5):
+        return await ask(server, request)

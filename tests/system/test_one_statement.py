@@ -49,7 +49,7 @@ from together_async.testing import (
     WithoutFinishReason,
     WrongLength,
 )
-from together_async.testing.connection import Incoming
+from together_async.testing.incoming import Incoming
 
 KEY = "tgp_v1_key-nobody-may-see"
 PROMPT = 'prompt-nobody-may-see ☃ "quoted"\nsecond line'

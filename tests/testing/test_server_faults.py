@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import zlib
 
 import pytest
 
 from support.raw_client import TEXT, Answer, Client, ask, plain, post, raw, same
-from support.virtual_time import virtual
 from together_async.testing import (
     CloseAfter,
     Cut,
-    Drip,
     EmulatorServer,
     ErrorInStream,
     Frame,
     Garbage,
-    Gzip,
     Headers,
     Insert,
     InTurn,
-    LineEndings,
     Raw,
     Redirect,
-    Split,
     Stall,
     Status,
     WithoutDone,
     WithoutFinishReason,
-    WrongLength,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -125,83 +117,6 @@ async def test_a_cut_beyond_the_end_is_no_fault():
         assert server.journal[0].faults == ()
 
 
-@virtual
-@pytest.mark.parametrize("framing", ["chunked", "close"])
-async def test_gzip_is_decompressed_as_it_comes(framing):
-    """A cut of a compressed body is one of what is inside, each event can be inflated when it is out."""
-    body, events = await plain(stream=True)
-    fault = Gzip() + Frame(framing) + Stall(after_token=2)
-    async with EmulatorServer(TEXT, faults=fault) as server, await Client.to(server) as client:
-        client.writer.write(post(stream=True))
-        head, _, data = (await client.silence()).partition(b"\r\n\r\n")
-        assert b"content-encoding: gzip" in head
-        server.release()
-        rest = bytearray()
-        while framing == "close" or not rest.endswith(b"0\r\n\r\n"):
-            piece = await client.reader.read(65_536)
-            if not piece:
-                break
-            rest += piece
-
-    def payload(data: bytes) -> bytes:
-        if framing == "close":
-            return data
-        got = b""
-        while data and not data.startswith(b"0\r\n"):
-            size, _, data = data.partition(b"\r\n")
-            got, data = got + data[: int(size, 16)], data[int(size, 16) + 2 :]
-        return got
-
-    inflate = zlib.decompressobj(wbits=31)
-    assert same(inflate.decompress(payload(data))) == same(b"".join(events[:2]))
-    assert same(gzip.decompress(payload(data) + payload(bytes(rest)))) == same(body)
-
-
-async def test_a_gzip_cut_off():
-    """The compressed stream has no end."""
-    _, events = await plain(stream=True)
-    fault = Gzip() + Frame("close") + Cut(after_token=1, how="close")
-    async with EmulatorServer(TEXT, faults=fault) as server:
-        got, _ = await raw(server, post(stream=True))
-    inflate = zlib.decompressobj(wbits=31)
-    assert same(inflate.decompress(got.partition(b"\r\n\r\n")[2])) == same(events[0])
-    assert not inflate.eof
-
-
-@pytest.mark.parametrize(
-    ("fault", "sizes"),
-    [
-        (Split(every=100), [100]),
-        (Split(at=(1, 3)), [1, 2]),
-        (Drip(size=7, every_s=0), [7, 7, 7]),
-        (Split(inside="utf-8"), []),
-    ],
-    ids=repr,
-)
-async def test_pieces_are_chunks_of_their_own(fault, sizes):
-    """The same body in other chunks."""
-    async with EmulatorServer("é ö 🌊") as server:
-        plain = await ask(server, post(stream=True))
-        server.journal.clear()
-        server.faults = fault
-        split = await ask(server, post(stream=True))
-    assert same(split.body) == same(plain.body)
-    assert len(split.chunks) > len(plain.chunks)
-    assert [len(chunk) for chunk in split.chunks[: len(sizes)]] == sizes
-    if isinstance(fault, Split) and fault.inside:
-        inside = [chunk for chunk in split.chunks if chunk[:1] >= b"\x80"]
-        assert len(inside) == 6  # each character of two in `content` and in `text`
-
-
-async def test_line_endings_on_the_wire():
-    """CR LF, each cut in two."""
-    body, _ = await plain(stream=True)
-    async with EmulatorServer(TEXT, faults=LineEndings() + Split(inside="crlf")) as server:
-        answer = await ask(server, post(stream=True))
-    assert same(answer.body) == same(body.replace(b"\n", b"\r\n"))
-    assert all(not chunk.endswith(b"\r\n") or chunk == b"\n" for chunk in answer.chunks)
-
-
 SHAPES = ["object", "text", "flat", "detail", "named", "named_text", "beside"]
 
 
@@ -241,19 +156,6 @@ async def test_garbage_inserts_and_missing_ends():
     assert b"[DONE]" not in body
     assert b'"stop"' not in body
     assert len(got) == len(events) - 1 + 2 + 1
-
-
-@pytest.mark.parametrize(("by", "end"), [(5, "eof"), (-5, "eof")])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_wrong_length(by, end, stream):
-    """The whole body comes, with another length, then a FIN without a word."""
-    body, _ = await plain(stream=stream)
-    async with EmulatorServer(TEXT, faults=WrongLength(by)) as server:
-        got, ended = await raw(server, post(stream=stream))
-    head, _, data = got.partition(b"\r\n\r\n")
-    assert f"content-length: {len(body) + by}".encode() in head
-    assert b"connection" not in head
-    assert (same(data), ended) == (same(body), end)
 
 
 async def test_statuses_headers_redirects_and_raw_bytes():

@@ -43,12 +43,13 @@ from together_async.testing.faults import (
     WrongLength,
 )
 from together_async.testing.journal import Entry, Journal
+from together_async.testing.models import MODELS, Model
 from together_async.testing.rates import Dynamic, Rate
 from together_async.testing.recorder import Recorder
 from together_async.testing.recording import Recording
 from together_async.testing.rules import ByModel, Chance, InTurn, OneOf
 from together_async.testing.script import FunctionCall, Reply
-from together_async.testing.server import MODELS, EmulatorServer, Model
+from together_async.testing.server import EmulatorServer
 
 Call = FunctionCall
 """The short name for scripts: `Reply(tool_calls=[Call("f", {})])`."""
