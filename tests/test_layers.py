@@ -151,7 +151,8 @@ MODULES = {
     """,
     "local": """
         process:
-        __init__:  process
+        server:    process
+        __init__:  server
     """,
     "ratelimit": """
         congestion:

@@ -1,13 +1,13 @@
 """The child process of `together_async.local.LocalServer`: one llama.cpp server, alive as long as its parent.
 
-It is run as a file, not with `-m`: the package's `__init__` would load the whole client into a process that has no use
+It runs as a file, not with `-m`: the package's `__init__` would load the whole client into a process that has no use
 for it. So nothing here may import from `together_async`.
 
-The parent gives one JSON object as the only argument and holds two pipes:
+The parent passes one JSON object as the only argument and holds two pipes:
 
-* standard input carries nothing; its end says that the parent is gone, however it went;
-* standard output carries one JSON object a line: `{"done": bytes, "total": bytes}` while the model is put together,
-  then `{"port": n}` once the model is loaded and requests are answered, or `{"error": text}`.
+* standard input carries nothing; its end means that the parent is gone, for whatever reason;
+* standard output carries one JSON object per line: `{"done": bytes, "total": bytes}` while the model is assembled, then
+  `{"port": n}` once the model is loaded and requests are answered, or `{"error": text}`.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from typing import Any, NoReturn
 MODEL_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 MODEL_BYTES = 253_113_024
 
-# The built-in model has base weights, which never learned Gemma's turns: its `<start_of_turn>` and `<end_of_turn>` are
-# untrained tokens and what follows them is noise in mixed alphabets. Plain questions and answers it has read by the
-# million. Content may come as a string or as a list of text parts.
+# The built-in model has base weights, which never learned Gemma's turns: `<start_of_turn>` and `<end_of_turn>` are
+# untrained tokens, followed by noise in mixed alphabets. Plain questions and answers are common in its training data.
+# Content may be a string or a list of text parts.
 TRANSCRIPT_TEMPLATE = """\
 {%- macro text(content) -%}
 {%- if content is string -%}{{ content | trim }}
@@ -47,14 +47,15 @@ TRANSCRIPT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- 'Answer:' -}}{%- endif -%}
 """
 TRANSCRIPT_STOP = ("\nQuestion:", "\nAnswer:")
-"""Where an answer ends and the model goes on to ask itself the next question."""
+"""Texts that end an answer, before the model asks itself the next question."""
 
 COPY_BYTES = 4 << 20
 STALE_AFTER_S = 3600.0
+"""Age at which a temporary file counts as left behind."""
 
 
 def is_assembled(path: Path) -> bool:
-    """Say whether the model file is there; it only ever appears whole, so that its size is proof enough."""
+    """Returns whether the model's file is there. It only ever appears whole, so its size is proof enough."""
     try:
         return path.stat().st_size == MODEL_BYTES
     except OSError:
@@ -62,13 +63,13 @@ def is_assembled(path: Path) -> bool:
 
 
 def assemble_model(path: Path, on_progress: Callable[[int, int], None]) -> None:
-    """Put the model's parts together at `path`: whole and verified, or not at all.
+    """Assembles the model's parts at `path`: whole and verified, or not at all.
 
-    The bytes go to a temporary name and are moved into place once their checksum is right. Two processes that start at
-    once both write, and the second one's move replaces equal bytes by equal bytes.
+    The bytes are written under a temporary name and moved into place once their checksum is right. Two processes that
+    start at the same time both write, and the second move replaces the file with equal bytes.
 
     Args:
-        path: Where the model goes.
+        path: The model's file.
         on_progress: Called with the bytes written so far and the bytes in all.
 
     Raises:
@@ -104,7 +105,7 @@ def assemble_model(path: Path, on_progress: Callable[[int, int], None]) -> None:
 
 
 def read_all(paths: list[Path]) -> Iterator[bytes]:
-    """Yield the content of the files one after the other, in pieces of `COPY_BYTES`."""
+    """Yields the content of the files one after the other, in pieces of `COPY_BYTES`."""
     for path in paths:
         with path.open("rb") as source:
             while data := source.read(COPY_BYTES):
@@ -112,34 +113,34 @@ def read_all(paths: list[Path]) -> Iterator[bytes]:
 
 
 def remove_stale_parts(path: Path) -> None:
-    """Remove what a killed start left in the cache directory: temporary files too old to be still written to."""
+    """Removes the temporary files of killed starts: those too old to be still written to."""
     for part in path.parent.glob(f".{path.name}.*.part"):
-        with contextlib.suppress(OSError):  # another start was quicker
+        with contextlib.suppress(OSError):  # another start has removed it
             if time.time() - part.stat().st_mtime > STALE_AFTER_S:
                 part.unlink()
 
 
 def exit_with_parent() -> NoReturn:
-    """Wait until the parent's end of standard input closes, then end the process, whatever the server is doing."""
+    """Waits until the parent's end of standard input closes, then ends the process, whatever the server is doing."""
     while os.read(0, 1024):
         pass
     os._exit(0)
 
 
-def leave(*_: object) -> NoReturn:
-    """Unwind, rather than die where it stands: a signal handler."""
+def exit_on_signal(*_: object) -> NoReturn:
+    """Handles a signal by unwinding the stack, so that `except` and `finally` blocks run."""
     sys.exit(1)
 
 
 def start_server(options: dict[str, Any], model: str) -> Any:
-    """Load the model and open the port.
+    """Loads the model and opens the port.
 
     Args:
-        options: What the parent asked for.
+        options: The parent's JSON object.
         model: Path of the GGUF file.
 
     Returns:
-        The running server, which stops when it is dropped.
+        The running server, which stops when it is garbage-collected.
     """
     xllamacpp: Any = import_module("xllamacpp")
     params = xllamacpp.CommonParams()
@@ -151,21 +152,21 @@ def start_server(options: dict[str, Any], model: str) -> Any:
     params.n_ctx = options["context_length"] * options["slots"]  # llama.cpp divides it among the slots
     params.cpuparams.n_threads = options["threads"]
     params.cpuparams_batch.n_threads = options["threads"]
-    params.verbosity = 1  # errors: the parent shows them when the start fails
+    params.verbosity = 1  # errors only; the parent quotes them when the start fails
     params.ui = False
-    params.endpoint_slots = False  # shows other requests' prompts
-    # Any web page the user has open could talk to the model otherwise: the default answers every origin.
+    params.endpoint_slots = False  # it shows the prompts of other requests
+    # The default allows every origin, so any web page that the user has open could talk to the model.
     params.cors_origins = ""
     params.cors_origins_explicit = True
-    params.cache_ram_mib = 256  # the default may take 8 GiB for prompts of the past
+    params.cache_ram_mib = 256  # the default may use 8 GiB for past prompts
     return xllamacpp.Server(params)
 
 
 def main() -> None:
-    """Serve until the parent goes."""
+    """Serves until the parent is gone."""
     options = json.loads(sys.argv[1])
-    # llama.cpp and its libraries may print: the pipe to the parent moves to a number of its own, and 1 goes where
-    # errors go.
+    # llama.cpp and its libraries may print: the pipe to the parent gets another descriptor, and 1 becomes standard
+    # error.
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
 
@@ -176,9 +177,9 @@ def main() -> None:
     watcher.start()
     path = Path(options["path"])
     if options["assemble"] and not is_assembled(path):
-        # Being stopped half-way removes the temporary file; once llama.cpp runs, nothing is left to tidy and dying at
-        # once is best.
-        signal.signal(signal.SIGTERM, leave)
+        # A stop during the assembly removes the temporary file; once llama.cpp runs there is nothing to tidy up, and
+        # dying at once is best.
+        signal.signal(signal.SIGTERM, exit_on_signal)
         try:
             assemble_model(path, lambda done, total: report(done=done, total=total))
         except (OSError, ValueError) as error:
