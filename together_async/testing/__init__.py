@@ -1,10 +1,10 @@
-"""Test an app that talks to chat completions: a server on a real socket that answers, stalls, lies or dies as told.
+"""Test an app that uses chat completions against a server on a real socket, which answers or fails by a script.
 
     async with EmulatorServer("Hello there!", faults=Stall(after_token=1)) as server:
         ...  # your app, with base_url=server.base_url
 
-No key is needed and nothing leaves the machine. pytest has the fixtures `together_server` and `together_client` as soon
-as the package is installed; `together-async serve` is the same server for other processes.
+It needs no key, and nothing leaves the machine. Installing the package gives pytest the fixtures `together_server` and
+`together_client`; `together-async serve` runs the same server for other processes.
 """
 
 from together_async.testing.account import Account

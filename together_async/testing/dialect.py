@@ -1,7 +1,7 @@
-"""How servers of this protocol write the same answer: the shapes of chunks, completions and errors.
+"""Dialects: how servers of this protocol write the same answer, in chunks, completions and errors.
 
-`TOGETHER` is the service's native shape (Llama and its like); the other dialects are what is known of gpt-oss models
-there, and of OpenAI, vLLM, llama.cpp and `transformers serve`. Pure: replies in, JSON values out.
+`TOGETHER` is the service's native shape, for Llama and similar models; the other dialects follow what is known of
+gpt-oss models there, and of OpenAI, vLLM, llama.cpp and `transformers serve`. Pure: choices in, JSON values out.
 Shapes: https://docs.together.ai/reference/chat-completions.
 """
 
@@ -25,22 +25,23 @@ class Dialect:
     """The habits of one kind of server.
 
     Args:
-        name: For people.
-        usage: Where a stream's usage is: in the chunk with the finish reason, in a last chunk without choices, or
-            nowhere. A request's `stream_options.include_usage` always gets the last chunk.
-        reasoning: The key under which reasoning comes.
-        logprobs: Native lists side by side (in a chunk: a number), or OpenAI's list of objects.
-        native: `text` beside `delta.content`, a `token_id`, and the seed in the last chunk.
-        opening: A first chunk for each choice, before any token: with the role and an empty content, with null
-            content, or none.
-        finish_beside_text: The finish reason rides beside the last token instead of in a chunk of its own.
-        tokens_per_chunk: How many tokens a delta holds.
-        double_tool_finish: A finish reason `tool_calls` comes twice.
-        last_choice_first: Choices are sent from the last to the first.
+        name: The name in command lines and messages.
+        usage: The place of a stream's usage: in the chunk with the finish reason (`finish`), in a last chunk without
+            choices (`last`), or nowhere (`none`). A request with `stream_options.include_usage` always gets the last
+            chunk.
+        reasoning: The key of the reasoning.
+        logprobs: Parallel lists, in a chunk a number (`native`), or OpenAI's list of objects (`openai`).
+        native: Whether there are `text` next to `delta.content`, a `token_id`, and the seed in the last chunk.
+        opening: The first chunk of each choice, before any token: with the role and empty content (`role`), with null
+            content (`null`), or no such chunk (`none`).
+        finish_beside_text: Whether the finish reason comes with the last token instead of in a chunk of its own.
+        tokens_per_chunk: The most tokens in a delta, at least 1.
+        double_tool_finish: Whether the finish reason `tool_calls` comes twice.
+        last_choice_first: Whether choices are sent from the last to the first.
         finish_reasons: Whether choices have finish reasons at all.
         done: Whether a stream ends with `data: [DONE]`.
         closes: Whether the connection is closed after every stream, in spite of keep-alive.
-        extra: Keys that every chunk and completion has besides.
+        extra: Further keys of every chunk and completion.
     """
 
     name: str
@@ -74,17 +75,17 @@ DIALECTS: Mapping[str, Dialect] = {
 
 @attrs.frozen(kw_only=True)
 class Generation:
-    """All that the answer to one request says, in whatever shape.
+    """The content of the answer to one request, before a dialect gives it a shape.
 
     Args:
         id: The completion's id, which Together also sends as `x-request-id`.
         created: Seconds since 1970.
         model: The model's name.
-        choices: What was said.
+        choices: The generated choices.
         prompt_tokens: Tokens of the prompt.
-        cached_tokens: How many of them came from a cache.
-        logprobs: Whether log probabilities were asked for, and how many alternatives with them.
-        echo: The prompt's text, if it was asked for.
+        cached_tokens: The number of them that came from a cache.
+        logprobs: The number of alternatives with log probabilities for each token; 0 for no log probabilities.
+        echo: The prompt's text, if the request asks for it; else None.
         include_usage: The request's `stream_options.include_usage`.
     """
 
@@ -100,12 +101,12 @@ class Generation:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were generated, over all choices."""
+        """The number of generated tokens, over all choices."""
         return sum(choice.tokens for choice in self.choices)
 
 
 def usage_of(dialect: Dialect, answer: Generation) -> dict[str, Any]:
-    """Returns the usage: cached tokens flat when native, nested otherwise."""
+    """Returns the usage; cached tokens are flat in a native dialect, nested in others."""
     reasoning = sum(len(choice.reasoning) for choice in answer.choices)
     usage: dict[str, Any] = {
         "prompt_tokens": answer.prompt_tokens,
@@ -171,7 +172,7 @@ def _whole_call(call: GeneratedCall, index: int) -> dict[str, Any]:
 
 
 def logprob_of(token: str) -> float:
-    """A pretended log probability, always the same for a token."""
+    """Returns a made-up log probability, always the same for a token."""
     return -(token_id(token) % 4001) / 1000
 
 
@@ -198,27 +199,32 @@ def _openai_logprob(token: str, top: int) -> dict[str, Any]:
 
 @attrs.frozen
 class Event:
-    """One event of a stream, and how many tokens its delta holds."""
+    """One event of a stream.
+
+    Attributes:
+        data: The bytes of the event, as sent.
+        tokens: The number of tokens in its delta.
+    """
 
     data: bytes
     tokens: int = 0
 
 
 def events(dialect: Dialect, answer: Generation) -> list[Event]:
-    """Returns the stream's events in order, `[DONE]` included: the choices' tokens take turns."""
+    """Returns the stream's events in order, `[DONE]` included; the choices alternate."""
     choices = answer.choices[::-1] if dialect.last_choice_first else answer.choices
     shape = _ChunkShape(dialect, answer)
-    told = [shape.opening(choice) for choice in choices] if dialect.opening != "none" else []
-    told += _in_turn([_ChoiceEvents(shape, choice).each() for choice in choices], shape)
+    found = [shape.opening(choice) for choice in choices] if dialect.opening != "none" else []
+    found += _in_turn([_ChoiceEvents(shape, choice).each() for choice in choices], shape)
     if answer.include_usage or dialect.usage == "last":
-        told.append(Event(shape.chunk([], usage=usage_of(dialect, answer))))
+        found.append(Event(shape.chunk([], usage=usage_of(dialect, answer))))
     if dialect.done:
-        told.append(Event(DONE))
-    return told
+        found.append(Event(DONE))
+    return found
 
 
 def _in_turn(sequences: Sequence[Iterator[dict[str, Any]]], shape: _ChunkShape) -> list[Event]:
-    """One chunk of each choice after the other; the usage goes into the very last."""
+    """Returns one chunk of each choice after the other; the usage goes into the very last."""
     rounds: list[dict[str, Any]] = []
     waiting = list(sequences)
     while waiting:
@@ -238,7 +244,7 @@ def _in_turn(sequences: Sequence[Iterator[dict[str, Any]]], shape: _ChunkShape) 
 
 
 class _ChunkShape:
-    """What is the same in all chunks of one stream."""
+    """The parts that all chunks of one stream have in common."""
 
     def __init__(self, dialect: Dialect, answer: Generation) -> None:
         self.dialect = dialect
@@ -272,7 +278,7 @@ class _ChunkShape:
 
 
 class _ChoiceEvents:
-    """The chunks of one choice, as their `choices[0]`, with the count of tokens under `tokens`."""
+    """The chunks of one choice: `choices[0]` of each, with the number of tokens under the key `tokens`."""
 
     def __init__(self, shape: _ChunkShape, choice: GeneratedChoice) -> None:
         self._dialect = shape.dialect
@@ -280,7 +286,7 @@ class _ChoiceEvents:
         self._choice = choice
 
     def each(self) -> Iterator[dict[str, Any]]:
-        """Yields them in order: reasoning, content, calls, and the finish reason, twice where servers do."""
+        """Yields the chunks in order: reasoning, content, tool calls, and the finish reason, which some send twice."""
         held: dict[str, Any] | None = None
         for fields in self._deltas():
             if held is not None:
@@ -310,7 +316,7 @@ class _ChoiceEvents:
         for start in range(0, len(content), size):
             tokens = content[start : start + size]
             text = "".join(tokens)
-            yield self._fields({"content": text}, text=text, tokens=len(tokens), told=tokens)
+            yield self._fields({"content": text}, text=text, tokens=len(tokens), with_logprobs=tokens)
         for index, call in enumerate(choice.calls):
             yield from self._call(index, call)
 
@@ -327,17 +333,17 @@ class _ChoiceEvents:
         *,
         text: str,
         tokens: int = 0,
-        told: Sequence[str] = (),
+        with_logprobs: Sequence[str] = (),
         finish_reason: str | None = None,
     ) -> dict[str, Any]:
-        """`choices[0]` of a chunk."""
+        """Returns `choices[0]` of a chunk."""
         fields: dict[str, Any] = {"index": self._choice.index}
         if self._dialect.native:
             native = {"token_id": token_id(text) if text else None, "role": "assistant", "content": text}
             fields["text"] = text
             delta = {**native, "tool_calls": None, **delta}
         fields["delta"] = delta
-        fields["logprobs"] = self._logprobs(told)
+        fields["logprobs"] = self._logprobs(with_logprobs)
         fields["finish_reason"] = finish_reason
         fields["tokens"] = tokens
         return fields
@@ -376,11 +382,11 @@ def error_body(
     """Returns the body that Together sends with an HTTP status.
 
     Args:
-        status: The status; one that is not known gets a general text.
-        message: In place of the usual text.
-        type: In place of the usual type.
-        param: The field which is wrong.
-        id: The request's id, as the service repeats it.
+        status: The status; an unknown one gets a general text.
+        message: The error's message; None for the usual text.
+        type: The error's type; None for the usual one.
+        param: The wrong field; None for none.
+        id: The request's id, which the service repeats; empty leaves it out.
     """
     general = "invalid_request_error" if 400 <= status < 500 else "server_error"
     text, kind, code = _ERRORS.get(status, (f"HTTP status {status}.", general, None))
@@ -389,12 +395,12 @@ def error_body(
 
 
 ErrorShape = Literal["object", "text", "flat", "detail", "named", "named_text", "beside"]
-"""How servers put an error into a stream: `{"error": {...}}`; `{"error": "text"}`; `{"object": "error", ...}`;
-`{"detail": ...}`; an event named `error` with an object or with plain text; an error beside choices."""
+"""How servers write an error in a stream: `{"error": {...}}`; `{"error": "text"}`; `{"object": "error", ...}`;
+`{"detail": ...}`; an event named `error` with an object or with plain text; an error next to choices."""
 
 
 def error_event(shape: ErrorShape, message: str, *, code: int | str | None = None) -> bytes:
-    """Returns an error inside a stream as the bytes of its event."""
+    """Returns the event of an error inside a stream, as bytes."""
     error = {"message": message, "type": "server_error", "param": None, "code": code}
     name = "error" if shape.startswith("named") else None
     shapes: Mapping[ErrorShape, Any] = {

@@ -1,6 +1,6 @@
-"""What the emulator saw: an entry for each request, and when the client left.
+"""The journal: an entry for each request that the emulator got, and what became of it.
 
-Entries are written by the server's event loop and may be read and waited for from any thread or loop.
+The server's event loop writes the entries; any thread or loop may read them and wait for them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import Any, Literal, overload
 from together_async.request import ChatCompletionRequest
 
 Outcome = Literal["open", "complete", "client left", "broken off", "refused"]
-"""How an exchange ended: still open; all of the answer is out; the client closed the connection before that; a fault
-ended it; the answer was an HTTP status other than the model's."""
+"""How an exchange ended: not yet; the whole response was sent; the client closed the connection before that; a fault
+ended the response; it had an error status."""
 
 
 class Moment:
-    """Something that happens once, at a time, and can be waited for from any thread or event loop."""
+    """Something that happens once, and can be waited for from any thread or event loop.
+
+    Attributes:
+        at: When it happened, by `time.monotonic()`; None before.
+    """
 
     __slots__ = ("_lock", "_waiters", "at")
 
@@ -31,7 +35,7 @@ class Moment:
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def set(self) -> None:
-        """Says that it happens now."""
+        """Records that it happens now."""
         with self._lock:
             if self.at is not None:
                 return
@@ -42,10 +46,14 @@ class Moment:
                 loop.call_soon_threadsafe(event.set)
 
     async def wait(self, timeout: float, what: str) -> float:
-        """Waits for it; returns when it was, by `time.monotonic()`.
+        """Waits until it happens; returns when it did, by `time.monotonic()`.
+
+        Args:
+            timeout: In seconds.
+            what: Its name in the error message.
 
         Raises:
-            AssertionError: It did not happen within `timeout` seconds: in a test, that is the finding.
+            AssertionError: It did not happen within `timeout` seconds, which fails a test.
         """
         event = asyncio.Event()
         with self._lock:
@@ -56,7 +64,7 @@ class Moment:
                 await asyncio.wait_for(event.wait(), timeout)
             except TimeoutError:
                 raise AssertionError(f"{what} did not happen within {timeout} s") from None
-        assert self.at is not None  # noqa: S101 - the event says so
+        assert self.at is not None  # noqa: S101 - set before the event
         return self.at
 
 
@@ -64,19 +72,21 @@ class Entry:
     """One request, and what became of it.
 
     Attributes:
-        number: 0 for the first request of the server.
-        method: HTTP's method.
+        number: The number of requests before it.
+        method: The HTTP method.
         path: The request's target, with the query.
-        headers: The request's headers, names in lower case, the key among them.
-        body: The request's body: a dict when it was a JSON object, else the bytes.
-        request: The body as a checked request; None when it was none.
-        connection: Which of the server's connections it came on, 0 for the first.
-        status: The answer's status; 0 before it is known.
-        faults: What went wrong on purpose: the faults that had a place in this response.
-        tokens_written: How many tokens were given to the socket.
-        tokens: How many the whole answer holds.
-        bytes_written: Bytes given to the socket, the head included.
-        received_at, first_byte_at, first_token_at, ended_at: Times by `time.monotonic()`; None when it was not yet.
+        headers: The request's headers, names in lower case, including the key.
+        body: The request's body: a dict if it was a JSON object, else bytes.
+        request: The body as a checked request; None if it was not one.
+        connection: The number of the connection it came on, 0 for the server's first.
+        status: The response's status; 0 before it is known.
+        faults: The faults that had a place in this response, in order.
+        tokens_written: The number of tokens given to the socket so far.
+        tokens: The number of tokens in the whole response.
+        bytes_written: Bytes given to the socket so far, including the head.
+        received_at: When the request was complete, by `time.monotonic()`.
+        first_byte_at: When the first byte of the response was written, by `time.monotonic()`; None before.
+        first_token_at: When the first token was written, by `time.monotonic()`; None before.
         outcome: How it ended (see `Outcome`).
     """
 
@@ -112,34 +122,34 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """The model asked for; empty when there was none."""
+        """The model in the request; empty when there was none."""
         return str(self.body.get("model", "")) if isinstance(self.body, dict) else ""
 
     @property
     def streamed(self) -> bool:
-        """Whether a stream was asked for."""
+        """Whether the request asked for a stream."""
         return isinstance(self.body, dict) and self.body.get("stream") is True
 
     @property
     def ended_at(self) -> float | None:
-        """When the exchange ended, for whatever reason."""
+        """When the exchange ended, for whatever reason, by `time.monotonic()`; None before."""
         return self._ended.at
 
     @property
     def left_at(self) -> float | None:
-        """When the client left before the answer was complete; None when it did not."""
+        """When the client left before the response was complete, by `time.monotonic()`; None if it did not."""
         return self._left.at
 
     @property
     def client_left(self) -> bool:
-        """Whether the client left before the answer was complete."""
+        """Whether the client left before the response was complete."""
         return self._left.at is not None
 
     async def wait_left(self, timeout: float = 5.0) -> float:
         """Waits until the client has left; returns when, by `time.monotonic()`.
 
         Raises:
-            AssertionError: It did not within `timeout` seconds.
+            AssertionError: It did not happen within `timeout` seconds.
         """
         return await self._left.wait(timeout, f"the client's leaving of request {self.number}")
 
@@ -147,18 +157,18 @@ class Entry:
         """Waits until the exchange has ended; returns when, by `time.monotonic()`.
 
         Raises:
-            AssertionError: It did not within `timeout` seconds.
+            AssertionError: It did not happen within `timeout` seconds.
         """
         return await self._ended.wait(timeout, f"the end of request {self.number}")
 
     def count(self, tokens: int) -> None:
-        """Says that so many tokens are being written; called by the server."""
+        """Records that so many tokens are being written; called by the server."""
         if tokens and self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.tokens_written += tokens
 
     def end(self, outcome: Outcome) -> None:
-        """Says how the exchange ended; called by the server."""
+        """Records how the exchange ended; called by the server. Only the first call counts."""
         if self.outcome != "open":
             return
         self.outcome = outcome
@@ -170,7 +180,10 @@ class Entry:
 class Journal:
     """The entries in order of arrival: `journal[0]`, `journal[-1]`, `len(journal)`, a loop over them.
 
-    Only the last `size` are kept; `total` counts all, and an index counts from the oldest kept.
+    Only the last `size` entries are kept; an index counts from the oldest of them.
+
+    Attributes:
+        total: The number of requests so far, also those whose entries are gone.
     """
 
     def __init__(self, size: int) -> None:
@@ -201,11 +214,15 @@ class Journal:
         return f"<Journal {self.total} requests>"
 
     async def wait(self, number: int = 1, timeout: float = 5.0) -> Entry:
-        """Waits until so many requests have come; returns the last of them.
+        """Waits until `number` requests have come; returns the entry of the last of them.
+
+        Args:
+            number: At least 1.
+            timeout: In seconds.
 
         Raises:
-            AssertionError: They did not within `timeout` seconds.
-            IndexError: The journal was too small to keep it.
+            AssertionError: They did not come within `timeout` seconds.
+            IndexError: The journal no longer has the entry; make `journal_size` larger.
             ValueError: `number` is less than 1.
         """
         if number < 1:
@@ -223,7 +240,7 @@ class Journal:
             return self._entries[number - 1 - self.total]
 
     def add(self, entry: Entry) -> None:
-        """Takes an entry; called by the server."""
+        """Adds an entry; called by the server."""
         with self._lock:
             self._entries.append(entry)
             self.total += 1
@@ -234,7 +251,7 @@ class Journal:
             moment.set()
 
     def clear(self) -> None:
-        """Forgets all entries and starts to count anew."""
+        """Removes all entries, and starts to count again."""
         with self._lock:
             self._entries.clear()
             self.total = 0

@@ -18,7 +18,7 @@ import attrs
 
 
 class ConnectionEnd(enum.Enum):
-    """How a connection is ended before its time."""
+    """How a connection is ended before the response is complete."""
 
     CLOSE = "close"
     """FIN: the peer sees the end of the connection."""
@@ -32,14 +32,14 @@ class Piece:
 
     Args:
         data: The bytes.
-        tokens: How many tokens end in them.
-        wait_s: Seconds before they are sent; infinite until the client leaves or the server is told to go on.
-        times: How often they are sent, each after the wait; infinite until the client leaves.
-        for_s: Seconds after which that ends, however often it was.
-        stall: The wait is a fault's: `EmulatorServer.release` ends it.
-        flush: They go out by themselves, and the event loop has a turn before the next.
-        end: What happens to the connection after them.
-        raw: They stand outside HTTP's framing.
+        tokens: The number of tokens that end in them.
+        wait_s: Seconds before they are sent; infinite until the client leaves or the stall is released.
+        times: How often they are sent, each time after the wait; infinite until the client leaves.
+        for_s: Seconds after which the repetition ends, however often they have been sent.
+        stall: Whether the wait is that of a fault, which `EmulatorServer.release` ends.
+        flush: Whether they are written by themselves, with a turn of the event loop before the next.
+        end: How the connection is ended after them; None keeps it.
+        raw: Whether they are outside of HTTP's framing.
     """
 
     data: bytes = b""
@@ -54,19 +54,22 @@ class Piece:
 
     @property
     def plain(self) -> bool:
-        """Whether it is bytes and nothing else."""
+        """Whether it is only bytes: no wait, no repetition, no end."""
         return not (self.wait_s or self.end or self.stall or self.flush or self.raw) and self.times == 1
 
 
 @attrs.frozen
 class Position:
-    """A place in a response: one of the three, or before its first byte when all are None.
+    """A place in a response, given by at most one of the three; before its first byte when all are None.
 
     Args:
-        in_head: After this many bytes of the head.
-        after_token: When this many tokens were sent; 0 is right after the head. In a whole response, that share of
-            the body.
-        at_byte: After this many bytes of the body, as it is before compression.
+        in_head: After this many bytes of the head, at least 0.
+        after_token: After this many tokens, at least 0; 0 is right after the head. In a whole response, after the
+            corresponding share of the body.
+        at_byte: After this many bytes of the body before compression, at least 0.
+
+    Raises:
+        ValueError: More than one is given, or one is out of its range.
     """
 
     in_head: int | None = None
@@ -86,7 +89,7 @@ FIRST_FIELD = -1
 """In `ResponsePlan.head_pieces`: after the status line, however long that is."""
 
 Framing = Literal["chunked", "length", "close"]
-"""How the end of the body is told: chunked transfer coding, a content-length, or the connection's end."""
+"""How the end of the body is marked: chunked transfer coding, a content-length, or the connection's end."""
 
 
 @attrs.define
@@ -95,17 +98,17 @@ class ResponsePlan:
 
     Args:
         status: The HTTP status.
-        headers: Names and values, without those of the framing.
+        headers: Headers, names in lower case, without those of the framing.
         body: The body's pieces in order.
-        framing: How its end is told.
-        length_off_by: What is added to the content-length, to make it lie.
+        framing: How the end of the body is marked.
+        length_off_by: Added to the content-length, to make it wrong.
         gzip: Whether the body is compressed.
         keep_alive: Whether the connection is kept for another request.
-        announce_close: Whether the head says so when it is not.
+        announce_close: Whether the head has `connection: close` when the connection is not kept.
         close_after_s: Seconds for which a connection that is not kept stays open after the response.
         think_s: Seconds of work before the first byte.
-        head_pieces: What was put into the head: after how many of its bytes, and what.
-        replaced_by: Bytes that are sent in place of it all.
+        head_pieces: Pieces put into the head, each with its offset in the head's bytes.
+        replaced_by: Bytes that are sent in place of the whole response; None for the response.
     """
 
     status: int = 200
@@ -123,7 +126,7 @@ class ResponsePlan:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the body holds."""
+        """The number of tokens in the body."""
         return sum(piece.tokens for piece in self.body)
 
     @property
@@ -140,7 +143,7 @@ class ResponsePlan:
         self.framing = "length"
 
     def insert(self, place: Position, *pieces: Piece) -> bool:
-        """Puts pieces at a place; returns whether there is such a place."""
+        """Puts pieces at a place; returns whether the response has such a place."""
         if place.after_token is None and place.at_byte is None:
             at = place.in_head or 0
             self.head_pieces += ((at, piece) for piece in pieces)
@@ -152,9 +155,15 @@ class ResponsePlan:
         return True
 
     def cut(self, place: Position, end: ConnectionEnd | None, *, inside_chunk: bool = False) -> bool:
-        """Ends the response at a place: with the connection, or as if the body were over when `end` is None.
+        """Ends the response at a place.
 
-        With `inside_chunk`, the framing has promised more bytes by then. Returns whether there is such a place.
+        Args:
+            place: The place.
+            end: How the connection is ended; None ends the body in good order.
+            inside_chunk: Whether the framing has announced more bytes by then.
+
+        Returns:
+            Whether the response has such a place.
         """
         if place.after_token is None and place.at_byte is None:
             return self.insert(place, Piece(end=end or ConnectionEnd.CLOSE))
@@ -167,7 +176,7 @@ class ResponsePlan:
         return True
 
     def _index(self, place: Position) -> int | None:
-        """The index in the body at a place; a piece that lies across it is split."""
+        """Returns the index of a place in the body, where need be by splitting a piece; None beyond the end."""
         if place.at_byte is not None:
             return self._index_of_byte(place.at_byte)
         wanted = place.after_token or 0
@@ -195,7 +204,7 @@ class ResponsePlan:
         return len(self.body) if seen == wanted else None
 
     def _split(self, index: int, at: int) -> None:
-        """Makes two pieces of one. The tokens end in the second, what happens after the piece happens there too."""
+        """Splits a piece in two. The tokens and the end of the connection go to the second."""
         piece = self.body[index]
         if piece.times != 1:
             raise ValueError(f"a place inside a piece that is sent {piece.times} times; put that fault last")
@@ -204,7 +213,7 @@ class ResponsePlan:
         self.body[index : index + 1] = (first, second)
 
     def split_at(self, offsets: Iterable[int], *, pause_s: float = 0.0) -> None:
-        """Sends the body in pieces that end at these bytes of it, each by itself, `pause_s` seconds apart."""
+        """Splits the body at these offsets; each piece is sent by itself, `pause_s` seconds after the one before."""
         cuts = sorted(set(offsets))
         at = 0
         pieces: list[Piece] = []
@@ -225,7 +234,7 @@ class ResponsePlan:
     # ------------------------------------------------------------------------------------------------------- rendering
 
     def head(self) -> bytes:
-        """Returns the head as it goes over the wire."""
+        """Returns the bytes of the head."""
         fields = dict(self.headers)
         if self.gzip:
             fields["content-encoding"] = "gzip"
@@ -245,7 +254,7 @@ class ResponsePlan:
         return int(size)
 
     def pieces_of_head(self) -> Iterator[Piece]:
-        """Yields the head with what was put into it."""
+        """Yields the head, with the pieces that were put into it."""
         head = self.head()
         sent = 0
         pieces = [(head.index(b"\r\n") + 2 if at == FIRST_FIELD else at, piece) for at, piece in self.head_pieces]

@@ -1,4 +1,4 @@
-"""What the pretended model says: a script makes replies, the request's own limits shape them.
+"""Scripts: the replies of the pretended model, within the limits that the request sets.
 
 Pure: the same script, request and seed give the same replies.
 """
@@ -21,12 +21,12 @@ from together_async.wire import codec
 
 @attrs.frozen
 class FunctionCall:
-    """A tool call of the pretended model.
+    """A tool call of the pretended model. `testing.Call` is the short name of this class.
 
     Args:
         name: The function's name.
-        arguments: Its arguments, as a mapping or as the JSON text itself (which may be broken on purpose).
-        id: The call's id; empty lets the emulator make one.
+        arguments: The arguments, as a mapping or as the JSON text itself, which may be broken on purpose.
+        id: The id of the tool call; empty for a generated one.
     """
 
     name: str
@@ -40,24 +40,24 @@ def _tokens(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(tokens_of(value)) if isinstance(value, str) else tuple(value)
 
 
-def _calls(value: Iterable[FunctionCall]) -> tuple[FunctionCall, ...]:
+def _tool_calls(value: Iterable[FunctionCall]) -> tuple[FunctionCall, ...]:
     return tuple(value)
 
 
 @attrs.frozen
 class Reply:
-    """What the pretended model says in one choice.
+    """The reply of the pretended model in one choice.
 
     Args:
-        content: The text, or the tokens it is streamed in; None when it only calls tools.
-        reasoning: What it thinks before, likewise; under which key it goes is the dialect's business.
-        tool_calls: What it calls after the text.
-        finish_reason: None for `stop`, `length` or `tool_calls`, as the reply comes out.
+        content: The text, or its tokens as they are streamed; None for a reply that only calls tools.
+        reasoning: The reasoning before the text, likewise; None for none. The dialect decides under which key it goes.
+        tool_calls: The tool calls after the text.
+        finish_reason: The finish reason; None for `stop`, `length` or `tool_calls`, whichever fits.
     """
 
     content: tuple[str, ...] | None = attrs.field(default=None, converter=_tokens)
     reasoning: tuple[str, ...] | None = attrs.field(default=None, converter=_tokens)
-    tool_calls: tuple[FunctionCall, ...] = attrs.field(default=(), converter=_calls)
+    tool_calls: tuple[FunctionCall, ...] = attrs.field(default=(), converter=_tool_calls)
     finish_reason: str | None = None
 
     @property
@@ -67,14 +67,20 @@ class Reply:
 
 
 Replies: TypeAlias = str | Reply | Sequence[str | Reply]
-"""What a script returns: a text, a reply, or several of them, one for each choice."""
+"""What a script returns: a text, a reply, or a sequence of them, one for each choice."""
 Script: TypeAlias = Replies | Callable[[ChatCompletionRequest], Replies] | None
 """What an emulator takes as `script`; None is the built-in """
 
 
 @attrs.frozen
 class GeneratedCall:
-    """A tool call as it is streamed: its arguments in pieces."""
+    """A tool call as it is streamed.
+
+    Attributes:
+        id: The id of the tool call.
+        name: The function's name.
+        pieces: The JSON text of the arguments, in pieces of a token each.
+    """
 
     id: str
     name: str
@@ -83,9 +89,15 @@ class GeneratedCall:
 
 @attrs.frozen
 class GeneratedChoice:
-    """One choice as it comes out: the reply within the request's `stop` and `max_tokens`.
+    """One choice as it is sent: the reply, cut by the request's `stop` and `max_tokens`.
 
-    Each piece of text and of arguments is a token.
+    Attributes:
+        index: The index of the choice.
+        content: The tokens of the text; None for a choice that only calls tools.
+        reasoning: The tokens of the reasoning.
+        calls: The tool calls.
+        finish_reason: The finish reason.
+        seed: The seed that the server reports, the request's if it has one.
     """
 
     index: int
@@ -97,50 +109,49 @@ class GeneratedChoice:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were generated."""
+        """The number of generated tokens: of reasoning, text and arguments."""
         return len(self.content or ()) + len(self.reasoning) + sum(len(call.pieces) for call in self.calls)
 
 
 class UnsatisfiableError(ValueError):
-    """The generator can't make what the request asks for: a schema or a pattern without a solution."""
+    """No text fits what the request asks for: its schema or pattern has no solution."""
 
 
 def generate_choices(
-    said: Replies | None, request: ChatCompletionRequest, *, seed: int | str
+    replies: Replies | None, request: ChatCompletionRequest, *, seed: int | str
 ) -> tuple[GeneratedChoice, ...]:
-    """Returns what the model says to a request, a choice each.
+    """Returns the choices that answer a request.
 
     Args:
-        said: A text or reply for every choice, several for the choices in turn, or None for generated text.
-        request: Its `n`, `stop`, `max_tokens`, `tools`, `tool_choice` and `response_format` are honoured.
-        seed: Of all that is chance.
+        replies: A text or reply for every choice, a sequence for the choices in turn, or None for generated text.
+        request: The request; its `n`, `stop`, `max_tokens`, `tools`, `tool_choice` and `response_format` are honoured.
+        seed: The seed of all randomness.
 
     Raises:
-        TypeError: The script returned something else.
+        TypeError: `replies` is something else.
         UnsatisfiableError: `response_format` or a tool's parameters have no solution.
     """
-    count = request.n or 1
-    spoken = []
-    for index in range(count):
-        rng = random.Random(f"{seed}/{index}")  # noqa: S311 - no secret
-        reply = _solved(request, rng) if said is None else _reply(said, index)
-        spoken.append(_within_limits(reply, request, index, rng))
-    return tuple(spoken)
+    choices = []
+    for index in range(request.n or 1):
+        rng = random.Random(f"{seed}/{index}")  # noqa: S311 - repeatable
+        reply = _generated_or_error(request, rng) if replies is None else _reply(replies, index)
+        choices.append(_within_limits(reply, request, index, rng))
+    return tuple(choices)
 
 
-def _reply(said: Replies, index: int) -> Reply:
-    if isinstance(said, Sequence) and not isinstance(said, str):
-        if not said:
+def _reply(replies: Replies, index: int) -> Reply:
+    if isinstance(replies, Sequence) and not isinstance(replies, str):
+        if not replies:
             raise TypeError("the script returned an empty list, expected a reply for each choice")
-        said = said[index % len(said)]
-    if isinstance(said, str):
-        return Reply(said)
-    if not isinstance(said, Reply):
-        raise TypeError(f"the script returned {type(said).__name__}, expected a str, a Reply, or a list of them")
-    return said
+        replies = replies[index % len(replies)]
+    if isinstance(replies, str):
+        return Reply(replies)
+    if not isinstance(replies, Reply):
+        raise TypeError(f"the script returned {type(replies).__name__}, expected a str, a Reply, or a list of them")
+    return replies
 
 
-def _solved(request: ChatCompletionRequest, rng: random.Random) -> Reply:
+def _generated_or_error(request: ChatCompletionRequest, rng: random.Random) -> Reply:
     try:
         return _generated(request, rng)
     except ValueError as error:
@@ -148,7 +159,7 @@ def _solved(request: ChatCompletionRequest, rng: random.Random) -> Reply:
 
 
 def _generated(request: ChatCompletionRequest, rng: random.Random) -> Reply:
-    """What nobody wrote: a call if tools ask for one, JSON or a match if a format asks for it, else prose."""
+    """Returns a tool call if the request has tools, JSON or a match if it asks for a format, else prose."""
     tool = _tool_wanted(request)
     if tool is not None:
         return Reply(None, tool_calls=[FunctionCall(tool["name"], tool_arguments(tool.get("parameters"), rng))])
@@ -158,12 +169,12 @@ def _generated(request: ChatCompletionRequest, rng: random.Random) -> Reply:
     if kind == "regex":
         return Reply(matching(wanted, rng))
     length = plausible_length(rng)
-    # Text beyond max_tokens would be thrown away; one token more shows that it was cut.
+    # Text beyond max_tokens would be cut off; one token more makes the finish reason `length`.
     return Reply(plausible_text(rng, min(length, (request.max_tokens or length) + 1)))
 
 
 def _tool_wanted(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
-    """The function a model would call: the one named, else the first, unless a tool has just answered."""
+    """Returns the function to call: the one named, else the first; None if a tool has just answered."""
     functions: list[Mapping[str, Any]] = [
         tool["function"] for tool in request.tools or () if isinstance(tool.get("function"), Mapping)
     ]
@@ -179,13 +190,13 @@ def _tool_wanted(request: ChatCompletionRequest) -> Mapping[str, Any] | None:
 
 
 def _member(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A member that ought to be an object, the empty one if it is none."""
+    """Returns a member if it is an object, else an empty one."""
     member = value.get(name)
     return member if isinstance(member, Mapping) else {}
 
 
 def _format(request: ChatCompletionRequest) -> tuple[str, Any]:
-    """What `response_format` asks for: `json` with a schema, `regex` with a pattern, or `text`."""
+    """Returns what `response_format` asks for: `json` and a schema, `regex` and a pattern, or `text` and None."""
     wanted = request.response_format or {}
     match wanted.get("type"):
         case "json_schema":
@@ -197,12 +208,12 @@ def _format(request: ChatCompletionRequest) -> tuple[str, Any]:
     return "text", None
 
 
-# ----------------------------------------------------------------------------------------------------- what is honoured
+# --------------------------------------------------------------------------------------------------------------- limits
 
 
 def _within_limits(reply: Reply, request: ChatCompletionRequest, index: int, rng: random.Random) -> GeneratedChoice:
     content, stopped = _until_stop(reply.content, request.stop or ())
-    calls = () if stopped else tuple(_spoken_call(call, rng) for call in reply.tool_calls)
+    calls = () if stopped else tuple(_generated_call(call, rng) for call in reply.tool_calls)
     natural = "stop" if stopped or not calls else "tool_calls"
     whole = GeneratedChoice(
         index=index,
@@ -217,7 +228,7 @@ def _within_limits(reply: Reply, request: ChatCompletionRequest, index: int, rng
 
 
 def _until_stop(tokens: tuple[str, ...] | None, stops: Sequence[str]) -> tuple[tuple[str, ...] | None, bool]:
-    """The tokens before the first of the stop texts; the last may be cut."""
+    """Returns the tokens before the first stop text, the last one cut if need be, and whether there was one."""
     text = "".join(tokens or ())
     end = min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=-1)
     if tokens is None or end < 0:
@@ -231,34 +242,34 @@ def _until_stop(tokens: tuple[str, ...] | None, stops: Sequence[str]) -> tuple[t
     return tuple(kept), True
 
 
-def _spoken_call(call: FunctionCall, rng: random.Random) -> GeneratedCall:
+def _generated_call(call: FunctionCall, rng: random.Random) -> GeneratedCall:
     arguments = call.arguments if isinstance(call.arguments, str) else codec.encode(call.arguments).decode()
     identity = call.id or f"call_{rng.getrandbits(96):024x}"
     return GeneratedCall(identity, call.name, tuple(argument_pieces(arguments, rng)))
 
 
-def _cut_to(spoken: GeneratedChoice, limit: int) -> GeneratedChoice:
-    """The first `limit` tokens, in the order of generation: reasoning, content, calls."""
-    reasoning = spoken.reasoning[:limit]
+def _cut_to(choice: GeneratedChoice, limit: int) -> GeneratedChoice:
+    """Returns the first `limit` tokens, in the order of generation: reasoning, content, tool calls."""
+    reasoning = choice.reasoning[:limit]
     left = limit - len(reasoning)
-    content = None if spoken.content is None else spoken.content[:left]
+    content = None if choice.content is None else choice.content[:left]
     left -= len(content or ())
     calls = []
-    for call in spoken.calls:
+    for call in choice.calls:
         if left <= 0:
             break
         calls.append(attrs.evolve(call, pieces=call.pieces[:left]))
         left -= len(call.pieces)
-    return attrs.evolve(spoken, reasoning=reasoning, content=content, calls=tuple(calls), finish_reason="length")
+    return attrs.evolve(choice, reasoning=reasoning, content=content, calls=tuple(calls), finish_reason="length")
 
 
 def prompt_tokens(request: ChatCompletionRequest) -> int:
-    """How many tokens the pretended model reads: those of the messages' texts, and four a message for its frame."""
+    """Returns the tokens of the prompt: those of the messages' texts, and four for each message."""
     return sum(4 + len(tokens_of(text_of(message.get("content")))) for message in request.messages)
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content; parts that are no text count as nothing."""
+    """Returns the text of a message's content; parts without text are left out."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, (list, tuple)) else ()
