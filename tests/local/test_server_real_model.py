@@ -25,10 +25,10 @@ async def fetch(server: LocalServer, path: str, body: object = None, **headers: 
     """Send one request with the standard library's client; returns the decoded body and the headers."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json", **headers}
-    request = urllib.request.Request(server.base_url.removesuffix("/v1") + path, data, headers)  # noqa: S310
+    request = urllib.request.Request(server.base_url.removesuffix("/v1") + path, data, headers)  # noqa: S310 - of our own server
 
     def send() -> tuple[Any, Message]:
-        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - of our own server
             return json.load(response), response.headers
 
     return await asyncio.to_thread(send)

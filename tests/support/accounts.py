@@ -50,26 +50,26 @@ def greedy(rate: Rate, seconds: float, tokens: int) -> Counts:
     account = Account(rate, clock=clock)
     while True:
         state = account.state(M)
-        kinds = [(one, need) for one, need in ((state.requests, 1), (state.tokens, tokens)) if one]
-        clock.now += max(0.0, *((min(need, one.size) - one.remaining) / one.limit for one, need in kinds))
+        kinds = [(bucket, need) for bucket, need in ((state.requests, 1), (state.tokens, tokens)) if bucket]
+        clock.now += max(0.0, *((min(need, bucket.size) - bucket.remaining) / bucket.limit for bucket, need in kinds))
         if clock.now > seconds:
             return account.counts(M)
         account.admit(M, tokens)
 
 
 def gathering(rate: Rate, seconds: float, tokens: int, *, requests: int, obeys_reset: bool) -> Counts:
-    """Sends all requests at once, and each refused one again as told, or every second."""
+    """Sends all requests at once, and each refused one again after the reset it got, or every second."""
     clock = Clock()
     account = Account(rate, clock=clock)
     due = dict.fromkeys(range(requests), 0.0)
     while due and (now := min(due.values())) <= seconds:
         clock.now = now
-        for one in [one for one, at in due.items() if at == now]:
+        for request in [request for request, at in due.items() if at == now]:
             verdict = account.admit(M, tokens)
             if verdict.admitted:
-                del due[one]
+                del due[request]
             else:
-                due[one] = now + (retry_after_s(verdict) if obeys_reset else 1.0)
+                due[request] = now + (retry_after_s(verdict) if obeys_reset else 1.0)
     return account.counts(M)
 
 

@@ -51,8 +51,8 @@ class Answer:
     @property
     def events(self) -> list[Any]:
         """The stream's data, JSON decoded; without `[DONE]`, which must be the last."""
-        *events, done, rest = self.body.split(b"\n\n")
-        assert (done, rest) == (b"data: [DONE]", b"")
+        *events, done, remaining = self.body.split(b"\n\n")
+        assert (done, remaining) == (b"data: [DONE]", b"")
         return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
     @property
@@ -104,7 +104,7 @@ class Client:
             answer.ended = True
             return answer
 
-    async def rest(self) -> tuple[bytes, str]:
+    async def read_to_end(self) -> tuple[bytes, str]:
         """All bytes until the connection ends, and how it did."""
         got = bytearray()
         async with asyncio.timeout(5):
@@ -135,7 +135,7 @@ async def ask(server: EmulatorServer, request: bytes) -> Answer:
 async def raw(server: EmulatorServer, request: bytes) -> tuple[bytes, str]:
     async with await Client.to(server) as client:
         client.writer.write(request)
-        return await client.rest()
+        return await client.read_to_end()
 
 
 async def plain(*, stream: bool) -> tuple[bytes, list[bytes]]:

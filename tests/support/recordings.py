@@ -85,8 +85,8 @@ def body_of(exchange: RecordedExchange) -> bytes:
 
 
 async def replayed(source: Path | Recording, speed: float = math.inf, **kwargs: Any) -> Got:
-    told = source if isinstance(source, Recording) else Recording.load(source)
-    async with EmulatorServer(told, replay_speed=speed, **kwargs) as server:
+    loaded = source if isinstance(source, Recording) else Recording.load(source)
+    async with EmulatorServer(loaded, replay_speed=speed, **kwargs) as server:
         return await post(server.base_url, asking())
 
 

@@ -62,9 +62,9 @@ def test_headers_tell_what_is_limited(rate, names):
     clock = Clock()
     limited = Account(rate, clock=clock)
     verdicts = [account.admit(M, 1), *(limited.admit(M, 1) for _ in range(50))]
-    assert {one.status for one in verdicts} == {200, 429, 503}
-    assert all(set(one.headers) == names for one in verdicts)
-    assert all(float(value) >= 0 for one in verdicts for value in one.headers.values())
+    assert {verdict.status for verdict in verdicts} == {200, 429, 503}
+    assert all(set(verdict.headers) == names for verdict in verdicts)
+    assert all(float(value) >= 0 for verdict in verdicts for value in verdict.headers.values())
 
 
 def test_headers_of_a_fixed_rate():

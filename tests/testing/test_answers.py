@@ -58,12 +58,12 @@ async def test_what_is_refused(request_, status, error):
         answer = await client.ask(request_)
         assert answer.status == status
         assert answer.json["id"] == answer.headers["x-request-id"]
-        told = answer.json["error"]
-        assert list(told) == ["message", "type", "param", "code"]
-        assert {name: told[name] for name in error if name != "message"} == {
+        got = answer.json["error"]
+        assert list(got) == ["message", "type", "param", "code"]
+        assert {name: got[name] for name in error if name != "message"} == {
             name: value for name, value in error.items() if name != "message"
         }
-        assert told["message"].startswith(error.get("message", ""))
+        assert got["message"].startswith(error.get("message", ""))
         assert (await client.ask(get("/v1/models"))).status == 200  # the connection is good
         assert server.journal[0].outcome == "refused"
 

@@ -55,7 +55,7 @@ def test_use_by_half_raises_the_limit_slower():
         full.admit(M, 0)
         if index % 2:
             half.admit(M, 0)
-    rises = [one.state(M).requests.limit - 100 for one in (full, half)]
+    rises = [account.state(M).requests.limit - 100 for account in (full, half)]
     assert rises[1] == pytest.approx(rises[0] / 2)
 
 

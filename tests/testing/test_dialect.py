@@ -55,10 +55,10 @@ def answer(script: Replies | None, **fields: Any) -> Generation:
     )
 
 
-def payloads(dialect: Dialect, said: Generation) -> list[Any]:
+def payloads(dialect: Dialect, generation: Generation) -> list[Any]:
     """The JSON of each event, with "[DONE]" as a str."""
     found = []
-    for event in events(dialect, said):
+    for event in events(dialect, generation):
         assert event.data.startswith(b"data: ")
         assert event.data.endswith(b"\n\n")
         data = event.data[6:-2]
@@ -66,22 +66,24 @@ def payloads(dialect: Dialect, said: Generation) -> list[Any]:
     return found
 
 
-def chunks(dialect: Dialect, said: Generation) -> list[dict[str, Any]]:
-    return [payload for payload in payloads(dialect, said) if payload != "[DONE]"]
+def chunks(dialect: Dialect, generation: Generation) -> list[dict[str, Any]]:
+    return [payload for payload in payloads(dialect, generation) if payload != "[DONE]"]
 
 
-def added_up(dialect: Dialect, said: Generation) -> tuple[ChatCompletion, ChunkDecoder, ChatCompletionAccumulator]:
+def added_up(
+    dialect: Dialect, generation: Generation
+) -> tuple[ChatCompletion, ChunkDecoder, ChatCompletionAccumulator]:
     """The stream as our own client reads it."""
     decoder, accumulator = ChunkDecoder(), ChatCompletionAccumulator()
-    for payload in decoder.feed(b"".join(event.data for event in events(dialect, said))):
+    for payload in decoder.feed(b"".join(event.data for event in events(dialect, generation))):
         chunk = decoder.decode(payload)
         if chunk is not None:
             accumulator.add(chunk)
     return accumulator.completion(), decoder, accumulator
 
 
-def whole(dialect: Dialect, said: Generation) -> ChatCompletion:
-    return completion_of(codec.encode(completion(dialect, said)), status=200, headers={})
+def whole(dialect: Dialect, generation: Generation) -> ChatCompletion:
+    return completion_of(codec.encode(completion(dialect, generation)), status=200, headers={})
 
 
 ANSWERS: dict[str, tuple[Replies | None, dict[str, Any]]] = {
@@ -118,33 +120,33 @@ ANSWERS: dict[str, tuple[Replies | None, dict[str, Any]]] = {
 @pytest.mark.parametrize(("script", "fields"), ANSWERS.values(), ids=ANSWERS)
 def test_a_stream_adds_up_to_the_whole_response(dialect, script, fields):
     """Read with our own decoder and accumulator: the same completion, but for the usage of streams which tell none."""
-    said = answer(script, **fields)
-    streamed, decoder, accumulator = added_up(dialect, said)
-    body = whole(dialect, said)
-    tells_usage = dialect.usage != "none" or said.include_usage
+    generation = answer(script, **fields)
+    streamed, decoder, accumulator = added_up(dialect, generation)
+    body = whole(dialect, generation)
+    tells_usage = dialect.usage != "none" or generation.include_usage
     assert streamed == attrs.evolve(body, usage=body.usage if tells_usage else None)
     assert decoder.done is dialect.done
-    assert accumulator.finished(len(said.choices))
+    assert accumulator.finished(len(generation.choices))
 
 
 @everywhere
 @pytest.mark.parametrize(("script", "fields"), ANSWERS.values(), ids=ANSWERS)
 def test_every_token_is_in_one_event(dialect, script, fields):
     """The events' counts add up to the answer's, which the usage tells."""
-    said = answer(script, **fields)
-    assert sum(event.tokens for event in events(dialect, said)) == said.tokens
-    assert completion(dialect, said)["usage"]["completion_tokens"] == said.tokens
-    assert max(event.tokens for event in events(dialect, said)) <= dialect.tokens_per_chunk
+    generation = answer(script, **fields)
+    assert sum(event.tokens for event in events(dialect, generation)) == generation.tokens
+    assert completion(dialect, generation)["usage"]["completion_tokens"] == generation.tokens
+    assert max(event.tokens for event in events(dialect, generation)) <= dialect.tokens_per_chunk
 
 
 @everywhere
 def test_finish_reasons_may_be_left_out(dialect):
     """A dialect without them has none in the stream nor in the whole response."""
     silent = attrs.evolve(dialect, finish_reasons=False)
-    said = answer(Reply("Well.", tool_calls=[WEATHER]))
-    reasons = {choice["finish_reason"] for chunk in chunks(silent, said) for choice in chunk["choices"]}
+    generation = answer(Reply("Well.", tool_calls=[WEATHER]))
+    reasons = {choice["finish_reason"] for chunk in chunks(silent, generation) for choice in chunk["choices"]}
     assert reasons == {None}
-    assert completion(silent, said)["choices"][0]["finish_reason"] is None
+    assert completion(silent, generation)["choices"][0]["finish_reason"] is None
 
 
 @everywhere
@@ -237,17 +239,17 @@ def test_a_whole_gpt_oss_response_has_the_keys_and_types_of_the_service():
 @pytest.mark.xfail(strict=True, reason="gpt-oss choices lack matched_stop")
 def test_a_gpt_oss_choice_says_what_stopped_it():
     """`matched_stop` stands in each choice, in chunks and whole."""
-    said = answer(THOUGHT)
-    assert "matched_stop" in chunks(GPT_OSS, said)[0]["choices"][0]
-    assert "matched_stop" in completion(GPT_OSS, said)["choices"][0]
+    generation = answer(THOUGHT)
+    assert "matched_stop" in chunks(GPT_OSS, generation)[0]["choices"][0]
+    assert "matched_stop" in completion(GPT_OSS, generation)["choices"][0]
 
 
 def test_tool_calls_are_streamed_as_the_service_does():
     """A call begins with index, id, type, name and no arguments; later pieces have index and arguments alone."""
-    said = answer(Reply(None, tool_calls=[WEATHER, CLOCK]))
+    generation = answer(Reply(None, tool_calls=[WEATHER, CLOCK]))
     deltas = [
         chunk["choices"][0]["delta"]["tool_calls"]
-        for chunk in chunks(TOGETHER, said)
+        for chunk in chunks(TOGETHER, generation)
         if chunk["choices"][0]["delta"]["tool_calls"]
     ]
     begins = [delta[0] for delta in deltas if "id" in delta[0]]
@@ -255,9 +257,9 @@ def test_tool_calls_are_streamed_as_the_service_does():
         {"index": 0, "id": "call_a1", "type": "function", "function": {"name": "get_weather", "arguments": ""}},
         {"index": 1, "id": "call_b2", "type": "function", "function": {"name": "get_time", "arguments": ""}},
     ]
-    rest = [delta[0] for delta in deltas if "id" not in delta[0]]
-    assert {tuple(piece) for piece in rest} == {("index", "function")}
-    assert {tuple(piece["function"]) for piece in rest} == {("arguments",)}
+    pieces = [delta[0] for delta in deltas if "id" not in delta[0]]
+    assert {tuple(piece) for piece in pieces} == {("index", "function")}
+    assert {tuple(piece["function"]) for piece in pieces} == {("arguments",)}
     theirs = [chunk["choices"][0]["delta"]["tool_calls"] for chunk in sample_chunks("tool_calls")[:-2]]
     assert shape(deltas[0]) == shape(theirs[0])
     assert shape(deltas[1]) == shape(theirs[1])
@@ -282,24 +284,24 @@ def test_tool_calls_of_a_whole_response_are_as_the_service_has_them():
 )
 def test_the_finish_reason_of_calls_comes_twice_from_together(dialect, times):
     """`tool_calls` twice, the usage beside the second; `stop` and `length` once everywhere."""
-    said = answer(Reply(None, tool_calls=[WEATHER]))
-    reasons = [c["choices"][0]["finish_reason"] for c in chunks(dialect, said) if c["choices"]]
+    generation = answer(Reply(None, tool_calls=[WEATHER]))
+    reasons = [c["choices"][0]["finish_reason"] for c in chunks(dialect, generation) if c["choices"]]
     assert reasons[-times:] == ["tool_calls"] * times
     assert reasons.count("tool_calls") == times
     for text in (answer("a b c"), answer("a b c", max_tokens=2)):
-        told = [c["choices"][0]["finish_reason"] for c in chunks(dialect, text) if c["choices"]]
-        assert len([reason for reason in told if reason]) == 1
+        got = [c["choices"][0]["finish_reason"] for c in chunks(dialect, text) if c["choices"]]
+        assert len([reason for reason in got if reason]) == 1
 
 
 def test_the_usage_of_together_rides_with_the_last_finish_reason():
     """Of three choices it is in the very last chunk, and null in all others."""
-    said = answer(["a", "b c", "d"], n=3)
-    usages = [chunk["usage"] for chunk in chunks(TOGETHER, said)]
+    generation = answer(["a", "b c", "d"], n=3)
+    usages = [chunk["usage"] for chunk in chunks(TOGETHER, generation)]
     assert usages[:-1] == [None] * (len(usages) - 1)
     assert usages[-1] == {
-        "prompt_tokens": said.prompt_tokens,
+        "prompt_tokens": generation.prompt_tokens,
         "completion_tokens": 4,
-        "total_tokens": said.prompt_tokens + 4,
+        "total_tokens": generation.prompt_tokens + 4,
         "cached_tokens": 0,
     }
 
@@ -307,18 +309,18 @@ def test_the_usage_of_together_rides_with_the_last_finish_reason():
 @everywhere
 def test_include_usage_always_gets_a_last_chunk_without_choices(dialect):
     """Whatever the habit, the usage is there once, after all choices, and nowhere else."""
-    told = chunks(dialect, answer("a b", stream_options={"include_usage": True}))
-    assert [chunk["choices"] == [] for chunk in told] == [False] * (len(told) - 1) + [True]
-    assert [chunk["usage"] is not None for chunk in told] == [False] * (len(told) - 1) + [True]
-    assert told[-1]["usage"]["completion_tokens"] == 2
+    got = chunks(dialect, answer("a b", stream_options={"include_usage": True}))
+    assert [chunk["choices"] == [] for chunk in got] == [False] * (len(got) - 1) + [True]
+    assert [chunk["usage"] is not None for chunk in got] == [False] * (len(got) - 1) + [True]
+    assert got[-1]["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, VLLM, TRANSFORMERS], ids=lambda dialect: dialect.name)
 def test_servers_which_tell_no_usage_in_a_stream_tell_it_in_a_whole_response(dialect):
     """The stream has none unless asked."""
-    said = answer("a b")
-    assert not any(chunk["usage"] for chunk in chunks(dialect, said))
-    assert completion(dialect, said)["usage"]["completion_tokens"] == 2
+    generation = answer("a b")
+    assert not any(chunk["usage"] for chunk in chunks(dialect, generation))
+    assert completion(dialect, generation)["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize(
@@ -333,20 +335,20 @@ def test_servers_which_tell_no_usage_in_a_stream_tell_it_in_a_whole_response(dia
 )
 def test_reasoning_comes_under_the_key_of_the_server(dialect, key):
     """In deltas and in messages; under the other key there is nothing."""
-    said = answer(THOUGHT)
+    generation = answer(THOUGHT)
     other = {"reasoning", "reasoning_content"} - {key}
-    deltas = [chunk["choices"][0]["delta"] for chunk in chunks(dialect, said) if chunk["choices"]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks(dialect, generation) if chunk["choices"]]
     assert "".join(delta.get(key) or "" for delta in deltas) == "We need 2 and 2."
-    message = completion(dialect, said)["choices"][0]["message"]
+    message = completion(dialect, generation)["choices"][0]["message"]
     assert message[key] == "We need 2 and 2."
     assert not any(name in value for name in other for value in (message, *deltas))
 
 
 def test_native_logprobs_are_numbers_in_chunks_and_lists_in_the_whole():
     """A number beside each token, null beside none; three lists of one length, which say the same."""
-    said = answer(Reply(("a", " b")), logprobs=1)
-    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks(TOGETHER, said)]
-    listed = completion(TOGETHER, said)["choices"][0]["logprobs"]
+    generation = answer(Reply(("a", " b")), logprobs=1)
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks(TOGETHER, generation)]
+    listed = completion(TOGETHER, generation)["choices"][0]["logprobs"]
     assert listed["tokens"] == ["a", " b"]
     assert streamed == [*listed["token_logprobs"], None]
     assert all(isinstance(number, float) and number <= 0 for number in streamed[:-1])
@@ -356,8 +358,8 @@ def test_native_logprobs_are_numbers_in_chunks_and_lists_in_the_whole():
 @pytest.mark.parametrize("top", [1, 2, 5])
 def test_openai_logprobs_have_as_many_alternatives_as_were_asked_for(top):
     """An object a token, shaped like the sample's, with the token itself first among `top_logprobs`."""
-    said = answer(Reply(("Ja", " é")), logprobs=top)
-    body = completion(OPENAI, said)["choices"][0]
+    generation = answer(Reply(("Ja", " é")), logprobs=top)
+    body = completion(OPENAI, generation)["choices"][0]
     theirs = sample_body("openai_logprobs")["choices"][0]["logprobs"]["content"][0]
     entries = body["logprobs"]["content"]
     assert [entry["token"] for entry in entries] == ["Ja", " é"]
@@ -367,7 +369,7 @@ def test_openai_logprobs_have_as_many_alternatives_as_were_asked_for(top):
     assert shape(entries[0]) == shape(theirs)
     streamed = [
         entry
-        for chunk in chunks(OPENAI, said)
+        for chunk in chunks(OPENAI, generation)
         if chunk["choices"][0]["logprobs"]
         for entry in chunk["choices"][0]["logprobs"]["content"]
     ]
@@ -377,27 +379,27 @@ def test_openai_logprobs_have_as_many_alternatives_as_were_asked_for(top):
 @everywhere
 def test_no_logprobs_unless_asked_for(dialect):
     """Null everywhere."""
-    said = answer("a b")
-    assert all(choice["logprobs"] is None for chunk in chunks(dialect, said) for choice in chunk["choices"])
-    assert completion(dialect, said)["choices"][0]["logprobs"] is None
+    generation = answer("a b")
+    assert all(choice["logprobs"] is None for chunk in chunks(dialect, generation) for choice in chunk["choices"])
+    assert completion(dialect, generation)["choices"][0]["logprobs"] is None
 
 
 @everywhere
 def test_echo_puts_the_prompt_into_the_first_chunk_and_the_whole(dialect):
     """`prompt` is a list of one part with its text, once."""
-    said = answer("Because.", echo=True)
+    generation = answer("Because.", echo=True)
     part = [{"text": "Why is the sky blue?", "logprobs": None}]
-    told = chunks(dialect, said)
-    assert told[0]["prompt"] == part
-    assert not any("prompt" in chunk for chunk in told[1:])
-    assert completion(dialect, said)["prompt"] == part
+    got = chunks(dialect, generation)
+    assert got[0]["prompt"] == part
+    assert not any("prompt" in chunk for chunk in got[1:])
+    assert completion(dialect, generation)["prompt"] == part
     assert list(shape(part)[0]) == list(shape(sample_body("echo")["prompt"])[0])
 
 
 def test_vllm_puts_three_tokens_into_a_delta_and_the_finish_reason_beside_text():
     """Four tokens are an opening, a delta of three and one of one with the reason."""
-    told = [chunk["choices"][0] for chunk in chunks(VLLM, answer("a b c d"))]
-    assert [(c["delta"].get("content"), c["finish_reason"]) for c in told] == [
+    got = [chunk["choices"][0] for chunk in chunks(VLLM, answer("a b c d"))]
+    assert [(c["delta"].get("content"), c["finish_reason"]) for c in got] == [
         ("", None),
         ("a b c", None),
         (" d", "stop"),
@@ -406,11 +408,11 @@ def test_vllm_puts_three_tokens_into_a_delta_and_the_finish_reason_beside_text()
 
 def test_llama_cpp_opens_with_null_and_sends_the_last_choice_first():
     """Openings and tokens of choice 1 come before those of choice 0; the reason has a delta of its own, empty."""
-    told = [chunk["choices"][0] for chunk in chunks(LLAMA_CPP, answer(["a", "b"], n=2))]
+    got = [chunk["choices"][0] for chunk in chunks(LLAMA_CPP, answer(["a", "b"], n=2))]
     theirs = [chunk["choices"][0] for chunk in sample_chunks("llama_cpp_two_choices")[:-1]]
-    assert [choice["index"] for choice in told] == [1, 0, 1, 0, 1, 0]
-    assert [choice["delta"] for choice in told[:2]] == [choice["delta"] for choice in theirs[:2]]
-    assert [choice["delta"] for choice in told[-2:]] == [{}, {}]
+    assert [choice["index"] for choice in got] == [1, 0, 1, 0, 1, 0]
+    assert [choice["delta"] for choice in got[:2]] == [choice["delta"] for choice in theirs[:2]]
+    assert [choice["delta"] for choice in got[-2:]] == [{}, {}]
     assert theirs[-1]["delta"] == {}
 
 
@@ -441,9 +443,9 @@ def test_chunks_of_other_servers_have_the_keys_of_their_samples(dialect, sample)
 @everywhere
 def test_all_chunks_are_of_one_completion(dialect):
     """id, object, created and model are the same in each, and in the whole response but for `object`."""
-    said = answer("a b", n=2)
-    body = completion(dialect, said)
-    for chunk in chunks(dialect, said):
+    generation = answer("a b", n=2)
+    body = completion(dialect, generation)
+    for chunk in chunks(dialect, generation):
         assert chunk["object"] == "chat.completion.chunk"
         assert {name: chunk[name] for name in ("id", "created", "model")} == {
             name: body[name] for name in ("id", "created", "model")
@@ -455,12 +457,12 @@ def test_all_chunks_are_of_one_completion(dialect):
 @everywhere
 def test_choices_take_turns(dialect):
     """Three choices are streamed side by side, each in its order, in whichever order of choices."""
-    told = [c["choices"][0] for c in chunks(dialect, answer(["a b c d e f g", "h", "i j"], n=3)) if c["choices"]]
-    order = [choice["index"] for choice in told]
+    got = [c["choices"][0] for c in chunks(dialect, answer(["a b c d e f g", "h", "i j"], n=3)) if c["choices"]]
+    order = [choice["index"] for choice in got]
     assert sorted(order[:3]) == [0, 1, 2]
     assert order[:3] == order[3:6] or dialect.opening == "none"
     for index, text in enumerate(("a b c d e f g", "h", "i j")):
-        assert "".join(c["delta"].get("content") or "" for c in told if c["index"] == index) == text
+        assert "".join(c["delta"].get("content") or "" for c in got if c["index"] == index) == text
 
 
 def test_a_dialect_has_values_that_can_be():
@@ -488,10 +490,10 @@ def test_every_error_body_has_the_documented_keys(status):
     assert list(body) == ["error"]
     assert list(body["error"]) == ["message", "type", "param", "code"]
     assert body["error"]["message"]
-    told = error_body(status, "other words", type="t", param="p", id="i")
-    assert told["id"] == "i"
-    assert told["error"] == {**body["error"], "message": "other words", "type": "t", "param": "p"}
-    facts = error_facts(told)
+    got = error_body(status, "other words", type="t", param="p", id="i")
+    assert got["id"] == "i"
+    assert got["error"] == {**body["error"], "message": "other words", "type": "t", "param": "p"}
+    facts = error_facts(got)
     assert facts is not None
     assert facts.message == "other words"
 

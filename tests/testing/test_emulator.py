@@ -83,7 +83,7 @@ async def test_each_model_answers_in_its_dialect():
                 answer = await client.ask(post(stream=True, model=name))
                 assert "connection" not in answer.headers  # llama.cpp promises to keep it, and does not
                 if dialect.closes:
-                    assert await client.rest() == (b"", "eof")
+                    assert await client.read_to_end() == (b"", "eof")
                 assert answer.body.endswith(b"data: [DONE]\n\n") is dialect.done
                 assert f'"{dialect.reasoning}":'.encode() in answer.body
 

@@ -198,11 +198,11 @@ def test_an_error_in_a_stream_ends_it(shape, done):
     response = stream()
     assert ErrorInStream(after_token=2, shape=shape, message="broke off", done=done).apply(response)
     assert data(response).startswith(STREAM[: ENDS[2]])
-    rest = data(response)[ENDS[2] :]
-    assert b"broke off" in rest
-    assert rest.endswith(b"\n\n")
-    assert rest.endswith(DONE) is done
-    assert rest.count(b"\n\n") == 1 + done
+    remaining = data(response)[ENDS[2] :]
+    assert b"broke off" in remaining
+    assert remaining.endswith(b"\n\n")
+    assert remaining.endswith(DONE) is done
+    assert remaining.count(b"\n\n") == 1 + done
     assert not any(piece.end for piece in response.body)
 
 
@@ -246,12 +246,12 @@ def test_how_a_cut_ends(how):
     )
 
 
-@pytest.mark.parametrize(("how", "told"), [("reset", 10), ("close", 10), ("chunk", 10), ("end", 4)])
-def test_a_cut_of_a_body_with_a_length_breaks_the_promise_of_the_whole(how, told):
+@pytest.mark.parametrize(("how", "length"), [("reset", 10), ("close", 10), ("chunk", 10), ("end", 4)])
+def test_a_cut_of_a_body_with_a_length_breaks_the_promise_of_the_whole(how, length):
     """But with `end`, which makes a short body in good order."""
     response = whole()
     Cut(at_byte=4, how=how).apply(response)
-    assert f"content-length: {told}\r\n".encode() in response.head()
+    assert f"content-length: {length}\r\n".encode() in response.head()
     assert data(response) == BODY[:4]
 
 
@@ -283,11 +283,11 @@ def test_endless_headers_are_put_after_the_status_line():
     """In blocks, without end."""
     response = stream()
     EndlessHeaders(size=10).apply(response)
-    first, endless, rest = response.pieces_of_head()
+    first, endless, remaining = response.pieces_of_head()
     assert first.data == b"HTTP/1.1 200 OK\r\n"
     assert math.isinf(endless.times)
     assert endless.data.startswith(b"x-endless: aaaaaaaaaa\r\nx-endless: ")
-    assert rest.data.endswith(b"\r\n\r\n")
+    assert remaining.data.endswith(b"\r\n\r\n")
 
 
 def test_endless_headers_of_another_status_are_put_after_its_line():

@@ -41,7 +41,7 @@ async def test_what_is_no_request_is_refused_and_the_connection_closed(garbage, 
         assert answer.status == status
         assert answer.headers["connection"] == "close"
         assert answer.json["error"]["message"]
-        assert await client.rest() == (b"", "eof")
+        assert await client.read_to_end() == (b"", "eof")
         assert len(server.journal) == 0
 
 

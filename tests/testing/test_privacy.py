@@ -71,7 +71,7 @@ class TestPrivacy:
         asking(PROMPT),
         asking("x", messages=[{"role": "user", "content": [{"type": "text", "text": PROMPT}]}]),
         asking("x", messages=[{"role": "system", "content": PROMPT}, {"role": "user", "content": "x"}]),
-        asking("x", tools=[{**TOOL, "function": {**TOOL["function"], "description": PROMPT}}]),  # type: ignore[dict-item]
+        asking("x", tools=[{**TOOL, "function": {**TOOL["function"], "description": PROMPT}}]),  # type: ignore[dict-item]  # a dict
         asking("x", safety_model=PROMPT, stop=[PROMPT], whatever={"deep": [PROMPT]}),
         {PROMPT: 1, **asking("x"), "logit_bias": {PROMPT: 1}},
         asking("x", model=[PROMPT]),
@@ -208,14 +208,14 @@ class TestPrivacy:
         pieces = tuple((float(a), whole[a:b]) for a, b in itertools.pairwise(edges))
         recorded = RecordedExchange(200, {}, pieces, asking(secret))
         kept = without_private(recorded, [], keep_prompts=False)
-        told = json.loads(body_of(kept))["detail"]
+        text_of_detail = json.loads(body_of(kept))["detail"]
         for _ in range(depth):
-            assert secret not in told
+            assert secret not in text_of_detail
             try:
-                told = json.loads(told)
+                text_of_detail = json.loads(text_of_detail)
             except ValueError:  # the inner JSON may suffer where the prompt's edge was half an escape
                 break
-        assert secret not in told
+        assert secret not in text_of_detail
         assert [at for at, _ in kept.pieces] == [at for at, _ in pieces]
 
 

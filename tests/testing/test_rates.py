@@ -14,7 +14,7 @@ from together_async.testing.rates import Dynamic, Rate
 @pytest.mark.parametrize("value", [Rate(1, 2, 3, Dynamic()), Dynamic(start=0.3), Counts(1, 2, 3, 4)])
 def test_values(value):
     """Frozen, equal, hashable and picklable."""
-    assert pickle.loads(pickle.dumps(value)) == value == attrs.evolve(value)  # noqa: S301
+    assert pickle.loads(pickle.dumps(value)) == value == attrs.evolve(value)  # noqa: S301 - our own
     assert hash(value) == hash(attrs.evolve(value))
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         setattr(value, attrs.fields(type(value))[0].name, 1)

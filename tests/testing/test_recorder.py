@@ -214,19 +214,23 @@ class TestProxy:
     async def test_twenty_at_once(self, path: Path) -> None:
         """None waits for another, none gets another's bytes, each is a line."""
         async with recording(
-            path, lambda request: f"{request.messages[0]['content']} " * 20, faults=Stall(after_token=5),
+            path,
+            lambda request: f"{request.messages[0]['content']} " * 20,
+            faults=Stall(after_token=5),
             keep_prompts=True,
-        ) as (server, recorder):  # fmt: skip
+        ) as (server, recorder):  # fmt: skip - shorter than one argument a line
             tasks = [asyncio.create_task(post(recorder.base_url, asking(f"word{number}"))) for number in range(20)]
             await server.journal.wait(20)
-            while min(entry.tokens_written for entry in server.journal) < 5:  # noqa: ASYNC110
+            while min(entry.tokens_written for entry in server.journal) < 5:  # noqa: ASYNC110 - of another task
                 await asyncio.sleep(0.001)
             server.release()
             await asyncio.gather(*tasks)
-        told = {exchange.request["messages"][0]["content"]: exchange for exchange in Recording.load(path).exchanges}
-        assert len(told) == 20
+        by_prompt = {
+            exchange.request["messages"][0]["content"]: exchange for exchange in Recording.load(path).exchanges
+        }
+        assert len(by_prompt) == 20
         for number, task in enumerate(tasks):
-            assert body_of(told[f"word{number}"]) == task.result().body
+            assert body_of(by_prompt[f"word{number}"]) == task.result().body
             assert task.result().body.count(b"[DONE]") == 1
 
     @pytest.mark.parametrize("upstream", ["localhost:80/v1", "ftp://x/v1", "http:///v1", "http://x/v1?key=1", ""])

@@ -123,7 +123,7 @@ class TestBreaks:
             async with Recorder(path, upstream=server.base_url) as recorder:
                 tasks = [asyncio.create_task(post(recorder.base_url, asking())) for _ in range(3)]
                 await server.journal.wait(3)
-                while min(entry.tokens_written for entry in server.journal) < 1:  # noqa: ASYNC110
+                while min(entry.tokens_written for entry in server.journal) < 1:  # noqa: ASYNC110 - of another task
                     await asyncio.sleep(0.001)
                 started = time.monotonic()
             assert time.monotonic() - started < 1
@@ -207,7 +207,7 @@ class TestMemory:
             tracemalloc.start()
             try:
                 await self._read(recorder.base_url)
-                while not path.exists():  # noqa: ASYNC110
+                while not path.exists():  # noqa: ASYNC110 - of another task
                     await asyncio.sleep(0.001)
                 left, peak = tracemalloc.get_traced_memory()
             finally:

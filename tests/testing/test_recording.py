@@ -121,8 +121,8 @@ class TestTiming:
             assert json.loads(first.removeprefix(b"data: "))["choices"][0]["delta"]["content"] == "The"
             assert server.journal[0].tokens_written == 1
             server.release()
-            rest = await asyncio.wait_for(response.content.read(), TIMEOUT_S)
-        assert rest.endswith(b"data: [DONE]\n\n")
+            remaining = await asyncio.wait_for(response.content.read(), TIMEOUT_S)
+        assert remaining.endswith(b"data: [DONE]\n\n")
 
 
 class TestReplay:
@@ -133,32 +133,32 @@ class TestReplay:
                 await post(recorder.base_url, asking(stream=False))
         async with EmulatorServer(Recording.load(path)) as server:
             answers = [await post(server.base_url, asking("new", stream=False)) for _ in range(4)]
-        said = [json.loads(answer.body)["choices"][0]["message"]["content"] for answer in answers]
-        assert said == ["one", "two", "three", "one"]
+        contents = [json.loads(answer.body)["choices"][0]["message"]["content"] for answer in answers]
+        assert contents == ["one", "two", "three", "one"]
 
     async def test_prompts_that_were_kept_find_their_answers(self, path: Path) -> None:
         """In whatever order they come; a prompt that is new gets the next in turn."""
         async with recording(
             path, lambda request: f"answer to {request.messages[0]['content']}", keep_prompts=True
-        ) as (_, recorder):  # fmt: skip
+        ) as (_, recorder):  # fmt: skip - shorter than one argument a line
             for prompt in ("one", "two", "three"):
                 await post(recorder.base_url, asking(prompt, temperature=0.5))
         async with (
             EmulatorServer(Recording.load(path)) as server,
             AsyncTogether(KEY, base_url=server.base_url) as client,
         ):
-            said = [
+            contents = [
                 (await client.stream(prompt, model="m", temperature=0.5).completion()).choices[0].message.content
                 for prompt in ("three", "one", "two", "three")
             ]
-            assert said == [f"answer to {prompt}" for prompt in ("three", "one", "two", "three")]
+            assert contents == [f"answer to {prompt}" for prompt in ("three", "one", "two", "three")]
 
     def test_the_same_prompt_twice_is_answered_in_turn(self) -> None:
-        one, two = (RecordedExchange(200, {}, ((0.0, data),), asking(stream=False)) for data in (b"1", b"2"))
+        first, second = (RecordedExchange(200, {}, ((0.0, data),), asking(stream=False)) for data in (b"1", b"2"))
         other = RecordedExchange(200, {}, (), asking("other"))
-        told = Recording((other, one, two))
+        loaded = Recording((other, first, second))
         request = ChatCompletionRequest(messages="Why?", model="m")
-        assert [told.choose(request, turn) for turn in range(3)] == [one, two, one]
+        assert [loaded.choose(request, turn) for turn in range(3)] == [first, second, first]
 
     def test_asking_for_usage_is_the_same_question(self) -> None:
         """A client that asks for it finds what another recorded without."""
@@ -170,11 +170,11 @@ class TestReplay:
     def test_the_kind_of_answer_is_heeded_when_it_is_known(self) -> None:
         """Who asks for a stream gets one, if there is one."""
         whole, stream = (RecordedExchange(200, {"x": str(on)}, (), asking("other", stream=on)) for on in (False, True))
-        told = Recording((whole, stream))
+        loaded = Recording((whole, stream))
         request = ChatCompletionRequest(messages="Why?", model="m")
-        assert [told.choose(request, turn, streamed=True) for turn in range(2)] == [stream, stream]
-        assert [told.choose(request, turn, streamed=False) for turn in range(2)] == [whole, whole]
-        assert [told.choose(request, turn) for turn in range(2)] == [whole, stream]
+        assert [loaded.choose(request, turn, streamed=True) for turn in range(2)] == [stream, stream]
+        assert [loaded.choose(request, turn, streamed=False) for turn in range(2)] == [whole, whole]
+        assert [loaded.choose(request, turn) for turn in range(2)] == [whole, stream]
         assert Recording((whole,)).choose(request, 5, streamed=True) is whole
 
     async def test_faults_find_the_tokens_of_a_recording(self, path: Path) -> None:
@@ -192,11 +192,11 @@ class TestReplay:
 
     async def test_saving_and_loading(self, path: Path, tmp_path: Path) -> None:
         await recorded_once(path, RAINBOW)
-        told = Recording.load(path)
-        told.save(tmp_path / "copy")
-        assert Recording.load(tmp_path / "copy") == told
+        loaded = Recording.load(path)
+        loaded.save(tmp_path / "copy")
+        assert Recording.load(tmp_path / "copy") == loaded
         assert (tmp_path / "copy").read_bytes() == path.read_bytes()
-        assert repr(told) == "<Recording of 1 exchanges>"
+        assert repr(loaded) == "<Recording of 1 exchanges>"
 
 
 class TestFile:

@@ -66,8 +66,8 @@ def test_a_place_in_the_head_splits_it():
     """The pieces before and after are the head."""
     response = whole()
     assert Cut(in_head=7).apply(response)
-    first, cut, rest = response.pieces_of_head()
-    assert first.data + rest.data == response.head()
+    first, cut, remaining = response.pieces_of_head()
+    assert first.data + remaining.data == response.head()
     assert (len(first.data), cut.end) == (7, ConnectionEnd.RESET)
 
 
@@ -90,7 +90,7 @@ def test_without_a_place_what_belongs_into_a_body_comes_at_its_start(fault):
 
 
 @pytest.mark.parametrize(
-    ("place", "says"),
+    ("place", "message"),
     [
         ({"after_token": -1}, "after_token: got -1, expected an int of at least 0"),
         ({"at_byte": 1.5}, "at_byte: got 1.5, expected an int of at least 0"),
@@ -100,9 +100,9 @@ def test_without_a_place_what_belongs_into_a_body_comes_at_its_start(fault):
     ids=str,
 )
 @pytest.mark.parametrize("make", [Position, Stall, Cut, ErrorInStream, Garbage], ids=lambda make: make.__name__)
-def test_a_place_that_cannot_be_is_a_value_error(make, place, says):
+def test_a_place_that_cannot_be_is_a_value_error(make, place, message):
     """At once, where the fault is written."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         make(**place)
 
 

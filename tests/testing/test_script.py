@@ -32,14 +32,14 @@ def request(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest(**{"messages": [{"role": "user", "content": "hi"}], "model": "m", **fields})
 
 
-def say(script: Script, *, seed: int | str = 0, **fields: Any) -> tuple[GeneratedChoice, ...]:
+def choices_of(script: Script, *, seed: int | str = 0, **fields: Any) -> tuple[GeneratedChoice, ...]:
     asked = request(**fields)
-    said: Any = script(asked) if callable(script) else script  # as the server does
-    return generate_choices(said, asked, seed=seed)
+    replies: Any = script(asked) if callable(script) else script  # as the server does
+    return generate_choices(replies, asked, seed=seed)
 
 
-def text(spoken: GeneratedChoice) -> str:
-    return "".join(spoken.content or ())
+def text(choice: GeneratedChoice) -> str:
+    return "".join(choice.content or ())
 
 
 # -------------------------------------------------------------------------------------------------------------- scripts
@@ -48,9 +48,9 @@ def text(spoken: GeneratedChoice) -> str:
 @pytest.mark.parametrize("script", ["Hello there!", Reply("Hello there!"), ["Hello there!"], [Reply("Hello there!")]])
 def test_a_text_a_reply_or_a_list_of_these(script):
     """All say the same: the tokens of the text, once, with reason `stop`."""
-    (spoken,) = say(script)
-    assert spoken.content == ("Hello", " there", "!")
-    assert (spoken.index, spoken.finish_reason, spoken.reasoning, spoken.calls) == (0, "stop", (), ())
+    (choice,) = choices_of(script)
+    assert choice.content == ("Hello", " there", "!")
+    assert (choice.index, choice.finish_reason, choice.reasoning, choice.calls) == (0, "stop", (), ())
 
 
 @pytest.mark.parametrize(
@@ -63,30 +63,30 @@ def test_a_text_a_reply_or_a_list_of_these(script):
 )
 def test_choices_get_the_replies_in_turn(script, texts):
     """One text for all, several from the first again; each choice has its index."""
-    spoken = say(script, n=3)
-    assert [text(one) for one in spoken] == texts
-    assert [one.index for one in spoken] == [0, 1, 2]
+    choices = choices_of(script, n=3)
+    assert [text(choice) for choice in choices] == texts
+    assert [choice.index for choice in choices] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("said", [5, b"x", [], [5], {"a": 1}, object()])
-def test_what_is_no_reply_is_a_type_error(said):
+@pytest.mark.parametrize("replies", [5, b"x", [], [5], {"a": 1}, object()])
+def test_what_is_no_reply_is_a_type_error(replies):
     """The text says what came."""
     with pytest.raises(TypeError, match="the script returned"):
-        say(lambda _: said)
+        choices_of(lambda _: replies)
 
 
 def test_the_tokens_may_be_given():
     """A sequence of str is streamed as it is, empty ones too."""
-    (spoken,) = say(Reply(["a", "", "bc"], reasoning=["x", "y"]))
-    assert (spoken.content, spoken.reasoning) == (("a", "", "bc"), ("x", "y"))
+    (choice,) = choices_of(Reply(["a", "", "bc"], reasoning=["x", "y"]))
+    assert (choice.content, choice.reasoning) == (("a", "", "bc"), ("x", "y"))
     assert Reply(["a", "", "bc"]).text == "abc"
     assert Reply(None).text == ""
 
 
 def test_a_reply_may_say_how_it_ended():
     """`finish_reason` in place of what follows from the content."""
-    (spoken,) = say(Reply("x", finish_reason="content_filter"))
-    assert spoken.finish_reason == "content_filter"
+    (choice,) = choices_of(Reply("x", finish_reason="content_filter"))
+    assert choice.finish_reason == "content_filter"
 
 
 # ---------------------------------------------------------------------------------------------------------------- calls
@@ -94,14 +94,16 @@ def test_a_reply_may_say_how_it_ended():
 
 def test_calls_have_an_id_and_their_arguments_in_pieces():
     """A mapping becomes JSON, a str stays as it is, broken or not; ids are made where none was given."""
-    (spoken,) = say(Reply(None, tool_calls=[Call("f", {"city": "Oslo"}), Call("g", '{"a', id="mine"), Call("h")]))
-    assert [call.name for call in spoken.calls] == ["f", "g", "h"]
-    assert ["".join(call.pieces) for call in spoken.calls] == ['{"city":"Oslo"}', '{"a', "{}"]
-    assert re.fullmatch("call_[0-9a-f]{24}", spoken.calls[0].id)
-    assert spoken.calls[1].id == "mine"
-    assert len({call.id for call in spoken.calls}) == 3
-    assert (spoken.content, spoken.finish_reason) == (None, "tool_calls")
-    assert spoken.tokens == sum(len(call.pieces) for call in spoken.calls)
+    (choice,) = choices_of(
+        Reply(None, tool_calls=[Call("f", {"city": "Oslo"}), Call("g", '{"a', id="mine"), Call("h")])
+    )
+    assert [call.name for call in choice.calls] == ["f", "g", "h"]
+    assert ["".join(call.pieces) for call in choice.calls] == ['{"city":"Oslo"}', '{"a', "{}"]
+    assert re.fullmatch("call_[0-9a-f]{24}", choice.calls[0].id)
+    assert choice.calls[1].id == "mine"
+    assert len({call.id for call in choice.calls}) == 3
+    assert (choice.content, choice.finish_reason) == (None, "tool_calls")
+    assert choice.tokens == sum(len(call.pieces) for call in choice.calls)
 
 
 # --------------------------------------------------------------------------------------------------------------- limits
@@ -121,15 +123,15 @@ def test_calls_have_an_id_and_their_arguments_in_pieces():
 )
 def test_the_text_ends_before_the_first_stop(stop, kept):
     """Also inside a token and across two; an empty stop and one that isn't there stop nothing."""
-    (spoken,) = say("one two three", stop=stop)
-    assert spoken.content == (kept if kept is not None else tuple(tokens_of("one two three")))
-    assert spoken.finish_reason == "stop"
+    (choice,) = choices_of("one two three", stop=stop)
+    assert choice.content == (kept if kept is not None else tuple(tokens_of("one two three")))
+    assert choice.finish_reason == "stop"
 
 
 def test_what_is_stopped_calls_nothing():
     """The calls came after the text."""
-    (spoken,) = say(Reply("one two", tool_calls=[Call("f")]), stop=["two"])
-    assert (spoken.calls, spoken.finish_reason) == ((), "stop")
+    (choice,) = choices_of(Reply("one two", tool_calls=[Call("f")]), stop=["two"])
+    assert (choice.calls, choice.finish_reason) == ((), "stop")
 
 
 MIXED = Reply(["a", "b"], reasoning=["r", "s"], tool_calls=[Call("f", "{}", id="1"), Call("g", "{}", id="2")])
@@ -137,11 +139,11 @@ MIXED = Reply(["a", "b"], reasoning=["r", "s"], tool_calls=[Call("f", "{}", id="
 
 def test_max_tokens_cuts_in_the_order_of_generation():
     """Reasoning, content, calls: at every limit exactly so many tokens, a prefix of what would have been said."""
-    (full,) = say(MIXED)
+    (full,) = choices_of(MIXED)
     assert full.tokens >= 6
     flat = [*full.reasoning, *(full.content or ()), *(p for call in full.calls for p in call.pieces)]
     for limit in range(1, full.tokens):
-        (cut,) = say(MIXED, max_tokens=limit)
+        (cut,) = choices_of(MIXED, max_tokens=limit)
         assert cut.tokens == limit
         assert [*cut.reasoning, *(cut.content or ()), *(p for call in cut.calls for p in call.pieces)] == flat[:limit]
         assert cut.finish_reason == "length"
@@ -150,16 +152,16 @@ def test_max_tokens_cuts_in_the_order_of_generation():
 @pytest.mark.parametrize("more", [0, 1])
 def test_max_tokens_that_suffice_cut_nothing(more):
     """Exactly enough is enough."""
-    (full,) = say(MIXED)
-    (spoken,) = say(MIXED, max_tokens=full.tokens + more)
-    assert spoken == full
-    assert spoken.finish_reason == "tool_calls"
+    (full,) = choices_of(MIXED)
+    (choice,) = choices_of(MIXED, max_tokens=full.tokens + more)
+    assert choice == full
+    assert choice.finish_reason == "tool_calls"
 
 
 def test_a_call_of_which_nothing_would_be_left_is_not_begun():
     """The cut right after the text leaves no call with a name and no arguments."""
-    (spoken,) = say(MIXED, max_tokens=4)
-    assert spoken.calls == ()
+    (choice,) = choices_of(MIXED, max_tokens=4)
+    assert choice.calls == ()
 
 
 # ------------------------------------------------------------------------------------------------------------ generated
@@ -167,17 +169,17 @@ def test_a_call_of_which_nothing_would_be_left_is_not_begun():
 
 def test_generated_text_depends_on_request_and_seed_alone():
     """The same twice, another with another seed, and each choice its own."""
-    assert say(None, n=2) == say(None, n=2)
-    one, other = say(None, n=2)
-    assert text(one) != text(other)
-    assert text(say(None, seed=1)[0]) != text(one)
+    assert choices_of(None, n=2) == choices_of(None, n=2)
+    choice, other = choices_of(None, n=2)
+    assert text(choice) != text(other)
+    assert text(choices_of(None, seed=1)[0]) != text(choice)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_generated_text_is_cut_by_max_tokens(limit):
     """It had more to say, and says so with `length`."""
-    (spoken,) = say(None, max_tokens=limit)
-    assert (spoken.tokens, spoken.finish_reason) == (limit, "length")
+    (choice,) = choices_of(None, max_tokens=limit)
+    assert (choice.tokens, choice.finish_reason) == (limit, "length")
 
 
 @pytest.mark.parametrize(
@@ -198,11 +200,11 @@ def test_generated_text_is_cut_by_max_tokens(limit):
 )
 def test_a_tool_is_called_where_one_is_asked_for(fields, name):
     """The first unless one is named; none when told so, or when a tool has just answered."""
-    (spoken,) = say(None, tools=[TOOL, OTHER_TOOL], **fields)
-    assert [call.name for call in spoken.calls] == ([] if name is None else [name])
-    assert (spoken.content is None) is (name is not None)
+    (choice,) = choices_of(None, tools=[TOOL, OTHER_TOOL], **fields)
+    assert [call.name for call in choice.calls] == ([] if name is None else [name])
+    assert (choice.content is None) is (name is not None)
     if name == "get_weather":
-        arguments = json.loads("".join(spoken.calls[0].pieces))
+        arguments = json.loads("".join(choice.calls[0].pieces))
         assert list(arguments) == ["city"]
         assert isinstance(arguments["city"], str)
 
@@ -221,29 +223,29 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 )
 def test_a_response_format_with_a_schema_is_honoured(wanted):
     """The text is JSON with just what the schema asks for."""
-    (spoken,) = say(None, response_format=wanted)
-    value = json.loads(text(spoken))
+    (choice,) = choices_of(None, response_format=wanted)
+    value = json.loads(text(choice))
     assert list(value) == ["n"]
     assert isinstance(value["n"], int)
 
 
 def test_json_without_a_schema_is_json():
     """`json_object` alone."""
-    (spoken,) = say(None, response_format={"type": "json_object"})
-    json.loads(text(spoken))
+    (choice,) = choices_of(None, response_format={"type": "json_object"})
+    json.loads(text(choice))
 
 
 def test_a_regex_is_matched():
     """The whole text."""
-    (spoken,) = say(None, response_format={"type": "regex", "pattern": "[a-c]{4}-[0-9]+"})
-    assert re.fullmatch("[a-c]{4}-[0-9]+", text(spoken))
+    (choice,) = choices_of(None, response_format={"type": "regex", "pattern": "[a-c]{4}-[0-9]+"})
+    assert re.fullmatch("[a-c]{4}-[0-9]+", text(choice))
 
 
 @pytest.mark.parametrize("wanted", [None, {"type": "text"}, {"type": "what comes later"}])
 def test_any_other_format_is_text(wanted):
     """Prose, as without."""
-    (spoken,) = say(None, response_format=wanted)
-    assert spoken.tokens > 1
+    (choice,) = choices_of(None, response_format=wanted)
+    assert choice.tokens > 1
 
 
 @pytest.mark.parametrize(
@@ -252,21 +254,21 @@ def test_any_other_format_is_text(wanted):
 def test_a_format_without_a_solution_is_a_value_error(wanted):
     """Which the server answers with 400."""
     with pytest.raises(ValueError, match=r"."):
-        say(None, response_format=wanted)
+        choices_of(None, response_format=wanted)
 
 
 def test_a_script_does_not_heed_the_format():
     """What the author wrote is what comes, though the request wants JSON or a call."""
-    (spoken,) = say("no JSON", response_format={"type": "json_object"}, tools=[TOOL], tool_choice="required")
-    assert text(spoken) == "no JSON"
-    assert spoken.calls == ()
+    (choice,) = choices_of("no JSON", response_format={"type": "json_object"}, tools=[TOOL], tool_choice="required")
+    assert text(choice) == "no JSON"
+    assert choice.calls == ()
 
 
 @pytest.mark.parametrize("seed", [0, 7, 15924764223251450000])
 def test_the_seed_asked_for_is_the_seed_told(seed):
     """In each choice."""
-    assert [one.seed for one in say("x", seed=3, n=2)] != [seed, seed]
-    assert [one.seed for one in generate_choices("x", request(seed=seed, n=2), seed=3)] == [seed, seed]
+    assert [choice.seed for choice in choices_of("x", seed=3, n=2)] != [seed, seed]
+    assert [choice.seed for choice in generate_choices("x", request(seed=seed, n=2), seed=3)] == [seed, seed]
 
 
 # --------------------------------------------------------------------------------------------------------------- prompt

@@ -130,11 +130,11 @@ async def test_an_error_in_a_stream(shape, done):
         answer = await ask(server, post(stream=True))
     sent = same(b"".join(events[:2]))
     assert same(answer.body).startswith(sent)
-    rest = same(answer.body)[len(sent) :]
-    assert rest.count(b"\n\n") == 1 + done
-    assert rest.endswith(b"data: [DONE]\n\n") is done
-    assert b"broke off" in rest
-    assert rest.startswith(b"event: error\ndata: ") is shape.startswith("named")
+    remaining = same(answer.body)[len(sent) :]
+    assert remaining.count(b"\n\n") == 1 + done
+    assert remaining.endswith(b"data: [DONE]\n\n") is done
+    assert b"broke off" in remaining
+    assert remaining.startswith(b"event: error\ndata: ") is shape.startswith("named")
 
 
 async def test_garbage_inserts_and_missing_ends():
@@ -184,7 +184,7 @@ async def test_statuses_headers_redirects_and_raw_bytes():
         assert outcomes == ["refused", "refused", "refused", "complete", "refused"]
         server.faults = Raw(b"not HTTP at all")
         client.writer.write(post())
-        assert await client.rest() == (b"not HTTP at all", "eof")
+        assert await client.read_to_end() == (b"not HTTP at all", "eof")
 
 
 async def test_where_a_redirect_leads_there_is_an_answer():
@@ -211,7 +211,7 @@ async def test_close_after_a_response_without_a_word():
     async with EmulatorServer(TEXT, faults=CloseAfter()) as server, await Client.to(server) as client:
         answer = await client.ask(post())
         assert "connection" not in answer.headers
-        assert await client.rest() == (b"", "eof")
+        assert await client.read_to_end() == (b"", "eof")
         assert server.journal[0].outcome == "complete"
         server.faults = CloseAfter(announce=True)
         assert (await ask(server, post(stream=True))).headers["connection"] == "close"
@@ -226,7 +226,7 @@ async def test_close_after_closes_also_when_another_request_comes():
         await client.ask(post())
         client.writer.write(post(stream=True))
         try:
-            await client.rest()
+            await client.read_to_end()
         finally:  # the task that is left would be reported of the next test
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 if "_carry_out" in repr(task):

@@ -38,8 +38,8 @@ async def test_drop_connections_ends_all_of_them():
             await busy.reader.readuntil(b'"one"')
             assert (await idle.ask(get("/v1/models"))).status == 200
             server.drop_connections()
-            await busy.rest()
-            await idle.rest()
+            await busy.read_to_end()
+            await idle.read_to_end()
             assert server.journal[0].outcome == "broken off"
         server.faults = None
         assert (await ask(server, post(stream=True))).text == TEXT
@@ -50,7 +50,7 @@ async def test_drop_connections_is_a_reset():
     async with EmulatorServer(TEXT) as server, await Client.to(server) as client:
         await client.ask(post())
         server.drop_connections()
-        assert await client.rest() == (b"", "reset")
+        assert await client.read_to_end() == (b"", "reset")
 
 
 async def test_the_end_of_the_server_ends_everything():
@@ -68,7 +68,7 @@ async def test_the_end_of_the_server_ends_everything():
         assert {entry.outcome for entry in entries} == {"broken off"}
         assert server.open_connections == 0
         for client in open_:
-            await client.rest()
+            await client.read_to_end()
         with pytest.raises(OSError, match=r"."):
             await Client.to(server)
 
@@ -79,7 +79,7 @@ async def test_a_script_that_raises_is_a_500_and_raised_at_the_end():
     def script(request: Any) -> str:
         raise KeyError("mine")
 
-    with pytest.raises(KeyError, match="mine"):  # noqa: PT012 - the end of the block raises
+    with pytest.raises(KeyError, match="mine"):  # noqa: PT012 - raised on leaving - the end of the block raises
         async with EmulatorServer(script) as server:
             answer = await ask(server, post())
             assert answer.status == 500
@@ -98,7 +98,7 @@ async def test_a_rule_that_raises_is_a_500_and_raised_at_the_end(rule):
 
 async def test_what_the_body_raises_is_not_hidden_by_it():
     """The test's own failure comes first."""
-    with pytest.raises(LookupError):  # noqa: PT012 - the end of the block could raise another
+    with pytest.raises(LookupError):  # noqa: PT012 - raised on leaving - the end of the block could raise another
         async with EmulatorServer(faults=NO_RULE) as server:
             await ask(server, post())
             raise LookupError
@@ -130,11 +130,11 @@ async def test_a_request_of_the_wrong_shape_is_no_failure(fields):
 
 async def test_two_servers_at_once():
     """Each on its port, with its journal and seed."""
-    async with EmulatorServer("a") as one, EmulatorServer("b", seed=9) as other:
-        assert one.port != other.port
-        first, second = await ask(one, post()), await ask(other, post())
+    async with EmulatorServer("a") as server, EmulatorServer("b", seed=9) as other:
+        assert server.port != other.port
+        first, second = await ask(server, post()), await ask(other, post())
         assert [answer.json["choices"][0]["message"]["content"] for answer in (first, second)] == ["a", "b"]
-        assert [one.journal.total, other.journal.total] == [1, 1]
+        assert [server.journal.total, other.journal.total] == [1, 1]
 
 
 async def test_a_port_in_use_is_an_os_error():
@@ -214,7 +214,7 @@ def test_a_thread_of_its_own():
 
 def test_a_thread_raises_what_its_script_raised():
     """At the end of the `with`, unless its body raised."""
-    with pytest.raises(TypeError, match="among the faults"), EmulatorServer(faults=NO_RULE) as server:  # noqa: PT012
+    with pytest.raises(TypeError, match="among the faults"), EmulatorServer(faults=NO_RULE) as server:  # noqa: PT012 - raised on leaving
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
         connection.request("POST", CHAT, json.dumps(BODY))
         assert connection.getresponse().status == 500
@@ -238,7 +238,7 @@ def test_many_threads_ask_one_server():
             waiting = [asyncio.create_task(server.journal.wait(number)) for number in (1, 50, 150, 200)]
             for thread in threads:
                 thread.start()
-            return [(await one).number for one in waiting]
+            return [(await entry).number for entry in waiting]
 
         numbers = asyncio.run(watch())
         for thread in threads:
@@ -286,7 +286,7 @@ async def test_tls_with_faults(authority):
     async with EmulatorServer(TEXT, ssl=server_side, faults=faults) as server, asyncio.timeout(10):
         async with await Client.to(server, ssl=client_side) as client:
             client.writer.write(post(stream=True))
-            got, ended = await client.rest()
+            got, ended = await client.read_to_end()
             assert got.count(b"\n\n") == 1
             assert ended == "reset"
         async with await Client.to(server, ssl=client_side) as client:

@@ -38,8 +38,8 @@ async def test_a_stall_is_silence_until_it_is_released(fault, tokens):
         else:
             assert same(sent.partition(b"\r\n")[2]).rstrip() == same(b"".join(events[:tokens])).rstrip()
         server.release()
-        rest = await client.reader.readuntil(b"0\r\n\r\n")
-        assert rest.endswith(b"0\r\n\r\n")
+        remaining = await client.reader.readuntil(b"0\r\n\r\n")
+        assert remaining.endswith(b"0\r\n\r\n")
         await entry.wait_ended()
         assert (entry.outcome, entry.tokens_written) == ("complete", 4)
 

@@ -49,28 +49,28 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), BAD, ids=[says for _, says in BAD])
-def test_bad_arguments_are_value_errors(make, says):
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_arguments_are_value_errors(make, message):
     """Name, value and expectation, where the fault is written."""
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 MISTAKES: dict[str, Any] = {
-    "framing": lambda: Frame("foo"),  # type: ignore[arg-type]
-    "how": lambda: Cut(how="foo"),  # type: ignore[arg-type]
-    "inside": lambda: Split(inside="utf8"),  # type: ignore[arg-type]
-    "ending": lambda: LineEndings("x"),  # type: ignore[arg-type]
-    "shape": lambda: ErrorInStream(shape="foo"),  # type: ignore[arg-type]
+    "framing": lambda: Frame("foo"),  # type: ignore[arg-type]  # the mistake
+    "how": lambda: Cut(how="foo"),  # type: ignore[arg-type]  # the mistake
+    "inside": lambda: Split(inside="utf8"),  # type: ignore[arg-type]  # the mistake
+    "ending": lambda: LineEndings("x"),  # type: ignore[arg-type]  # the mistake
+    "shape": lambda: ErrorInStream(shape="foo"),  # type: ignore[arg-type]  # the mistake
     "code": lambda: Redirect(code=9),
     "times": lambda: Insert(data=b"x", times=-1),
     "at": lambda: Split(at=(-1,)),
-    "every": lambda: Split(every=1.5),  # type: ignore[arg-type]
-    "by": lambda: WrongLength("x"),  # type: ignore[arg-type]
-    "data": lambda: Insert(data="x"),  # type: ignore[arg-type]
+    "every": lambda: Split(every=1.5),  # type: ignore[arg-type]  # the mistake
+    "by": lambda: WrongLength("x"),  # type: ignore[arg-type]  # the mistake
+    "data": lambda: Insert(data="x"),  # type: ignore[arg-type]  # the mistake
     "in_head": lambda: ErrorInStream(in_head=3),
     "ping_every": lambda: Stall(ping_every=1.0),  # pings in front of the head
-    "probability": lambda: Chance("x", None),  # type: ignore[arg-type]
+    "probability": lambda: Chance("x", None),  # type: ignore[arg-type]  # the mistake
 }
 
 

@@ -41,12 +41,12 @@ async def test_gzip_is_decompressed_as_it_comes(framing):
         head, _, data = (await client.silence()).partition(b"\r\n\r\n")
         assert b"content-encoding: gzip" in head
         server.release()
-        rest = bytearray()
-        while framing == "close" or not rest.endswith(b"0\r\n\r\n"):
+        remaining = bytearray()
+        while framing == "close" or not remaining.endswith(b"0\r\n\r\n"):
             piece = await client.reader.read(65_536)
             if not piece:
                 break
-            rest += piece
+            remaining += piece
 
     def payload(data: bytes) -> bytes:
         if framing == "close":
@@ -59,7 +59,7 @@ async def test_gzip_is_decompressed_as_it_comes(framing):
 
     inflate = zlib.decompressobj(wbits=31)
     assert same(inflate.decompress(payload(data))) == same(b"".join(events[:2]))
-    assert same(gzip.decompress(payload(data) + payload(bytes(rest)))) == same(body)
+    assert same(gzip.decompress(payload(data) + payload(bytes(remaining)))) == same(body)
 
 
 async def test_a_gzip_cut_off():
@@ -174,4 +174,4 @@ async def test_a_client_that_reads_to_the_end(request_):
     """Who says so, and who speaks HTTP/1.0, gets the end of the connection after the response."""
     async with EmulatorServer(TEXT) as server, await Client.to(server) as client:
         client.writer.write(request_)
-        await client.rest()
+        await client.read_to_end()

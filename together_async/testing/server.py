@@ -207,7 +207,7 @@ class EmulatorServer(Emulator):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._loop is not None and self._stop is not None and self._thread is not None  # noqa: S101, PT018
+        assert self._loop is not None and self._stop is not None and self._thread is not None  # noqa: S101, PT018 - entered
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         if self._thread_errors and exc is None:

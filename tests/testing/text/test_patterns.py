@@ -78,10 +78,10 @@ def test_matching_without_rstr(monkeypatch):
     """The error of a missing library says what to install; whatever needs no pattern works without."""
     real = builtins.__import__
 
-    def missing(name, *rest):
+    def missing(name, *others):
         if name.partition(".")[0] == "rstr":
             raise ModuleNotFoundError("No module named 'rstr'", name="rstr")
-        return real(name, *rest)
+        return real(name, *others)
 
     patterns._xeger_class.cache_clear()
     monkeypatch.setattr(builtins, "__import__", missing)

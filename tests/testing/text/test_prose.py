@@ -60,7 +60,7 @@ def test_text_is_varied_and_reads_like_prose():
     """Sentences begin with capitals, paragraphs stand apart, no word is missing, hundreds of words are used."""
     text = plausible_text(Random(1), 5000)
     sentences = re.split(r"(?<=\.)\s+", text)
-    assert all(re.fullmatch(r"[A-Z][a-z]*[,:]?( [a-z]+[,:]?)+\.", one) for one in sentences)
+    assert all(re.fullmatch(r"[A-Z][a-z]*[,:]?( [a-z]+[,:]?)+\.", sentence) for sentence in sentences)
     assert len(text.split("\n\n")) > 30
     assert len(set(re.findall(r"[a-z]+", text.lower()))) > 300
     assert Counter(sentences).most_common(1)[0][1] <= 5

@@ -27,8 +27,8 @@ SEEDS = range(25)
 def check(schema: dict[str, Any] | bool, seeds: range = SEEDS) -> list[Any]:
     """One instance for each seed, each of which jsonschema accepts, formats and all."""
     found = [instance_of(schema, Random(seed)) for seed in seeds]
-    for one in found:
-        Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(one)
+    for value in found:
+        Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(value)
     return found
 
 
@@ -87,15 +87,15 @@ class Owner(pydantic.BaseModel):
 @pytest.mark.parametrize("kind", [Node, Invoice, Shipment, list[Invoice], dict[str, Node]], ids=str)
 def test_schemas_of_msgspec(kind):
     """What msgspec says of a class is kept, and msgspec makes a value of that class from it."""
-    for one in check(msgspec.json.schema(kind)):
-        msgspec.json.decode(json.dumps(one), type=kind)
+    for value in check(msgspec.json.schema(kind)):
+        msgspec.json.decode(json.dumps(value), type=kind)
 
 
 @pytest.mark.parametrize("kind", [Cat, Dog, Owner])
 def test_schemas_of_pydantic(kind):
     """What pydantic says of a model is kept, and pydantic makes the model from it."""
-    for one in check(kind.model_json_schema()):
-        kind.model_validate_json(json.dumps(one))
+    for value in check(kind.model_json_schema()):
+        kind.model_validate_json(json.dumps(value))
 
 
 SCHEMAS: list[dict[str, Any]] = [
@@ -302,9 +302,9 @@ def test_choices_that_never_work_end_soon():
 
 def test_examples_are_the_last_resort():
     """`examples` and `default` are taken where nothing made up fits, and only if they do."""
-    odd = {"type": "string", "pattern": r"^(?!.)$|^(?=x)y|\bq\Bzz$", "minLength": 3}
-    assert instance_of({**odd, "examples": ["no", "qzz"]}, Random(1)) == "qzz"
-    assert instance_of({**odd, "default": "qzz"}, Random(1)) == "qzz"
+    unusual = {"type": "string", "pattern": r"^(?!.)$|^(?=x)y|\bq\Bzz$", "minLength": 3}
+    assert instance_of({**unusual, "examples": ["no", "qzz"]}, Random(1)) == "qzz"
+    assert instance_of({**unusual, "default": "qzz"}, Random(1)) == "qzz"
     assert instance_of({"type": "null", "default": 5}, Random(1)) is None
 
 
@@ -319,9 +319,9 @@ def test_instances_vary():
     """Optional properties come and go, branches and values change."""
     schema = Owner.model_json_schema()
     found = check(schema)
-    assert len({json.dumps(one) for one in found}) == len(found)
-    assert {one.get("boss") is None for one in found} == {True, False}
-    assert {one["pet"]["kind"] for one in found} == {"cat", "dog"}
+    assert len({json.dumps(value) for value in found}) == len(found)
+    assert {value.get("boss") is None for value in found} == {True, False}
+    assert {value["pet"]["kind"] for value in found} == {"cat", "dog"}
 
 
 def test_properties_keep_their_order():

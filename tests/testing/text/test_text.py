@@ -18,7 +18,7 @@ from together_async.testing.text.prose import (
 )
 from together_async.testing.text.tokens import tokens_of
 
-SAYS = r"""
+SCRIPT = r"""
 from random import Random
 from together_async.testing.text.formats import FORMATS
 from together_async.testing.text.patterns import matching
@@ -36,9 +36,9 @@ print(argument_pieces(text, rng), instance_of({"minProperties": 9}, rng), instan
 
 def test_the_same_seed_says_the_same():
     """In every process, whatever its hash seed."""
-    said = [
+    outputs = [
         subprocess.run(
-            [sys.executable, "-W", "error", "-c", SAYS],
+            [sys.executable, "-W", "error", "-c", SCRIPT],
             capture_output=True,
             text=True,
             check=True,
@@ -47,8 +47,8 @@ def test_the_same_seed_says_the_same():
         ).stdout
         for seed in ("1", "2")
     ]
-    assert said[0] == said[1]
-    assert len(said[0]) > 2000
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) > 2000
 
 
 @pytest.mark.parametrize("module", sorted(Path(package.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
