@@ -9,20 +9,45 @@ import math
 
 import pytest
 
-from support.raw_client import BODY, CHAT, TEXT, Client, ask, get, narrow, post, raw
+from support.raw_client import BODY, CHAT, TEXT, Answer, Client, ask, get, narrow, post, raw, same
 from support.virtual_time import virtual
 from together_async.testing import (
     Cut,
     EmulatorServer,
+    Entry,
     Frame,
     Insert,
     Raw,
     Reply,
     Split,
     Stall,
+    connection,
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.mark.parametrize(
+    "request_", [post(stream=True), post(), post(n=0), get("/v1/none")], ids=["s", "w", "400", "404"]
+)
+async def test_quick_and_full(monkeypatch, request_):
+    """A response that is written in one piece is the one that a task writes, and its entry the same."""
+
+    async def answered() -> tuple[Answer, Entry]:
+        async with EmulatorServer(TEXT) as server, await Client.to(server) as client:
+            answer = await client.ask(request_)
+            return answer, server.journal[0]
+
+    quick, quick_entry = await answered()
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "_is_simple", lambda _: False)
+        full, full_entry = await answered()
+    assert (quick.line, quick.headers, same(quick.body)) == (full.line, full.headers, same(full.body))
+    facts = [
+        (entry.status, entry.outcome, entry.tokens, entry.tokens_written, entry.bytes_written)
+        for entry in (quick_entry, full_entry)
+    ]
+    assert facts[0] == facts[1]
 
 
 async def test_pipelined_requests_are_answered_in_order():

@@ -126,6 +126,7 @@ class Connection(asyncio.Protocol):
                 return
             entry, response = self._handler.answer(incoming, self.number)
             self._entry = entry
+            # Quick path of _carry_out; tests/testing/test_connection.py::test_quick_and_full holds the two together.
             if _is_simple(response):
                 self._answer_at_once(entry, response)
             else:
