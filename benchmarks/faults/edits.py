@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from together_async.testing import Fault
-from together_async.testing.response import Response
+from together_async.testing.response import ResponsePlan
 
 
 @attrs.frozen(repr=False)
@@ -17,11 +17,11 @@ class At(Fault):
     place: str
     make: Callable[[int], Fault]
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         return self.make(_offset(response, self.place)).apply(response)
 
 
-def _offset(response: Response, place: str) -> int:
+def _offset(response: ResponsePlan, place: str) -> int:
     sizes = [len(piece.data) for piece in response.body]
     if place == "after DONE":
         return sum(sizes)
@@ -42,7 +42,7 @@ class Change(Fault):
     event: int
     how: Callable[[bytes], bytes]
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         piece = response.body[self.event]
         piece.data = self.how(piece.data)
         return True
@@ -54,7 +54,7 @@ class ChangeAll(Fault):
 
     how: Callable[[bytes], bytes]
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         for piece in response.body:
             piece.data = self.how(piece.data)
         return True
@@ -67,7 +67,7 @@ class Whole(Fault):
     body: bytes
     kind: str = "application/json"
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         response.replace_body(self.body, self.kind)
         return True
 

@@ -17,7 +17,7 @@ from together_async.testing import (
     Stall,
     Status,
 )
-from together_async.testing.response import Response
+from together_async.testing.response import ResponsePlan
 
 BOMB_BYTES = 256 * 1024 * 1024
 
@@ -36,7 +36,7 @@ class Bomb(Fault):
 
     head: bytes
 
-    def apply(self, response: Response) -> bool:
+    def apply(self, response: ResponsePlan) -> bool:
         data = bomb()
         response.replaced_by = self.head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         return True

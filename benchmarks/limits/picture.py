@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.limits.workload import DYNAMIC, FIXED, RATES
-from together_async.testing.account import ideal_seconds
+from together_async.testing.ideal import ideal_seconds
 
 if TYPE_CHECKING:
     from benchmarks.limits.run import LimitsRun

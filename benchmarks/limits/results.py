@@ -10,7 +10,7 @@ from benchmarks.harness.figures import Figure, Target
 from benchmarks.harness.report import aligned
 from benchmarks.limits.ways import Way
 from benchmarks.limits.workload import DOWN, DYNAMIC, FIXED, RATES
-from together_async.testing.account import ideal_seconds
+from together_async.testing.ideal import ideal_seconds
 
 CALLS, CALLS_DOWN = 2_000, 1_000
 TARGETS = {

@@ -27,7 +27,7 @@ from benchmarks.limits import picture, without_server
 from benchmarks.limits.results import CALLS, CALLS_DOWN, LimitsRun, tables
 from benchmarks.limits.ways import WAYS, Way
 from benchmarks.limits.workload import DOWN, DYNAMIC, FIXED, RATES, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
-from together_async.testing.account import ideal_seconds
+from together_async.testing.ideal import ideal_seconds
 
 QUICK_CALLS, QUICK_CALLS_DOWN = 250, 100
 LONGEST_RUN = 1.5
