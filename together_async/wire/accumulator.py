@@ -52,8 +52,8 @@ class _AccumulatedChoice(ChoiceParts[ToolCalls]):
 class ChatCompletionAccumulator:
     """Takes chunks, gives the completion so far.
 
-    `generated` counts chunks with text or a piece of a call; those with just a role, a finish reason or the usage are
-    not counted.
+    `generated` counts chunks with text or a piece of a tool call; chunks with only a role, a finish reason or the usage
+    are not counted.
     """
 
     __slots__ = ("_choices", "_counted", "_facts", "_settled")
@@ -80,7 +80,7 @@ class ChatCompletionAccumulator:
         return self._counted
 
     def _count(self) -> None:
-        """Counts the texts that readers have appended since the last time; nothing else is counted per token."""
+        """Counts the texts that readers have appended since the last time. It is not done per token."""
         for parts in self._choices.values():
             size = len(parts.content.pieces)
             self._counted += size - parts.counted
@@ -101,7 +101,7 @@ class ChatCompletionAccumulator:
         return generated
 
     def count(self, chunks: int = 1) -> None:
-        """Counts chunks that held something generated, though nothing that could be added."""
+        """Counts chunks that held something generated but were not added, as those of a raw stream."""
         self._counted += chunks
 
     def _parts(self, index: int) -> _AccumulatedChoice:
@@ -111,7 +111,10 @@ class ChatCompletionAccumulator:
         return parts
 
     def texts(self, index: int) -> list[str] | None:
-        """The list that takes the content of a choice that has begun, for readers who add by themselves; else None."""
+        """Returns the list of a choice's content, for readers that append to it themselves.
+
+        None while the choice has not begun, or while a later chunk may bring the completion's id or model.
+        """
         if "id" in self._facts.missing or "model" in self._facts.missing:
             return None  # a later chunk may bring them
         parts = self._choices.get(index)
@@ -120,7 +123,7 @@ class ChatCompletionAccumulator:
     def settle(self) -> bool:
         """Returns whether anything was generated since the last call; joins the pieces of text that have gathered.
 
-        Called between reads, so that memory stays that of the text.
+        Called between reads of the network, so that the memory in use is that of the text.
         """
         for parts in self._choices.values():
             size = len(parts.pieces)
@@ -135,12 +138,12 @@ class ChatCompletionAccumulator:
 
     @property
     def usage(self) -> Usage | None:
-        """The server's count, once it has come."""
+        """The server's count of tokens; None until it has come."""
         usage: Usage | None = self._facts.values.get("usage")
         return usage
 
     def finished(self, choices: int = 1) -> bool:
-        """Returns whether every choice seen, and at least so many, has a finish reason (an empty one is none)."""
+        """Returns whether every choice seen, and at least `choices` of them, has a finish reason that is not empty."""
         return len(self._choices) >= choices and all(parts.finish_reason for parts in self._choices.values())
 
     def completion(self) -> ChatCompletion:

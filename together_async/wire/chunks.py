@@ -1,13 +1,13 @@
 """`ChunkDecoder`: the bytes of a stream to payloads, and payloads to chunks. Pure.
 
-What a payload may be, and what becomes of it:
+A payload is the data of an event. What becomes of it:
 
 | payload | outcome |
 |---|---|
 | a chunk | the chunk |
-| `[DONE]` | the end; whatever follows is ignored |
+| `[DONE]` | the end; anything after it is ignored |
 | an error object, in any of the shapes servers use, or an event named `error` | `ReportedError` |
-| JSON of another shape without choices (a ping in JSON) | skipped |
+| a JSON object of another shape without choices (a ping in JSON) | skipped |
 | anything else | `ProtocolError` |
 """
 
@@ -36,10 +36,10 @@ from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE, EventStreamParser, E
 
 _DONE: Final = b"[DONE]"
 _TOO_LARGE: Final = b"\0"
-"""Stands among the payloads, in its order, for an event above the size cap."""
+"""The payload that stands for an event above the size cap."""
 _BLANK_OR_BOM: Final = b" \t\r\n\xef\xbb\xbf"
 _NO_DELTA: Final = ChunkChoice().delta
-"""The class's own default, which is what a choice without a delta has."""
+"""The delta of a choice that came without one."""
 
 
 class ProtocolError(Exception):
@@ -64,12 +64,19 @@ class ReportedError(Exception):
 
 
 class ChunkDecoder:
-    """The protocol's side of one stream: bytes to payloads, payloads to chunks.
+    """Decodes one stream: bytes to payloads, payloads to chunks.
 
-    Splitting and decoding are two steps, so that a consumer who is slow keeps bytes, not objects, waiting.
+    Splitting and decoding are two steps, so that bytes wait for a slow consumer and not objects.
+
+    Args:
+        media_type: The response's, without parameters; empty when it named none.
+        max_event_size: The most bytes of one event, or of a JSON document in a stream's place.
 
     Attributes:
         done: `data: [DONE]` has come.
+
+    Raises:
+        ProtocolError: The media type is HTML's.
     """
 
     __slots__ = ("_any", "_max_size", "_media_type", "_parser", "_sniffed", "_too_large", "_whole", "done")
@@ -92,8 +99,8 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes of the body, returns the payloads they complete, in order.
 
-        An event above the size cap is a payload too, which `decode` refuses: what came before it is not lost, and
-        after `[DONE]` it does not matter.
+        An event above the size cap gives a payload too, which `decode` refuses: so the payloads before it are not lost,
+        and after `[DONE]` it does not matter.
 
         Raises:
             ProtocolError: Not an event stream.
@@ -116,7 +123,7 @@ class ChunkDecoder:
         return payloads if self._too_large is None else [*payloads, _TOO_LARGE]
 
     def _feed_whole(self, data: bytes) -> list[bytes]:
-        assert self._whole is not None  # noqa: S101 - the caller has looked
+        assert self._whole is not None  # noqa: S101 - for type checkers; feed() checks it
         self._whole += data
         if len(self._whole) > self._max_size:
             self._whole = None
@@ -127,7 +134,7 @@ class ChunkDecoder:
         return []
 
     def _sniff(self, data: bytes) -> None:
-        """Decides by the first byte which is not blank: servers do answer a stream request with JSON or HTML."""
+        """Looks at the first byte that is not blank: servers do answer a stream request with JSON or HTML."""
         start = data.lstrip(_BLANK_OR_BOM)[:1]
         if not start:
             return
@@ -138,10 +145,10 @@ class ChunkDecoder:
             self._whole = bytearray()
 
     def end(self) -> list[bytes]:
-        """Says that the body has ended; returns the payload of a body that was one JSON document.
+        """Notes the end of the body; returns its payload if it was one JSON document.
 
         Raises:
-            ProtocolError: No event came, and the body does not even call itself an event stream.
+            ProtocolError: No event came, and the media type is not an event stream's either.
         """
         if (
             self._sniffed
@@ -155,11 +162,11 @@ class ChunkDecoder:
         return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
 
     def kept_payloads(self) -> list[bytes]:
-        """Returns the payloads that are kept back, when nothing more will come: here there are none."""
+        """Returns the payloads that were held back, when no more bytes will come; this class holds none."""
         return []
 
     def decode(self, payload: bytes) -> ChatCompletionChunk | None:
-        """Returns the chunk of a payload; None for what is none: `[DONE]` (see `done`) and JSON without a meaning.
+        """Returns the chunk of a payload; None for a payload without one: `[DONE]` (see `done`) or a ping in JSON.
 
         Raises:
             ReportedError: An error object.
@@ -172,15 +179,15 @@ class ChunkDecoder:
         return self.accept(chunk, payload)
 
     def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
-        """Does what `decode` does, for a reader that has decoded the payload itself."""
-        # A choice without a delta may be one of a whole completion.
+        """Does the same as `decode` for a chunk that the caller has decoded strictly from the payload."""
+        # A choice without a delta may be a whole completion's.
         if chunk.choices and chunk.error is None and chunk.choices[0].delta is not _NO_DELTA:
             set_raw(chunk, payload)
             return chunk
         return self.decode_other(payload)
 
     def decode_other(self, payload: bytes) -> ChatCompletionChunk | None:
-        """Does what `decode` does for what is no chunk with choices: the end, errors, usage alone, other shapes."""
+        """Does the same as `decode` for payloads that are not a chunk with choices: the end, errors, usage alone."""
         text = payload.strip()
         if text == _DONE:
             self.done = True
@@ -210,18 +217,18 @@ class ChunkDecoder:
             chunk = codec.decode_chunk(payload)
         except APIResponseValidationError as error:
             raise ProtocolError(f"got an event of another shape: {error}") from error
-        # Neither content nor count nor identity: a ping in JSON's clothes.
+        # Without choices and usage it is a ping in JSON.
         return chunk if chunk.choices or chunk.usage is not None or "choices" in body else None
 
 
 def _payload(event: ServerSentEvent) -> bytes | None:
-    """Returns what is to be decoded of an event, None for events that are not for us."""
+    """Returns the data of an event that has to be decoded; None for other events, such as named pings."""
     data = event.data
     if event.event == "message" or data.strip() == _DONE:
         return data or None
     if event.event == "error":
-        # One shape for the decoder: {"error": ...} whatever the data is.
+        # The decoder gets one shape, {"error": ...}, whatever the data is.
         body = decoded_body(data)
         return data if error_facts(body) else codec.encode({"error": body or "no message"})
-    # Some servers name their events; a ping has a name too, and no choices.
+    # Some servers name the events of chunks too; a named ping has no choices.
     return data if b'"choices"' in data or b'"error"' in data else None

@@ -48,9 +48,9 @@ class _MergedChoice(ChoiceParts[MergedToolCalls]):
 
 
 class Coalescer:
-    """Takes chunks in their order, gives back fewer that say the same.
+    """Takes chunks in their order, returns fewer chunks that add up to the same.
 
-    The work for a chunk does not depend on how many came before, and what is kept is what the merged chunk holds.
+    The work for a chunk does not depend on how many came before, and only the merged chunk's content is kept.
 
     Attributes:
         count: How many chunks have come since the last `take`.
@@ -88,7 +88,7 @@ class Coalescer:
         self._merging += 1
 
     def add_text(self, text: str) -> None:
-        """Takes a chunk of which just the text is left, that of choice 0 (see `add_facts`)."""
+        """Takes a chunk of which only the text of choice 0 is left; for its other facts see `add_facts`."""
         self._merge_only()
         self.count += 1
         self._merging += 1
@@ -108,7 +108,7 @@ class Coalescer:
             self._choice(choice.index or 0).add(choice)
 
     def add_facts(self, chunk: ChatCompletionChunk) -> None:
-        """Takes what a chunk says about the whole and others repeat, and nothing else of it."""
+        """Takes what a chunk says about the whole completion, and nothing else of it."""
         self._facts.add(chunk)
 
     def _choice(self, index: int) -> _MergedChoice:
@@ -127,7 +127,7 @@ class Coalescer:
         self._begin()
 
     def take(self) -> list[tuple[int, ChatCompletionChunk]]:
-        """Returns what has come as few chunks, each with the number of those it stands for; mostly it is one."""
+        """Returns the chunks so far as few, each with the number of chunks it stands for; mostly it is one."""
         self._end()
         done, self._done = self._done, []
         self.count = 0

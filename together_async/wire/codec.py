@@ -1,8 +1,8 @@
-"""The one place where JSON is made and read.
+"""The one place where JSON is written and read. Pure.
 
-Chunks and completions decode straight into their attrs classes (msgspec, about 0.8 us a chunk). What the typed
-decoder refuses gets a second, patient reading: values of a type that is not the documented one are dropped from the
-typed view, so that a server's novelty never breaks an answer; only the spine of a response must be as documented.
+Chunks and completions decode straight into their attrs classes (msgspec, about 0.8 us a chunk). What the strict decoder
+refuses is read a second time, leniently: a value that is not of the documented type is dropped from the typed value,
+so that a server's novelty never breaks a response. Only the fields in `_SPINE` must be as documented.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ decode_chunk_strictly: Final = msgspec.json.Decoder(ChatCompletionChunk).decode
 
 
 class JSONError(ValueError):
-    """Text that is not JSON."""
+    """The text is not JSON."""
 
 
 class TextDelta(msgspec.Struct, gc=False):
-    """The little of a delta that `text()` looks at; everything else sends a chunk to the full decoder."""
+    """The fields of a delta that `text()` looks at. A chunk with anything but content goes to the full decoder."""
 
     content: str | None = None
     reasoning: Any = None
@@ -84,7 +84,7 @@ decode_text_strictly: Final = msgspec.json.Decoder(TextChunk).decode
 """Decodes the little that `text()` needs, at less than half the cost of a chunk."""
 
 _NOT_JSON: Final = (ValueError, RecursionError)
-"""What msgspec raises for text it can't read; the second for arrays in arrays without end."""
+"""msgspec's errors for text it can't read; RecursionError for JSON that is nested too deeply."""
 
 _decode_completion: Final = msgspec.json.Decoder(ChatCompletion).decode
 
@@ -106,12 +106,12 @@ def decode_chunk(data: bytes) -> ChatCompletionChunk:
 
     Raises:
         JSONError: Not JSON.
-        APIResponseValidationError: JSON, but its spine is not a chunk's; `.path` says where.
+        APIResponseValidationError: JSON, but not a chunk; `.path` says where.
     """
     try:
         chunk = decode_chunk_strictly(data)
     except msgspec.ValidationError:
-        chunk = _read_patiently(data, ChatCompletionChunk)
+        chunk = _read_leniently(data, ChatCompletionChunk)
     except _NOT_JSON as error:
         raise JSONError(str(error)) from error
     set_raw(chunk, data)
@@ -123,12 +123,12 @@ def decode_completion(data: bytes) -> ChatCompletion:
 
     Raises:
         JSONError: Not JSON.
-        APIResponseValidationError: JSON, but its spine is not a completion's; `.path` says where.
+        APIResponseValidationError: JSON, but not a completion; `.path` says where.
     """
     try:
         completion = _decode_completion(data)
     except msgspec.ValidationError:
-        completion = _read_patiently(data, ChatCompletion)
+        completion = _read_leniently(data, ChatCompletion)
     except _NOT_JSON as error:
         raise JSONError(str(error)) from error
     set_raw(completion, data)
@@ -136,9 +136,9 @@ def decode_completion(data: bytes) -> ChatCompletion:
 
 
 def knows_all_keys(data: bytes) -> bool:
-    """Returns whether a chunk, its choices and their deltas have only keys that are fields here.
+    """Returns whether all keys of a chunk, its choices and their deltas are fields of our classes.
 
-    What can't be decoded in full (broken UTF-8 in a value that nobody here reads) has something unknown in it.
+    False for data that can't be decoded in full, for instance broken UTF-8 in a value that no field reads.
     """
     try:
         body = decode_json(data)
@@ -154,7 +154,7 @@ def knows_all_keys(data: bytes) -> bool:
 
 
 def has_unknown_content(data: bytes) -> bool:
-    """Returns whether some delta of a chunk has a key unknown here that is neither null nor empty."""
+    """Returns whether a delta of a chunk has an unknown key whose value is neither null nor empty."""
     try:
         choices = decode_json(data).get("choices") or ()
     except JSONError:
@@ -171,7 +171,7 @@ def has_unknown_content(data: bytes) -> bool:
 _KEYS: Final = {cls: frozenset(cls.__annotations__) for cls in (ChatCompletionChunk, ChunkChoice, Delta)}
 
 
-# ---------------------------------------------------------------------------------------------- the patient reading
+# ---------------------------------------------------------------------------------------------- the lenient reading
 
 _KINDS: Final[Mapping[type, str]] = {
     types.NoneType: "null",
@@ -196,10 +196,10 @@ _SPINE: Final[Mapping[type[Value], Mapping[str, str]]] = {
     Function: _FUNCTION,
     FunctionDelta: _FUNCTION,
 }
-"""Fields without which an answer would be lost in silence: of the wrong type they are an error, not dropped."""
+"""Fields that carry the answer: of the wrong type they are an error, or the answer would be lost in silence."""
 
 
-def _read_patiently(data: bytes, cls: type[D]) -> D:
+def _read_leniently(data: bytes, cls: type[D]) -> D:
     body = decode_json(data)
     value = _fit(body, cls, "$")
     if not isinstance(value, cls):
@@ -208,7 +208,7 @@ def _read_patiently(data: bytes, cls: type[D]) -> D:
 
 
 def _fit(value: Any, wanted: Any, path: str) -> Any:
-    """Returns the value as the wanted type, or None where it does not fit."""
+    """Returns the value as the wanted type; None where it does not fit."""
     if wanted is Any:
         return value
     if typing.get_origin(wanted) in (typing.Union, types.UnionType):
@@ -225,7 +225,7 @@ def _fit_items(value: Any, wanted: Any, path: str) -> tuple[Any, ...] | None:
     if not isinstance(value, list):
         return None
     fits = (_fit(item, wanted, f"{path}[{i}]") for i, item in enumerate(value))
-    # Null among numbers keeps its place (a logprob of the first token is null); a choice that is null is none.
+    # Null among numbers keeps its place (the first token's logprob is null); a null choice is dropped.
     drop_none = isinstance(wanted, type) and issubclass(wanted, Value)
     return tuple(fit for fit in fits if fit is not None or not drop_none)
 
@@ -236,7 +236,7 @@ def _fit_object(value: Any, wanted: type[Value], path: str) -> Value | None:
     hints: dict[str, Any] = _hints(wanted)  # type: ignore[arg-type]  # classes hash; mypy asks their instances
     given = {name: value[name] for name in hints if value.get(name) is not None}
     if "arguments" in given and isinstance(given["arguments"], (dict, list)):
-        # Some servers send the arguments themselves and not their text.
+        # Some servers send the arguments as an object, and not as JSON text.
         given["arguments"] = encode(given["arguments"]).decode()
     fits = {name: _fit(item, hints[name], f"{path}.{name}") for name, item in given.items()}
     for name, expected in _SPINE.get(wanted, {}).items():
@@ -246,7 +246,7 @@ def _fit_object(value: Any, wanted: type[Value], path: str) -> Value | None:
 
 
 def _check_spine(value: Any, fit: Any, path: str, expected: str) -> None:
-    """Raises unless the whole value has found its place; of a list, also each item that is not null."""
+    """Raises if a value did not fit; of a list, also if an item is neither an object nor null."""
     if fit is not None and isinstance(value, list):
         wrong = next((i for i, item in enumerate(value) if not isinstance(item, (dict, types.NoneType))), None)
         if wrong is None:
@@ -273,7 +273,7 @@ def _hints(cls: type[Value]) -> dict[str, Any]:
 
 
 def _kind(value: object) -> str:
-    """Names a JSON value's kind, never the value: it may be somebody's text."""
+    """Names a JSON value's kind, never the value, which may be a prompt."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
@@ -283,7 +283,7 @@ def _text(data: bytes) -> str:
 
 @functools.cache
 def converter() -> cattrs.Converter:
-    """Returns the cattrs converter for people's own classes; cattrs is imported here, on first use."""
-    from cattrs.preconf.msgspec import make_converter  # noqa: PLC0415 - not needed to stream, costs 10 ms
+    """Returns the cattrs converter for callers' own classes; cattrs is imported on first use."""
+    from cattrs.preconf.msgspec import make_converter  # noqa: PLC0415 - costs 10 ms, and streams do not need it
 
     return make_converter(detailed_validation=True)

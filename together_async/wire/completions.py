@@ -1,4 +1,4 @@
-"""Whole responses: the completion of a body, and a completion in a stream's place. Pure."""
+"""Whole responses: the completion of a body, and a whole completion as a stream's only chunk. Pure."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from together_async.wire.error_bodies import (
 
 
 def chunk_of(completion: ChatCompletion) -> ChatCompletionChunk:
-    """Returns a whole completion as the one chunk of a stream that says the same."""
+    """Returns a whole completion as a stream's only chunk, which adds up to the same completion."""
     choices = tuple(_chunk_choice(choice, position) for position, choice in enumerate(completion.choices))
     given = {name: value for name, value in vars(completion).items() if name not in ("object", "choices")}
     return make(ChatCompletionChunk, object="chat.completion.chunk", choices=choices, **given)
 
 
 def _chunk_choice(choice: Choice, position: int) -> ChunkChoice:
-    # vars() holds what the server sent: a choice without an index has that of its place, not the class's 0.
+    # vars() holds only the fields that came. A choice without an index gets its position, not the class's 0.
     given = {name: value for name, value in vars(choice).items() if name not in ("message", "text")}
     if given.get("index") is None:
         given["index"] = position
@@ -58,8 +58,9 @@ def _call_delta(call: ToolCall, position: int) -> ToolCallDelta:
     return make(ToolCallDelta, **{"index": position, **given})
 
 
+# Quick path of completion_of; tests/wire/test_completions.py::test_quick_and_full_path_agree holds the two together.
 def plain_completion(body: bytes) -> ChatCompletion | None:
-    """Returns the completion of a whole response if it is one; None for what `completion_of` has to look at."""
+    """Returns the completion of an ordinary body; None for anything else, which `completion_of` reads."""
     try:
         completion = codec.decode_completion(body)
     except (codec.JSONError, APIResponseValidationError):
@@ -72,8 +73,14 @@ def completion_of(
 ) -> ChatCompletion:
     """Returns the completion of a whole response.
 
+    Args:
+        body: The body, decompressed.
+        status: The HTTP status, 2xx.
+        headers: The response's headers, names in lower case.
+        secrets: Texts which must not appear in an error's message: the key, the prompt's parts.
+
     Raises:
-        APIStatusError: The body is an error object in spite of its status; of the class of the code it carries.
+        APIStatusError: The body is an error object in spite of its status; of the class for the code it carries.
         APIResponseValidationError: The body is empty, not JSON, or not a completion.
     """
     if not body.strip():

@@ -1,4 +1,4 @@
-"""What an error response means: its body in any of the shapes that servers use, and its headers. Pure."""
+"""The meaning of an error response: its body, in any of the shapes that servers use, and its headers. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from together_async.wire import codec
 from together_async.wire.redaction import redact
 
 _MAX_MESSAGE = 500
-"""Characters of a server's text that an error message shows."""
+"""The most characters of a server's text that an error message shows."""
 
 
 _CONTEXT = re.compile(
@@ -43,20 +43,20 @@ def status_error(
 
     Args:
         status: The HTTP status.
-        headers: Names in lower case.
-        body: What came of it; JSON of any shape, text, HTML or nothing.
+        headers: The response's headers, names in lower case.
+        body: The body, or the part of it that arrived: JSON of any shape, text, HTML or nothing.
         secrets: Texts which must not appear in the message: the key, the prompt's parts.
         note: A remark for the end of the message.
-        now: The wall clock, for a `retry-after` that is a date.
+        now: Returns the wall clock, in seconds since the epoch; asked only for a `retry-after` that is a date.
     """
     decoded = decoded_body(body)
     facts = error_facts(decoded)
-    said = facts.message if facts else _plain_text(decoded)
+    text = facts.message if facts else _plain_text(decoded)
     secrets = tuple(secrets)
-    message = redact(said, secrets)[:_MAX_MESSAGE] or "no message"
+    message = redact(text, secrets)[:_MAX_MESSAGE] or "no message"
     cls = status_error_class(status)
     if status in (400, 403) and (
-        (facts and facts.code == "context_length_exceeded") or _CONTEXT.search(said[:_MAX_MESSAGE])
+        (facts and facts.code == "context_length_exceeded") or _CONTEXT.search(text[:_MAX_MESSAGE])
     ):
         cls = ContextLengthError
     return cls(
@@ -70,18 +70,18 @@ def status_error(
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Returns the response's id from its headers (names in lower case), None when it has none."""
+    """Returns the response's id from its headers (names in lower case); None when it has none."""
     return headers.get("x-request-id") or headers.get("cf-ray")
 
 
 def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[[], float]) -> float | None:
-    """Returns the seconds a response asks to wait, None when it does not say (or not in numbers one can use).
+    """Returns the seconds that a response asks to wait; None when it does not ask, or not in a form that can be read.
 
     Args:
         headers: Names in lower case: `retry-after-ms`, `retry-after` (seconds or an HTTP date, RFC 9110 10.2.3),
             `x-ratelimit-reset` (seconds).
-        status: Of the response. Every answer has the last of these headers; a 429's alone asks to wait for so long.
-        now: The wall clock, in seconds since the epoch; asked only for a date.
+        status: The response's. Every response has `x-ratelimit-reset`; only on a 429 it is a time to wait.
+        now: Returns the wall clock, in seconds since the epoch; asked only for a date.
     """
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
         value = headers.get(name)
@@ -103,7 +103,13 @@ def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[
 
 @attrs.frozen
 class ErrorFacts:
-    """What an error object says, whichever shape it has."""
+    """The content of an error object, whichever shape it has.
+
+    Attributes:
+        message: The text; `no message` when there is none.
+        code: The code, as `context_length_exceeded` or 503; None when there is none.
+        body: The error object as it came.
+    """
 
     message: str
     code: str | int | None = None
@@ -111,9 +117,9 @@ class ErrorFacts:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status the object carries, as its code or beside it, or None."""
-        beside = [self.body.get(name) for name in ("status", "status_code")] if isinstance(self.body, Mapping) else []
-        for value in (self.code, *beside):
+        """The HTTP status in the object, as its code, `status` or `status_code`; None without one."""
+        others = [self.body.get(name) for name in ("status", "status_code")] if isinstance(self.body, Mapping) else []
+        for value in (self.code, *others):
             number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value
             if isinstance(number, int) and 400 <= number <= 599:
                 return number
@@ -121,7 +127,7 @@ class ErrorFacts:
 
 
 def error_facts(body: Any) -> ErrorFacts | None:
-    """Returns what a decoded JSON body says as an error, None when it is none.
+    """Returns the content of a decoded JSON body that is an error object, else None.
 
     Shapes: `{"error": {"message", "type", "code"}}`, `{"error": "text"}`, `{"detail": ...}`, `{"message", "code"}`,
     `{"object": "error", ...}`.
@@ -155,23 +161,23 @@ def _first_text(mapping: Mapping[str, Any], *names: str) -> str:
 
 
 def _detail(detail: Any) -> str:
-    """FastAPI's detail: a text, or a list of problems whose `input` (the prompt) is left out."""
+    """FastAPI's detail: a text, or a list of validation errors, whose `input` (the prompt) is left out."""
     if isinstance(detail, str):
         return detail
     items = detail if isinstance(detail, list) else [detail]
-    return "; ".join(filter(None, map(_problem, items))) or "no message"
+    return "; ".join(filter(None, map(_validation_error, items))) or "no message"
 
 
-def _problem(item: Any) -> str:
+def _validation_error(item: Any) -> str:
     if not isinstance(item, Mapping):
         return item if isinstance(item, str) else ""
     where = item.get("loc")
-    said = _first_text(item, "msg", "message", "error", "type")
-    return f"{'.'.join(map(str, where))}: {said or 'invalid'}" if isinstance(where, list) else said
+    text = _first_text(item, "msg", "message", "error", "type")
+    return f"{'.'.join(map(str, where))}: {text or 'invalid'}" if isinstance(where, list) else text
 
 
 def decoded_body(body: bytes) -> Any:
-    """Returns the JSON value of an error's body; the text itself when it is not JSON."""
+    """Returns the JSON value of an error's body; its text when it is not JSON."""
     try:
         return codec.decode_json(body)
     except codec.JSONError:
@@ -179,13 +185,13 @@ def decoded_body(body: bytes) -> Any:
 
 
 def _plain_text(body: Any) -> str:
-    """The readable part of a body that is not an error object: text as it is, of HTML what stands between tags."""
-    if isinstance(body, Mapping):  # {"message": "Forbidden"}: under an error status it is one
+    """The readable part of a body that is not an error object: text as it is, HTML without its tags."""
+    if isinstance(body, Mapping):  # under an error status {"message": "Forbidden"} is an error too
         return _first_text(body, "message", "msg", "title")
     if not isinstance(body, str):
         return ""
     if body.lstrip()[:1] == "<":
-        # What is never closed goes to the end, or a hostile page of opening tags would take quadratic time.
+        # An unclosed tag extends to the end, or a hostile page of opening tags would take quadratic time.
         body = re.sub(r"(?is)<(script|style)\b.*?(?:</\1>|\Z)|<[^<>]*>", " ", body[:20_000])
     return " ".join(body.split())
 
@@ -194,7 +200,7 @@ def json_of(body: bytes) -> Any:
     """Returns the JSON value of a body.
 
     Raises:
-        APIResponseValidationError: It is none.
+        APIResponseValidationError: The body is not JSON.
     """
     try:
         return codec.decode_json(body)

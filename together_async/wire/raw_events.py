@@ -1,8 +1,8 @@
-"""Looks over the bytes of a stream that is passed on unchanged, without decoding it.
+"""Watches the bytes of a stream that is passed on unchanged, decoding as little of it as possible. Pure.
 
-What has to be known of such a stream stands at its two ends: at the beginning whether it is one at all, or an error; at
-the end whether it is complete, what it cost, and what went wrong. So the first events are decoded, and the last ones,
-which are kept until they are no longer the last. What lies between is cut at the ends of events and counted.
+The beginning of a stream shows whether it is one at all, or an error; its end shows whether it is complete, what it
+cost, and what went wrong. So the first events are decoded, and the last ones, which are kept until others follow. The
+bytes in between are only cut at the ends of events, and their chunks counted.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ from together_async.wire.chunks import ChunkDecoder, ProtocolError
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
 
 _KEPT: Final = 8192
-"""Bytes of the stream's end that are kept, at least: several events with usage, finish reasons and warnings."""
+"""The least number of bytes of the stream's end that are kept: several events with usage, finish reasons, warnings."""
 _FEW: Final = 4096
-"""Bytes of what comes token by token, which may be searched through; in more, that would cost as much as decoding."""
+"""Data below this size came token by token and is searched; to search more would cost as much as decoding it."""
 _EDGE: Final = 3
-"""Bytes before those that come in which an empty line may have begun."""
+"""How many of the bytes before the new ones may belong to an empty line."""
 _DONE: Final = re.compile(rb"\n?data: ?\[DONE\] *(?:\r\n|\n|\r)?")
 _EMPTY_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?:\r\n|\n|\r)")
 """The end of a line and that of an empty one, each of them LF, CRLF or CR."""
 
 
 class RawEventDecoder(ChunkDecoder):
-    """A `ChunkDecoder` that hands out payloads only where they matter, and the bytes in `passed`.
+    """A `ChunkDecoder` that returns only the payloads that matter, and collects the bytes to pass on.
 
     Args:
-        every: Every event matters, as it does where several choices end at different times.
+        media_type: The response's, without parameters; empty when it named none.
+        max_event_size: The most bytes of one event, or of a JSON document in a stream's place.
+        every: Decode every event, which is needed where several choices end at different times.
+
+    Attributes:
+        passed: Whole events as they came, to be passed on; the reader empties the list.
+        events: How many events with data came and were not decoded, since the reader last set this to 0.
     """
 
     __slots__ = ("_event_size", "_every", "_kept", "_kept_size", "_tail", "_tail_size", "events", "passed")
@@ -43,13 +49,13 @@ class RawEventDecoder(ChunkDecoder):
     ) -> None:
         super().__init__(media_type=media_type, max_event_size=max_event_size)
         self._every = every
-        self._tail: list[bytes] = []  # of an event that is not whole
+        self._tail: list[bytes] = []  # the data of an unfinished event
         self._tail_size = 0
         self._kept: deque[bytes] = deque()
         self._kept_size = 0
-        self.passed: list[bytes] = []  # whole events, as they came
+        self.passed: list[bytes] = []
         self._event_size = _FEW
-        self.events = 0  # how many came with data, and were not decoded, since somebody set this to 0
+        self.events = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes of the body; returns the payloads of events that have to be looked at.
@@ -71,15 +77,15 @@ class RawEventDecoder(ChunkDecoder):
             self._event_size = max(1, len(data) // max(1, len(payloads)))
             return payloads
         self._keep(data)
-        # An error in the midst of many events is found at the end, if it was the end.
+        # Among many events an error is only found at the end of the stream, where it belongs.
         if data.find(b"[DONE]", -_FEW) >= 0 or (len(data) < _FEW and (b'"error"' in data or b"event:" in data)):
             return self._look()
         return []
 
     def _whole_events(self, data: bytes) -> bytes:
-        """Returns what is whole of the bytes that are held and those that come; holds the rest.
+        """Returns the whole events among the held bytes and the new ones; holds the rest.
 
-        An end is looked for in what comes alone, so that the work is linear, however long an event is.
+        The end of an event is searched in the new bytes only, so that the work is linear, however long an event is.
         """
         edge = b"".join([piece[-_EDGE:] for piece in self._tail[-_EDGE:]])[-_EDGE:]
         end = _end_of_events(edge + data) - len(edge)
@@ -91,7 +97,7 @@ class RawEventDecoder(ChunkDecoder):
         return whole
 
     def _held(self, data: bytes) -> bytes:
-        """Keeps bytes until their event is whole; returns none."""
+        """Holds bytes until their event is whole; returns no bytes."""
         if data:
             self._tail.append(data)
             self._tail_size += len(data)
@@ -110,39 +116,39 @@ class RawEventDecoder(ChunkDecoder):
             self._kept_size -= len(self._kept.popleft())
 
     def _look(self) -> list[bytes]:
-        """The payloads of what is kept, which is then forgotten."""
+        """Returns the payloads of the kept bytes, which are then forgotten."""
         data = b"".join(self._kept)
-        self.events -= sum(map(self._count, self._kept))  # whoever decodes them counts them
+        self.events -= sum(map(self._count, self._kept))  # they are decoded now, and counted then
         self._kept.clear()
         self._kept_size = 0
         return super().feed(data)
 
     def _count(self, data: bytes) -> int:
-        """How many chunks there are, by and large: of many, how many fit in. A ping in JSON has no choices."""
+        """Estimates how many chunks data holds: many by their size, few by `"choices"`, which a JSON ping lacks."""
         if len(data) >= _FEW:
             return max(1, len(data) // self._event_size)
         return data.count(b'"choices"')
 
     def unterminated_done(self) -> bytes:
-        """Returns a `[DONE]` after which the body ended without an empty line.
+        """Returns a `[DONE]` after which the body ended without an empty line; else no bytes.
 
-        By the standard it is no event, but clients wait for it. What else is not whole is no part of an answer.
+        By the standard it is not an event, but clients wait for it. Other unfinished events are not part of the answer.
         """
         data = b"".join(self._tail)
         self._tail, self._tail_size = [], 0
         return data if _DONE.fullmatch(data) else b""
 
     def kept_payloads(self) -> list[bytes]:
-        """Returns the payloads of the last events, when nothing more will come."""
+        """Returns the payloads of the last events, when no more bytes will come."""
         return self._look() if self._kept else []
 
     def end(self) -> list[bytes]:
-        """Says that the body has ended; returns the payloads of the last events."""
+        """Notes the end of the body; returns the payloads of the last events."""
         return self.kept_payloads() or super().end()
 
 
 def _end_of_events(data: bytes) -> int:
-    """Where the last whole event ends: after an empty line."""
+    """Returns where the last whole event ends: after an empty line; 0 without one."""
     if data.endswith(b"\n\n"):
         return len(data)
     if b"\r" not in data:

@@ -1,4 +1,4 @@
-"""Keeps keys and prompts out of what people and logs see. Pure."""
+"""Keeps keys and prompts out of errors and logs. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 
 class Secret(str):
-    """A text whose repr does not show it, so that no traceback with locals, debugger or log of headers does."""
+    """A text whose repr does not show it, so that tracebacks with locals, debuggers and logs of headers do not."""
 
     __slots__ = ()
 
@@ -18,19 +18,23 @@ class Secret(str):
 
 
 _MOST_BLANKS: Final = 8
-"""How many times as long as a text a secret may be and yet, with its blanks run together, stand in it."""
+"""A secret up to this many times as long as a text may be in it, with its runs of blanks as single ones."""
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Returns the text with every secret replaced; servers like to repeat keys and prompts in their errors.
+    """Returns the text with every secret replaced; servers often repeat keys and prompts in their errors.
 
-    A secret of several lines is also known as one line, and as JSON and Python write it, in whatever case: a host name
+    A secret of several lines is also found as one line, and in the escapes of JSON and Python, in any case: a host name
     or a media type comes back in lower case.
+
+    Args:
+        text: Any text.
+        secrets: Texts to replace; empty ones are ignored.
     """
     lower = text.lower()
     forms = {
         form
-        # A long prompt is not spelt in five ways for the sake of a short text that can't hold it.
+        # A long prompt is not escaped in five ways for a short text that can't hold it.
         for secret in secrets
         if secret and len(secret) <= _MOST_BLANKS * len(text)
         for form in (
@@ -42,7 +46,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
         )
         if form and form.lower() in lower
     }
-    # NUL stands in, or a short secret would be found again in what replaced a longer one.
+    # A NUL comes first, or a short secret would be found in the replacement of a longer one.
     for form in sorted(forms, key=len, reverse=True):
         text = re.sub(re.escape(form), "\0", text, flags=re.IGNORECASE)
     return text.replace("\0", "[redacted]")
@@ -62,9 +66,13 @@ def secrets_of(api_key: str, messages: Iterable[Mapping[str, Any]]) -> list[str]
 
 
 def scrub(error: BaseException, secrets: Sequence[str]) -> None:
-    """Takes the secrets out of an error's own text, and cuts off causes that repeat one.
+    """Removes the secrets from an error's message, and cuts off causes that repeat one.
 
-    HTTP libraries quote what they could not parse, and a server may have put a key or a prompt into that.
+    HTTP libraries quote data that they could not parse, which may hold a key or a prompt.
+
+    Args:
+        error: The error, which is changed in place.
+        secrets: Texts to remove.
     """
     if error.args and isinstance(error.args[0], str):
         error.args = (redact(error.args[0], secrets), *error.args[1:])
