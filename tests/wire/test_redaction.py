@@ -1,0 +1,49 @@
+"""Keys and prompts do not get into errors."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from together_async.wire.codec import encode
+from together_async.wire.error_bodies import status_error
+from together_async.wire.redaction import redact
+
+SECRETS = ["key-1234567890", 'a "quoted"\nprompt — on two lines', "prompt", "red"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_keys_and_prompts_never_stand_in_the_text(secret):
+    """However a server repeats a secret: as it is, in JSON, as Python writes it, or on one line."""
+    for said in (secret, json.dumps(secret), repr(secret), " ".join(secret.split())):
+        for body in (
+            encode({"error": {"message": f"bad: {said}!"}}),
+            f"bad: {said}!".encode(),
+            f"<p>bad: {said}!</p>".encode(),
+        ):
+            error = status_error(400, {}, body, secrets=[secret])
+            assert secret not in str(error).replace("[redacted]", "")
+            assert said.strip("\"'") not in str(error).replace("[redacted]", "")
+            assert "[redacted]" in str(error)
+
+
+def test_redaction_comes_before_the_cut():
+    """A secret at the place where the message is cut does not leave its first half."""
+    error = status_error(400, {}, b"x" * 490 + b"key-1234567890", secrets=SECRETS)
+    assert "key-" not in str(error)
+
+
+@given(st.text(max_size=60), st.lists(st.text("acdert[] \0", max_size=3), max_size=8))
+def test_redaction_is_once_through(text, secrets):
+    """Every secret is gone, nothing is redacted twice, and the text does not grow beyond ten characters for one."""
+    redacted = redact(text, secrets)
+    assert len(redacted) <= 10 * len(text)
+    for secret in filter(None, secrets):
+        assert secret not in redacted.replace("[redacted]", "\uffff")
+
+
+def test_secrets_may_be_empty():
+    """An empty secret is no secret."""
+    assert redact("abc", ["", "b"]) == "a[redacted]c"
+    assert redact("abc", []) == "abc"
