@@ -14,13 +14,13 @@ from typing import Final, Self
 
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
-from together_async.models import ChatCompletionChunk, Delta, set_raw
+from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw
 from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
 from together_async.wire.raw_events import RawEventDecoder
 
 _BATCH: Final = 64
 """Most chunks of a batch: what its reader does with them is one turn of the event loop."""
-_EXTRA_FIELDS: Final = frozenset({"reasoning", "reasoning_content", "refusal", "function_call"})
+_EXTRA_FIELDS: Final = frozenset(GENERATED_FIELDS) - {"content", "tool_calls"}
 
 
 class Reader:
