@@ -117,16 +117,18 @@ def test_delay_doubles_up_to_its_most_and_is_chosen_from_zero_on() -> None:
 
 
 def test_delays_are_spread_evenly() -> None:
-    chance = random.Random(1)
-    delays = sorted(backoff(Retry(), 3, chance.random) for _ in range(10_000))
+    rng = random.Random(1)
+    delays = sorted(backoff(Retry(), 3, rng.random) for _ in range(10_000))
     assert delays[0] < 0.01
     assert delays[5_000] == pytest.approx(1.0, abs=0.05)
     assert 1.99 < delays[-1] <= 2
 
 
 @given(st.integers(1, 100), st.floats(0, 86_400), st.floats(0, 86_400), st.floats(0, 1))
-def test_delay_of_any_attempt_is_within_its_bounds(attempt: int, base: float, most: float, chance: float) -> None:
-    delay = backoff(Retry(attempts=100, base_delay=base, max_delay=most), attempt, lambda: chance)
+def test_delay_of_any_attempt_is_within_its_bounds(
+    attempt: int, base: float, most: float, random_number: float
+) -> None:
+    delay = backoff(Retry(attempts=100, base_delay=base, max_delay=most), attempt, lambda: random_number)
     assert 0 <= delay <= most
 
 
@@ -216,7 +218,7 @@ class Calls:
         self.open: list[int] = []  # attempts that each made
 
     def begin(self, now: float = 0.0) -> None:
-        self.budget.call(now)
+        self.budget.record_call(now)
         self.calls += 1
         self.requests += 1
         self.open.append(1)
@@ -252,15 +254,15 @@ def test_thousand_calls_one_after_the_other_cost_1200_requests() -> None:
 @given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([0.0, 0.05, 0.2, 0.3, 1 / 3, 1.0]))
 def test_retries_never_exceed_their_fraction_whatever_the_interleaving(seed: int, burst: int, fraction: float) -> None:
     """At no moment: not at the beginning, not after a pause, not when failures come in bursts."""
-    chance, now = random.Random(seed), 0.0
-    calls = Calls(attempts=chance.choice([2, 4, 100]), fraction=fraction)
+    rng, now = random.Random(seed), 0.0
+    calls = Calls(attempts=rng.choice([2, 4, 100]), fraction=fraction)
     while calls.calls < 300:
-        now += chance.choice([0.0, 0.01, 1.0, 50.0, 1_000.0])
-        for _ in range(chance.randrange(4**burst)):
+        now += rng.choice([0.0, 0.01, 1.0, 50.0, 1_000.0])
+        for _ in range(rng.randrange(4**burst)):
             calls.begin(now)
-        for _ in range(chance.randrange(4**burst)):
+        for _ in range(rng.randrange(4**burst)):
             if calls.open:
-                calls.fail(chance.randrange(len(calls.open)))
+                calls.fail(rng.randrange(len(calls.open)))
         most = max(FREE_RETRIES if fraction else 0, fraction * calls.calls)
         assert calls.requests - calls.calls <= most + 1e-6
 
@@ -279,7 +281,7 @@ def test_few_calls_may_make_ten_retries(count: int) -> None:
 def test_no_budget_is_no_retry() -> None:
     budget = RetryBudget(0)
     for _ in range(1_000):
-        budget.call(0.0)
+        budget.record_call(0.0)
     assert not budget.spend()
 
 
@@ -288,7 +290,7 @@ def test_day_that_went_well_is_not_made_up_for_in_a_minute() -> None:
     budget, now = RetryBudget(0.2), 0.0
     for _ in range(86_400):
         now += 1
-        budget.call(now)
+        budget.record_call(now)
     spent = sum(budget.spend() for _ in range(10_000))
     assert spent <= 0.2 * 2 * RECENT_S + 1
 
@@ -296,8 +298,8 @@ def test_day_that_went_well_is_not_made_up_for_in_a_minute() -> None:
 def test_client_that_was_busy_and_then_quiet_has_ten_left() -> None:
     budget = RetryBudget(0.2)
     for _ in range(100_000):
-        budget.call(0.0)
-    budget.call(10 * RECENT_S)
+        budget.record_call(0.0)
+    budget.record_call(10 * RECENT_S)
     assert sum(budget.spend() for _ in range(1_000)) <= FREE_RETRIES
 
 
@@ -305,12 +307,12 @@ def test_budget_comes_back_with_calls() -> None:
     """Five calls earn one retry, when the first ten are paid for."""
     budget = RetryBudget(0.2)
     for _ in range(50):
-        budget.call(0.0)
+        budget.record_call(0.0)
     while budget.spend():
         pass
     spent = 0
     for _ in range(100):
-        budget.call(0.0)
+        budget.record_call(0.0)
         spent += budget.spend()
     assert 19 <= spent <= 20
     assert repr(budget).startswith("<RetryBudget ")

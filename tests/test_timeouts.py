@@ -49,14 +49,14 @@ def test_no_limit_has_a_text_of_its_own():
 
 def test_a_value():
     """Frozen, equal, hashable, picklable, and evolved one field at a time."""
-    one = Timeouts(idle=5)
-    assert one == attrs.evolve(Timeouts(), idle=5)
-    assert hash(one) == hash(Timeouts(idle=5))
-    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+    timeouts = Timeouts(idle=5)
+    assert timeouts == attrs.evolve(Timeouts(), idle=5)
+    assert hash(timeouts) == hash(Timeouts(idle=5))
+    assert pickle.loads(pickle.dumps(timeouts)) == timeouts  # noqa: S301 - made here
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        one.idle = 6
+        timeouts.idle = 6
     with pytest.raises(ValueError, match="idle"):
-        attrs.evolve(one, idle=-1)
+        attrs.evolve(timeouts, idle=-1)
 
 
 def test_due_is_seconds_after():
@@ -69,12 +69,12 @@ DUES = st.none() | st.floats(0, 1e9).map(lambda at: Due(at, "total", 1.0))
 
 
 @given(DUES, DUES)
-def test_earliest(one, other):
+def test_earliest(first, second):
     """The first of what is due; nothing of nothing."""
-    given_dues = [due for due in (one, other) if due is not None]
-    first = earliest(one, other)
-    assert first is None if not given_dues else first in given_dues
-    assert all(first.at <= due.at for due in given_dues)
+    given_dues = [due for due in (first, second) if due is not None]
+    found = earliest(first, second)
+    assert found is None if not given_dues else found in given_dues
+    assert all(found.at <= due.at for due in given_dues)
 
 
 def test_of_two_at_once_the_first_given_is_named():

@@ -1,20 +1,20 @@
-"""What is asked again, when, and how often. Pure: chance and time are arguments.
+"""Which failures are retried, when, and how often. Pure: randomness and time are arguments.
 
 The table (statuses: the API's error page):
 
-| what came | again? |
+| failure | retried? |
 |---|---|
 | 408, 409, 429, 500, 502, 503, 504, 520, 524, 529 | yes |
-| every other status, 402 before all | no |
-| no connection, a connection that was lost, a connection that could not be made in time | yes |
+| every other status, 402 above all | no |
+| no connection, a lost connection, a connection that could not be opened in time | yes |
 | any other timeout | no: it is the caller's own limit, and the work was probably being done, and billed |
-| a stream that broke before anything of it was handed out | as for the same failure without a stream |
-| a stream of which something was handed out | no, never |
-| an answer that is not the protocol's | no |
+| a stream that broke before anything of it was handed out | as the same failure without a stream |
+| a stream of which something was handed out | never |
+| a response that breaks the protocol | no |
 
 A delay is chosen at random from zero to `base_delay` * 2 ** (attempt - 1), at most `max_delay` ("full jitter":
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and is never shorter than what the server
-told in `retry-after` or `retry-after-ms`.
+asked for in `retry-after` or `retry-after-ms`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from together_async.validation import FINITE, number
 
 RETRIED_STATUSES: Final = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 524, 529})
 FREE_RETRIES: Final = 10
-"""Retries which the first calls of a client may make among them, however few the calls are."""
+"""Retries that the first calls of a client may make between them, however few the calls are."""
 RECENT_S: Final = 60.0
+"""Seconds for which the retries earned by calls are kept, at least; at most twice as many."""
 _MOST_ATTEMPTS: Final = 100
 _ATTEMPTS: Final = f"a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
 
@@ -49,17 +50,18 @@ _ATTEMPTS: Final = f"a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
 class Retry:
     """How often a call is tried, and how long it waits in between.
 
-    Args:
-        attempts: How often a request is sent at most, from 1, which never retries, to 100.
-        budget: Retries are at most this fraction of all calls of the client, from 0 to 1, and never fewer than 10. When
-            everything fails, 1,000 calls cost at most 1,200 requests; the replacement of a pooled connection that the
-            server had closed is an attempt, but no retry. Of a call's own `Retry` this is not used.
-        base_delay: Seconds; the first delay is at most this.
-        max_delay: Seconds; no delay is longer, unless the server asked for it.
-        max_retry_after: Seconds; a server that asks to wait longer ends the call at once.
+    Attributes:
+        attempts: Attempts at most, from 1, which never retries, to 100. Default 4.
+        budget: The largest share of retries among all calls of the client, from 0, which never retries, to 1; ten
+            retries are allowed in any case above 0. With the default of 0.2, 1,000 calls that all fail cost at most
+            1,200 requests. Replacing a pooled connection that the server had closed is an attempt, but not a retry. The
+            budget is the client's: that of a single call's `Retry` is not used.
+        base_delay: Seconds, from 0 to 86400: the first delay is at most this. Default 0.5.
+        max_delay: Seconds, from 0 to 86400: no delay is longer, unless the server asked for it. Default 30.
+        max_retry_after: Seconds, from 0: when the server asks for a longer wait, the call fails at once. Default 60.
 
     Raises:
-        ValueError: A value out of its range.
+        ValueError: A value out of its range; the text names field, value and range.
     """
 
     attempts: int = attrs.field(default=4, validator=number(1, _MOST_ATTEMPTS, _ATTEMPTS, whole=True))
@@ -72,8 +74,15 @@ class Retry:
 class RetryBudget:
     """How many retries a client may still make: at most `fraction` of its calls, and the first ten in any case.
 
-    What the calls have earned is kept while they are recent: a client that went well for a day may not make up for it
-    in a minute. Time is counted in spans of `RECENT_S`; those of the running one and of the one before are recent.
+    The retries that calls have earned are kept while the calls are recent: a day without failures does not allow a
+    minute of nothing but retries. Time is counted in spans of `RECENT_S`; the calls of the running span and of the one
+    before it are recent.
+
+    Args:
+        fraction: Retries per call, from 0 to 1; 0 allows none, the first ten neither.
+
+    Attributes:
+        left: Retries that may still be made.
     """
 
     __slots__ = ("_before", "_fraction", "_free", "_since", "_started", "left")
@@ -81,15 +90,19 @@ class RetryBudget:
     def __init__(self, fraction: float) -> None:
         self._fraction = fraction
         self.left = float(FREE_RETRIES) if fraction else 0.0
-        self._free = self.left  # what the first calls have yet to earn
+        self._free = self.left  # retries that the first calls have yet to earn
         self._since = -math.inf  # when the running span began
         self._started = self._before = 0  # calls in it, and in the one before
 
     def __repr__(self) -> str:
         return f"<RetryBudget {self.left:g}>"
 
-    def call(self, now: float) -> None:
-        """Counts a call."""
+    def record_call(self, now: float) -> None:
+        """Counts a call, which earns a fraction of a retry.
+
+        Args:
+            now: Seconds of a clock that does not go back.
+        """
         if now - self._since >= RECENT_S:
             self._before = self._started if now - self._since < 2 * RECENT_S else 0
             self._since, self._started = now, 0
@@ -101,7 +114,7 @@ class RetryBudget:
             self.left = min(most, self.left + self._fraction)
 
     def spend(self) -> bool:
-        """Takes one retry; False when there is none."""
+        """Takes a retry from the budget; returns False when none is left."""
         if self.left < 1 - 1e-9:
             return False
         self.left -= 1
@@ -109,7 +122,7 @@ class RetryBudget:
 
 
 def is_retryable(error: TogetherError) -> bool:
-    """Returns what the table says of an error, given that nothing was handed out yet."""
+    """Returns whether an error is retried, by the table above, if nothing was handed out yet."""
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES
     if isinstance(error, StreamAPIError):
@@ -123,24 +136,24 @@ def is_retryable(error: TogetherError) -> bool:
     return isinstance(error, (StreamConnectionError, IncompleteStreamError))
 
 
-def backoff(retry: Retry, attempt: int, chance: Callable[[], float]) -> float:
-    """Returns the delay after the `attempt`-th attempt, from 1 on, in seconds.
+def backoff(retry: Retry, attempt: int, rng: Callable[[], float]) -> float:
+    """Returns the random delay before the next attempt, in seconds.
 
     Args:
-        retry: The rules.
-        attempt: How many attempts there were.
-        chance: Returns a number from 0 to 1.
+        retry: The delays to choose from.
+        attempt: How many attempts there were, from 1.
+        rng: Returns a random number from 0 to 1.
     """
-    return chance() * min(retry.max_delay, retry.base_delay * 2.0 ** (attempt - 1))
+    return rng() * min(retry.max_delay, retry.base_delay * 2.0 ** (attempt - 1))
 
 
 def retry_after_s(error: TogetherError) -> float | None:
-    """Returns how long the server asked to wait, None when it did not."""
+    """Returns the seconds that the server asked to wait, None when it did not ask."""
     return error.retry_after if isinstance(error, APIStatusError) else None
 
 
 def reason(error: TogetherError) -> str:
-    """Returns why an attempt failed, in a few words without anybody's text."""
+    """Returns why an attempt failed, in a few words that repeat nothing of the server's or the caller's text."""
     if isinstance(error, APIStatusError):
         return str(error.status_code)
     if isinstance(error, StreamAPIError):
@@ -151,6 +164,6 @@ def reason(error: TogetherError) -> str:
 
 
 def note(retries: tuple[Retried, ...], ending: str) -> str:
-    """Returns the sentence about the attempts of a call that failed after all."""
-    tried = "; ".join(f"{one.reason}, waited {one.waited_s:.1f} s" for one in retries)
+    """Returns the note on the error of a call that failed in the end: its attempts, and why there was no other."""
+    tried = "; ".join(f"{retried.reason}, waited {retried.waited_s:.1f} s" for retried in retries)
     return f"{len(retries) + 1} attempts ({tried}); {ending}" if retries else ending

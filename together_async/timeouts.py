@@ -1,4 +1,4 @@
-"""Timeouts: the value people set, and the pure arithmetic of what is due when. No clock: time is an argument."""
+"""`Timeouts`, the value that callers set, and the arithmetic of deadlines. Pure: time is an argument."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ _seconds: Final = number(0, FINITE, "seconds above 0, or None to switch it off",
 
 @attrs.frozen
 class Timeouts:
-    """Limits in seconds; None switches one off. Each error names the limit that ran out.
+    """How long a call may take, phase by phase: seconds above 0; None switches a limit off.
 
-    Args:
-        connect: To open a connection (name lookup, TCP, TLS, proxy), per attempt.
-        first_token: From sending the request, anew for each attempt, to the first generated token of a stream, or to
-            the first byte of a whole response that is no blank, which comes when all of it has been generated.
-        idle: Silence between content while a stream is being read. Comments, pings, role-only chunks and dripping
-            bytes are not content; the time the consumer takes does not count.
-        total: One deadline over everything, all attempts and the whole stream.
-        queue: To wait for a turn under the client's limits, for each attempt anew. Nothing has been sent when it runs
-            out.
+    A call that takes longer fails with `APITimeoutError`, or `StreamTimeoutError` once its first token has come; the
+    error's `phase` is the name of the limit.
+
+    Attributes:
+        connect: Seconds to open a connection (name lookup, TCP, TLS, proxy), for each attempt. Default 10.
+        first_token: Seconds from sending the request to the first generated token of a stream, or to the first
+            non-blank byte of a whole response, which comes when all of it has been generated; for each attempt. Default
+            300.
+        idle: Seconds of silence between content while a stream is read. Comments, pings, role-only chunks and dripping
+            bytes are not content; the time the consumer takes does not count. Default 60.
+        total: Seconds for everything: all attempts and the whole stream. Default None.
+        queue: Seconds to wait for a turn under the client's limits, for each attempt. Nothing has been sent for the
+            attempt when it runs out. Default None.
 
     Raises:
-        ValueError: A limit that is not a finite number above 0.
+        ValueError: A limit that is not a finite number above 0; the text names field, value and range.
     """
 
     connect: float | None = attrs.field(default=10.0, validator=_seconds)
@@ -38,20 +42,26 @@ class Timeouts:
 
 
 class Due(NamedTuple):
-    """When something is late, on the event loop's clock, and how it is called then; made for every call."""
+    """A deadline; made for every call.
+
+    Attributes:
+        at: When it is, on the event loop's clock.
+        phase: The limit it comes from.
+        seconds: That limit.
+    """
 
     at: float
     phase: TimeoutPhase
     seconds: float
 
 
-def earliest(one: Due | None, other: Due | None) -> Due | None:
-    """Returns the one that is late first, None when neither can be."""
-    if one is None or other is None:
-        return one or other
-    return one if one.at <= other.at else other
+def earliest(first: Due | None, second: Due | None) -> Due | None:
+    """Returns the earlier of two deadlines; None when there is neither."""
+    if first is None or second is None:
+        return first or second
+    return first if first.at <= second.at else second
 
 
 def due(phase: TimeoutPhase, seconds: float | None, since: float) -> Due | None:
-    """Returns when `seconds` after `since` is; None when the limit is switched off."""
+    """Returns the deadline `seconds` after `since`; None when the limit is switched off."""
     return None if seconds is None else Due(since + seconds, phase, seconds)

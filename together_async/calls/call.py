@@ -167,7 +167,7 @@ class Call:
         self._loop = transport.loop
         if self._started is None:
             self._started = self._loop.time()
-            settings.budget.call(self._started)
+            settings.budget.record_call(self._started)
         transport.openings.add(self)  # so that closing the client reaches a call that waits
         failure: TogetherError | None = None
         try:

@@ -1,13 +1,14 @@
-"""How many tokens a request will use, before anybody knows. Pure.
+"""Estimates how many tokens a request will use. Pure.
 
 The rule: a prompt has a token for every four characters of its messages, and four more for each message; a picture or
-another part that is no text counts 1,000. The output is `max_tokens`, for each of `n` choices. Both are multiplied by
-what was learned from the `usage` of earlier responses of the same model: how many tokens a prompt really had for the
-estimate, and what fraction of `max_tokens` is generated at most, as a rule: the mean and twice the mean deviation, as
-TCP estimates how long an answer may take (RFC 6298). Where a request does not say `max_tokens`, the same is taken of
-what was generated, and before there is anything, 256. What was reserved too much comes back when the response ends.
+another part that is not text counts 1,000. The output is `max_tokens`, for each of `n` choices. Both are multiplied by
+factors learned from the `usage` of earlier responses of the same model: the tokens a prompt really had per estimated
+token, and the fraction of `max_tokens` that few responses exceed, which is the mean and twice the mean deviation, as
+TCP estimates its timeout (RFC 6298). For a request without `max_tokens`, the same is done with the tokens that
+responses had, and before the first response 256 are assumed. The excess of an estimate is given back when the response
+ends.
 
-The first responses count fully, later ones a twentieth each, so the factors follow what the work of the hour is like.
+The first responses count fully, later ones a twentieth each, so that the factors follow the current work.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ TOKENS_PER_PART: Final = 1_000
 OUTPUT_TOKENS: Final = 256
 DEVIATIONS: Final = 2.0
 FIRST_COUNTS: Final = 3
-"""The guess at a deviation after the first sample counts like as many more."""
+"""The deviation guessed after the first sample counts like so many more samples."""
 _LEAST_WEIGHT: Final = 0.05
 _SAMPLES: Final = 20
+"""From so many samples on, a sample has the least weight."""
 
 
 class Size(NamedTuple):
-    """A request's size as far as it can be seen; made by `size_of`.
+    """The size of a request as far as the request shows it; made by `size_of`.
 
     Attributes:
         prompt: Tokens of the prompt, by the rule alone.
-        max_tokens: Most tokens of each choice, None when the request does not say.
-        n: Choices.
+        max_tokens: Tokens of each choice at most; None when the request does not limit them.
+        n: How many choices, from 1.
     """
 
     prompt: int
@@ -41,7 +43,7 @@ class Size(NamedTuple):
 
 
 def size_of(messages: Sequence[Mapping[str, Any]], max_tokens: int | None, n: int | None) -> Size:
-    """Returns what can be seen of a request."""
+    """Returns the size of a request with these messages; `n` is 1 when it is None."""
     characters = parts = 0
     for message in messages:
         content = message.get("content")
@@ -70,7 +72,7 @@ class _Mean:
 
     @property
     def likely_most(self) -> float:
-        """What few samples exceed."""
+        """A value that few samples exceed."""
         return self.value + DEVIATIONS * self.deviation
 
     def add(self, sample: float) -> None:
@@ -86,7 +88,7 @@ class _Mean:
 
 
 class Estimator:
-    """What was learned of one model."""
+    """What was learned about the sizes of one model's requests."""
 
     __slots__ = ("_fraction", "_output", "_prompt")
 
@@ -100,13 +102,19 @@ class Estimator:
         return round(size.prompt * self._prompt.value)
 
     def total(self, size: Size) -> int:
-        """Returns the tokens that request and answer are expected to use together."""
+        """Returns the tokens that prompt and completion are expected to have together."""
         prompt, most, n = size
         output = self._output.likely_most if most is None else most * min(1.0, self._fraction.likely_most)
         return round(prompt * self._prompt.value) + round(output * n)
 
     def learn(self, size: Size, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Takes the server's count for a request whose answer came to its end."""
+        """Learns from the server's count for a request whose response came to its end.
+
+        Args:
+            size: The request's size.
+            prompt_tokens: The server's count; None when it did not come.
+            completion_tokens: The same, of all choices together.
+        """
         if prompt_tokens and size.prompt:
             self._prompt.add(prompt_tokens / size.prompt)
         if completion_tokens is not None:

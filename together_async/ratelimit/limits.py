@@ -1,4 +1,4 @@
-"""What people ask for (`Limits`), and what they are shown (`LimitsState`): values, nothing else."""
+"""The values that callers set (`Limits`) and see (`LimitsState`, `ModelState`). Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import attrs
 from together_async.validation import number
 
 Priority: TypeAlias = Literal["interactive", "batch"]
-"""Who goes first: a person who waits, or work that may take all night."""
+"""Which call goes first: a person waits for an interactive one, a batch may take all night."""
 _PRIORITIES: Final = frozenset(get_args(Priority))
 
 _MOST: Final = 1e12
 
 
 def check_priority(priority: str) -> None:
-    """Raises for a word that is no priority.
+    """Checks a priority.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is neither "interactive" nor "batch".
     """
     if priority not in _PRIORITIES:
         raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(_PRIORITIES)))}")
@@ -52,20 +52,22 @@ def _not_yet(_: object, field: Any, value: Any) -> None:
 
 @attrs.frozen
 class Limits:
-    """How much may be under way, and how fast. Everything is optional: what is not given is learned from the service.
+    """How many requests may be under way, and how fast they may go. A limit that is not given is learned.
 
-    The service counts for each model by itself, so the rates hold for each model by itself. What the response headers
-    tell (`x-ratelimit-limit`, `x-tokenlimit-limit` and their `-dynamic` forms) is obeyed where it is lower.
+    The service counts each model by itself, so the rates hold for each model by itself. The limits that response
+    headers report (`x-ratelimit-limit`, `x-tokenlimit-limit` and their `-dynamic` forms) are kept where they are lower.
 
-    Args:
+    Attributes:
         concurrency: How many requests may be under way at once, all models together, each until its stream has ended;
-            from 1. "auto" finds a number for each model: it grows while answers come quickly and well, and shrinks on
-            429s (`ratelimit.window` has the rule). None does not limit, so that only the rates do.
-        requests_per_minute: Above 0.
-        tokens_per_minute: Tokens of prompt and completion together, above 0.
+            from 1. "auto" finds a number for each model: it grows while good responses come quickly, and shrinks on
+            429s (the rule is in `ratelimit.congestion`). None sets no limit, so that only the rates do.
+        requests_per_minute: Requests per minute and model, above 0. None keeps to the reported limit alone.
+        tokens_per_minute: Tokens of prompt and completion together, per minute and model, above 0. None keeps to the
+            reported limit alone.
         max_queued: How many calls may wait for their turn, all models together, from 0; one more raises
             `QueueFullError` at once. None lets any number wait.
         shared: Where processes share their limits. None is this process alone; nothing else exists yet.
+        models: Limits of single models, by the model's name; made by `per_model`. Empty by default.
 
     Raises:
         ValueError: A value out of its range; the text names field, value and range.
@@ -77,7 +79,6 @@ class Limits:
     max_queued: int | None = attrs.field(default=None, validator=_max_queued)
     shared: None = attrs.field(default=None, validator=_not_yet)
     models: Mapping[str, Limits] = attrs.field(factory=dict, kw_only=True, hash=False)
-    """Limits of single models; made by `per_model`."""
 
     @classmethod
     def per_model(cls, models: Mapping[str, Limits], **others: Any) -> Limits:
@@ -89,11 +90,11 @@ class Limits:
 
         Args:
             models: Limits by the model's name. Their `concurrency` holds for the model alone, in addition to the
-                number for all; `max_queued` counts those that wait for this model.
-            **others: What `Limits` takes: the rates of every model that is not named, and the numbers for all.
+                number for all models; their `max_queued` counts the calls that wait for this model.
+            **others: Arguments of `Limits`: the rates of every other model, and the numbers for all models together.
 
         Raises:
-            ValueError: A value out of its range, a name that is none, limits within limits.
+            ValueError: A value out of its range, a name that is not a str, or limits that have `models` of their own.
         """
         for model, limits in models.items():
             if not isinstance(model, str) or not isinstance(limits, Limits):
@@ -105,7 +106,7 @@ class Limits:
         return cls(**others, models=dict(models))
 
     def of(self, model: str) -> Limits:
-        """Returns what holds for one model."""
+        """Returns the limits of one model: its own, or else these."""
         return self.models.get(model, self)
 
 
@@ -118,20 +119,22 @@ class ModelState:
     """One model's limits, and what is going on under them, at one moment.
 
     Attributes:
-        model: Its name.
+        model: The model's name.
         in_flight: Requests under way: sent, or about to be, and not ended.
         queued: Calls that wait for their turn.
-        concurrency: How many may be under way at once; None when there is no limit.
-        requests_per_minute: The rate that is kept now; None when there is no limit.
-        tokens_per_minute: The same for tokens.
-        server_requests_per_minute: What the service said last; None when it has said nothing.
+        concurrency: How many requests to this model may be under way at once: its own number of `Limits.per_model`, or
+            the size of the window of "auto"; None when it has no limit of its own.
+        requests_per_minute: The rate that is kept now, the lowest of the configured, the reported and the one found
+            from 429s; None when there is no limit.
+        tokens_per_minute: The same for tokens of prompt and completion together.
+        server_requests_per_minute: The limit that the response headers reported last, in requests per minute; None
+            when they have reported none.
         server_tokens_per_minute: The same for tokens.
-        paused_for_s: Seconds from that moment on in which nothing is sent, because a 429 asked for it; 0 when it is
-            not so.
-        paused_until: When that ends, by the wall clock, in UTC; None when it is not so.
+        paused_for_s: Seconds from that moment on in which nothing is sent, because of a 429; 0 without a pause.
+        paused_until: When the pause ends, by the wall clock, in UTC; None without a pause.
         sent: Requests sent so far.
-        rate_limited: 429s seen.
-        overloaded: 503s seen.
+        rate_limited: 429s so far.
+        overloaded: 503s so far.
     """
 
     model: str
@@ -163,10 +166,11 @@ class LimitsState:
 
     Attributes:
         in_flight: Requests under way, all models together.
-        queued: Calls that wait for their turn.
-        concurrency: How many may be under way at once, all models together; None when there is no such limit.
-        models: The same for each model that was used lately, by its name.
-        stopped: Why nothing is sent at all (a 402); None when it is not so.
+        queued: Calls that wait for their turn, all models together.
+        concurrency: How many requests may be under way at once, all models together: `Limits.concurrency`; None when
+            that is None or "auto".
+        models: The state of each model that was used lately, by its name.
+        stopped: The text of the 402 that keeps all requests from being sent; None without one.
     """
 
     in_flight: int = 0
@@ -177,17 +181,17 @@ class LimitsState:
 
     @property
     def sent(self) -> int:
-        """Requests sent so far."""
+        """Requests sent so far, to the models in `models`."""
         return sum(model.sent for model in self.models.values())
 
     @property
     def rate_limited(self) -> int:
-        """429s seen."""
+        """429s so far, of the models in `models`."""
         return sum(model.rate_limited for model in self.models.values())
 
     @property
     def overloaded(self) -> int:
-        """503s seen."""
+        """503s so far, of the models in `models`."""
         return sum(model.overloaded for model in self.models.values())
 
     @property

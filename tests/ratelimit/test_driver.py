@@ -1,0 +1,282 @@
+"""The driver of a limiter: turns on an event loop, one timer, 402s."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+import pytest
+
+from support.admission import MODEL, ROOM_S, ROUNDING, paid
+from support.limiters import UNLIMITED, Waiters, limiter_of, now, run, taken, timers, turns
+from together_async import (
+    Limits,
+    PaymentRequiredError,
+    RateLimiter,
+)
+from together_async.ratelimit.admission import STOP_S
+from together_async.ratelimit.estimator import Size
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(),
+        Limits(concurrency=5),
+        Limits(concurrency="auto"),
+        Limits(concurrency=5, requests_per_minute=600, tokens_per_minute=60_000, max_queued=0),
+    ],
+    ids=["learned", "places", "auto", "all"],
+)
+def test_call_without_contest_costs_no_task_no_timer_and_no_turn_of_the_loop(limits: Limits) -> None:
+    """It is granted before it ever waits: the coroutine never suspends."""
+
+    async def main() -> None:
+        limiter = RateLimiter(limits, clock=now)
+        loop = asyncio.get_running_loop()
+        acquiring = limiter.driver.acquire(MODEL, 100)
+        with pytest.raises(StopIteration) as stopped:
+            acquiring.send(None)
+        reservation = stopped.value.value
+        assert reservation.granted
+        limiter.driver.record_response(reservation, UNLIMITED, good=True, latency_s=0.1)
+        limiter.driver.release(reservation, 90)
+        assert limiter.driver.timer is None
+        assert timers(loop) == []
+        assert not loop._ready  # type: ignore[attr-defined]  # asyncio shows it nowhere else
+        assert len(asyncio.all_tasks()) == 1
+        assert (limiter.state.in_flight, limiter.state.queued, limiter.state.sent) == (0, 0, 1)
+
+    run(main())
+
+
+def test_call_without_contest_takes_microseconds() -> None:
+    """15 us is the aim on a quiet machine; here ten times as much, since what runs beside is not known."""
+
+    async def main() -> float:
+        limiter = RateLimiter(Limits(concurrency=100, requests_per_minute=6e7, tokens_per_minute=6e10))
+        best = float("inf")
+        for _ in range(5):
+            started = time.process_time()
+            for _ in range(500):
+                reservation = await limiter.driver.acquire(MODEL, 100)
+                limiter.driver.record_response(reservation, UNLIMITED, good=True, latency_s=0.1)
+                limiter.driver.release(reservation, 90)
+            best = min(best, (time.process_time() - started) / 500)
+        return best
+
+    assert run(main(), asyncio.new_event_loop()) < 150e-6
+
+
+def test_all_that_wait_share_one_timer() -> None:
+    """There is one timer, and no timer once no call waits."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(requests_per_minute=6_000))
+        waiters = Waiters(limiter)
+        started = now()
+        await waiters.add(100)
+        timer = limiter.driver.timer
+        await waiters.add(100)
+        assert limiter.driver.timer is timer, "it isn't set anew for those that come later"
+        assert timers(asyncio.get_running_loop()) == [timer]
+        await waiters.ended()
+        assert limiter.driver.timer is None
+        assert waiters.order == list(range(200))
+        assert 2 - ROOM_S <= waiters.at[-1] - started <= 2.01
+
+    run(main())
+
+
+def test_no_timer_while_only_places_are_missing() -> None:
+    """The end of another call will wake those that wait; the clock can't."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        reservation = await taken(limiter)
+        waiters = Waiters(limiter)
+        await waiters.add(3)
+        assert timers(asyncio.get_running_loop()) == []
+        for place in range(3):
+            limiter.driver.release(reservation)
+            await turns()
+            assert waiters.order == list(range(place + 1))
+            reservation = waiters.tasks[place].result()
+        limiter.driver.release(reservation)
+
+    run(main())
+
+
+# ------------------------------------------------------------------------------------------------------------- waiting
+
+
+def test_turns_come_in_order_and_at_the_rate() -> None:
+    async def main() -> None:
+        limiter = limiter_of(Limits(requests_per_minute=60))
+        waiters = Waiters(limiter)
+        await waiters.add(5)
+        await waiters.ended()
+        assert waiters.order == [0, 1, 2, 3, 4]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(waiters.at)]
+        assert gaps == pytest.approx([1.0] * 4, rel=0.12)
+        assert min(gaps) > 1 - ROUNDING
+
+    run(main())
+
+
+def test_settled_tokens_let_others_go_earlier() -> None:
+    """Ten times as much was expected as was used."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(tokens_per_minute=600_000))
+        reservation = await taken(limiter, tokens=50_000)
+        waiters = Waiters(limiter)
+        await waiters.add(tokens=100)
+        await asyncio.sleep(0.1)
+        assert waiters.order == []
+        limiter.driver.release(reservation, 500)
+        await asyncio.wait_for(waiters.tasks[0], 0.5)
+
+    run(main())
+
+
+def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
+    """The timer is set anew by what comes meanwhile: a longer pause, a call of another model."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(requests_per_minute=6_000))
+        first, second = await taken(limiter), await taken(limiter)
+        waiters = Waiters(limiter)
+        started = now()
+        limiter.driver.record_rate_limit(first, None, wait_s=2.0, kind=None)
+        limiter.driver.release(first, 0)
+        await waiters.add(3)
+        await asyncio.sleep(1)
+        limiter.driver.record_rate_limit(second, None, wait_s=4.0, kind=None)
+        limiter.driver.release(second, 0)
+        other = await limiter.driver.acquire("other")
+        limiter.driver.release(other)
+        await waiters.ended()
+        assert started + 5 - ROUNDING <= waiters.at[0] <= started + 5.1
+        assert limiter.state.rate_limited == 2
+
+    run(main())
+
+
+def test_clock_of_the_limiter_need_not_be_the_loops() -> None:
+    """It may start anywhere; only differences count."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        limiter = RateLimiter(Limits(concurrency=9, requests_per_minute=60), clock=lambda: loop.time() - 5_000)
+        started = now()
+        for _ in range(3):
+            limiter.driver.release(await taken(limiter))
+        assert now() - started == pytest.approx(2, rel=0.12)
+
+    run(main())
+
+
+def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        reservation = await taken(limiter, priority="batch")
+        waiters = Waiters(limiter)
+        await waiters.add(2, priority="batch")
+        await waiters.add(1, priority="interactive")
+        for _ in range(3):
+            limiter.driver.release(reservation)
+            await turns()
+            reservation = waiters.tasks[waiters.order[-1]].result()
+        assert waiters.order == [2, 0, 1]
+        limiter.driver.release(reservation)
+
+    run(main())
+
+
+def test_two_that_share_a_limiter_keep_within_it_together() -> None:
+    """Fifty calls of each, five at once: never more, and all of them get their turn in the order in which they came."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=5))
+        most, order = 0, []
+
+        async def call(place: int) -> None:
+            nonlocal most
+            async with limiter.reserve(MODEL):
+                order.append(place)
+                most = max(most, limiter.state.in_flight)
+                await asyncio.sleep(0.1 + place % 3 / 100)
+
+        await asyncio.gather(*(call(place) for place in range(100)))
+        assert most == 5
+        assert order == list(range(100))
+        assert limiter.state.in_flight == 0
+
+    run(main())
+
+
+def test_estimate_is_learned() -> None:
+    """What a model's answers really cost is booked for those that come later; a model of its own for each name."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(tokens_per_minute=6e6))
+        size = Size(100, 1_000, 1)
+        reservation = await limiter.driver.acquire(MODEL, size)
+        assert reservation.tokens == 1_100
+        limiter.driver.estimator(MODEL).learn(size, 120, 250)
+        limiter.driver.release(reservation, 370)
+        reservation = await limiter.driver.acquire(MODEL, size)
+        assert 370 <= reservation.tokens < 1_100
+        limiter.driver.release(reservation)
+        reservation = await limiter.driver.acquire("other", size)
+        assert reservation.tokens == 1_100
+        limiter.driver.release(reservation)
+
+    run(main())
+
+
+# ----------------------------------------------------------------------------------------------------------------- 402
+
+
+def test_a_402_is_taken_back_when_somebody_has_paid() -> None:
+    """`resume` does not wait for a probe."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits())
+        limiter.driver.record_payment_required(paid())
+        with pytest.raises(PaymentRequiredError):
+            await taken(limiter)
+        limiter.resume()
+        limiter.driver.release(await taken(limiter))
+        assert limiter.state.stopped is None
+
+    run(main())
+
+
+def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() -> None:
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        reservation = await taken(limiter)
+        waiters = Waiters(limiter)
+        await waiters.add(3)
+        limiter.driver.record_payment_required(paid())
+        limiter.driver.release(reservation, 0)
+        errors = await waiters.ended()
+        assert [type(error) for error in errors] == [PaymentRequiredError] * 3
+        assert len(set(map(id, errors))) == 3
+        with pytest.raises(PaymentRequiredError, match="nothing was sent"):
+            limiter.driver.acquire(MODEL).send(None)
+        assert limiter.state.stopped
+        assert timers(asyncio.get_running_loop()) == []
+        await asyncio.sleep(STOP_S)
+        probe = await taken(limiter)
+        with pytest.raises(PaymentRequiredError):
+            await taken(limiter)
+        limiter.driver.record_response(probe, None, good=True)
+        limiter.driver.release(probe)
+        assert limiter.state.stopped is None
+        limiter.driver.release(await taken(limiter))
+
+    run(main())

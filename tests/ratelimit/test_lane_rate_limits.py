@@ -1,0 +1,143 @@
+"""429s and 503s: what they do to the lane of their model, and to no other."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import attrs
+import pytest
+
+from support.admission import EPOCH, MODEL, ROOM_S, ClockedAdmission
+from together_async import Limits, RateLimitError
+from together_async.ratelimit.rate_control import FALL
+
+
+def test_429_pauses_its_model_for_the_retry_after_and_no_other() -> None:
+    driver = ClockedAdmission(Limits(requests_per_minute=6_000))
+    reservation = driver.asked(model="a")
+    waiting = [driver.ask(model="a") for _ in range(5)]
+    driver.now = 0.001
+    driver.limited(reservation, 3.0)
+    for model in "aabb":
+        driver.ask(model=model)
+    driver.to(3.0)
+    assert {reservation.model for reservation in driver.granted[1:]} == {"b"}
+    assert len(driver.granted) == 3
+    shown = driver.state.models["a"]
+    assert shown.paused_for_s == pytest.approx(0.001)
+    assert shown.paused_until == EPOCH + timedelta(seconds=shown.paused_for_s)
+    assert driver.state.models["b"].paused_until is None
+    driver.to(3.001)
+    assert driver.granted[3] is waiting[0]
+    driver.to(4)
+    assert driver.state.models["a"].queued == 0
+    assert driver.state.models["a"].paused_until is None
+
+
+def test_shorter_pause_does_not_end_a_longer_one() -> None:
+    """Two 429s come back; the second asks for less."""
+    driver = ClockedAdmission(Limits(requests_per_minute=6_000))
+    first, second, waiting = driver.ask(), driver.ask(), driver.ask()
+    driver.to(0.1)
+    driver.limited(first, 5)
+    driver.limited(second, 1)
+    third = driver.ask()
+    driver.to(5)
+    assert third.granted_at is None
+    assert driver.state.models[MODEL].paused_for_s == pytest.approx(0.1)
+    driver.to(5.2)
+    assert third.granted_at == pytest.approx(5.1)
+    assert waiting.granted_at is not None
+
+
+def test_grants_after_a_pause_are_spread() -> None:
+    """What came together in the pause doesn't go together: never more than the rate and a bucket."""
+    driver = ClockedAdmission(Limits(requests_per_minute=600))
+    reservation = driver.asked()
+    for _ in range(200):
+        driver.ask()
+    driver.limited(reservation, 5)
+    driver.to(60)
+    times = [reservation.granted_at or 0.0 for reservation in driver.granted[1:]]
+    assert times[0] == pytest.approx(5)
+    for place, start in enumerate(times):
+        assert sum(start <= time <= start + 1 for time in times[place:]) <= 10 + 1 + 10 * ROOM_S
+    assert len(times) == 200
+
+
+def test_rate_falls_once_for_all_that_were_in_flight_and_comes_back_in_five_seconds() -> None:
+    """Twenty requests come back with 429s: one event. A request sent after the fall that is refused is another."""
+    driver = ClockedAdmission(Limits(requests_per_minute=6_000))
+    flying = [driver.ask() for _ in range(20)]
+    driver.to(1)
+    assert all(reservation.granted for reservation in flying)
+    assert driver.rate() == pytest.approx(100)
+    for reservation in flying:
+        driver.now += 0.01
+        driver.limited(reservation, 0.1)
+    # It has begun to rise while the last of them came.
+    assert 100 * FALL * 0.95 < driver.rate() < 100 * FALL + 3
+    assert driver.state.rate_limited == 20
+    driver.to(driver.now + 5.5)
+    assert driver.rate() > 90
+    driver.to(driver.now + 900)
+    assert driver.rate() == pytest.approx(100, rel=0.01)
+
+
+def test_second_fall_soon_after_the_first_finds_out_what_went_well() -> None:
+    """The reported or configured rate is not believed any more: the rate is less than what was sent and refused."""
+    driver = ClockedAdmission(Limits(requests_per_minute=60_000))
+    for second in range(20):
+        for part in range(20):
+            driver.to(second + part / 20)
+            driver.asked()
+    for _ in range(2):
+        driver.limited(driver.granted[-1], 0.1)
+        driver.to(driver.now + 1)
+        driver.asked()
+    assert 8 < driver.rate() < 20
+    for step in range(1, 2_000):
+        driver.to(22 + step / 20)
+        driver.end(driver.asked())
+    assert driver.rate() > 20, "it rises again while it is used"
+
+
+def test_429_of_tokens_lowers_the_tokens_alone() -> None:
+    driver = ClockedAdmission(Limits(requests_per_minute=6_000, tokens_per_minute=60_000))
+    driver.limited(driver.asked(10), 1, kind="tokens")
+    shown = driver.state.models[MODEL]
+    assert shown.requests_per_minute == pytest.approx(6_000)
+    assert shown.tokens_per_minute == pytest.approx(60_000 * FALL, rel=0.05)
+
+
+def test_503_lowers_nothing() -> None:
+    """The platform is overloaded; rates, window and queue stay as they are."""
+    driver = ClockedAdmission(Limits(concurrency="auto", requests_per_minute=600))
+    reservation = driver.asked()
+    before = driver.state.models[MODEL]
+    driver.admission.record_overload(reservation)
+    driver.answered(reservation, good=False)
+    driver.end(reservation, 0)
+    after = driver.state.models[MODEL]
+    assert after.overloaded == driver.state.overloaded == 1
+    assert attrs.evolve(after, overloaded=0) == attrs.evolve(before, in_flight=0)
+
+
+def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
+    """Those that wait, and those that come: `RateLimitError` with the seconds, and nothing sent. Others wait on."""
+    driver = ClockedAdmission(Limits(requests_per_minute=60))
+    reservation = driver.asked()
+    hurried, others = driver.asked(max_pause_s=60), driver.asked(max_pause_s=600)
+    driver.limited(reservation, 120)
+    ((refused, error),) = driver.refused
+    assert refused is hurried
+    assert isinstance(error, RateLimitError)
+    assert (error.retry_after, error.attempts, error.status_code) == (120, 0, 429)
+    assert MODEL in str(error)
+    assert "max_retry_after" in str(error)
+    with pytest.raises(RateLimitError, match=r"pause of 120\.0 s"):
+        driver.ask(max_pause_s=60)
+    driver.asked(model="other", max_pause_s=60)
+    assert driver.state.queued == 1
+    driver.to(121)
+    assert others.granted

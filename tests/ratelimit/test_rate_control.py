@@ -1,0 +1,64 @@
+"""How a bucket's rate falls with 429s, and comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.buckets import learn, wait
+from together_async.ratelimit.bucket import Bucket
+from together_async.ratelimit.rate_control import FALL
+
+
+@pytest.mark.parametrize("kind", ["requests", "tokens"])
+def test_429_lowers_the_rate_which_comes_back_in_five_seconds(kind: str) -> None:
+    bucket = Bucket(kind, 100.0, 0.0)
+    bucket.refill(10.0)
+    bucket.record_rate_limit(9.9, 10.0)
+    assert 60 < bucket.rate <= 100 * FALL
+    bucket.record_rate_limit(9.9, 10.2)
+    assert bucket.rate > 60, "one that was sent before the fall is part of it"
+    for step in range(60):
+        bucket.refill(10 + step / 10)
+    assert bucket.rate > 90
+    for step in range(1_000):
+        bucket.refill(16 + step)
+    assert bucket.rate == pytest.approx(100)
+
+
+def test_429_without_any_known_limit_finds_one() -> None:
+    """Less than what was sent, and rising while it is used."""
+    bucket = Bucket("requests", None, 0.0)
+    for step in range(200):
+        wait(bucket, 1.0, step / 20)
+    bucket.record_rate_limit(9.9, 10.0)
+    assert 8 < bucket.rate < 20
+    found, now = bucket.rate, 10.0
+    while now < 100:
+        now = wait(bucket, 1.0, now)
+    assert bucket.rate > 1.5 * found
+
+
+def test_found_rate_that_is_not_used_does_not_rise() -> None:
+    """A night without traffic says nothing about what the service would have allowed."""
+    bucket = Bucket("requests", None, 0.0)
+    for step in range(200):
+        wait(bucket, 1.0, step / 20)
+    bucket.record_rate_limit(9.9, 10.0)
+    found = bucket.rate
+    bucket.refill(10.01)
+    bucket.refill(40_000.0)
+    assert bucket.rate < 1.1 * found
+
+
+def test_learned_rate_is_approached_from_its_half_after_a_pause() -> None:
+    """It may have changed; a configured one has not."""
+    configured, reported = Bucket("requests", 10.0, 0.0), Bucket("requests", None, 0.0)
+    learn(reported, 10.0)
+    for bucket in (configured, reported):
+        wait(bucket, 1.0, 0.0)
+        wait(bucket, 1.0, 100.0)
+    assert configured.rate == 10
+    assert reported.rate == pytest.approx(5, rel=0.1)
+    for step in range(120):
+        reported.refill(100 + step / 10)
+    assert reported.rate == 10
