@@ -1,4 +1,4 @@
-"""What is asked again, when, and how often."""
+"""Which failures are retried, when, and how often."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def final(error: APIConnectionError) -> APIConnectionError:
 
 
 def test_statuses_that_are_asked_again() -> None:
-    """The API's error page, and nothing else: not 402, and of what is above 500 just what may pass."""
+    """The statuses of the API's error page, and no others: not 402, and above 500 only those that may pass."""
     expected = {408, 409, 429, 500, 502, 503, 504, 520, 524, 529}
     assert {code for code in range(300, 600) if is_retryable(status(code))} == expected
     assert {code for code in range(300, 600) if is_retryable(stream_error(code))} == expected
@@ -109,7 +109,7 @@ def test_other_errors_that_are_asked_again(error: TogetherError, again: bool) ->
 
 
 def test_delay_doubles_up_to_its_most_and_is_chosen_from_zero_on() -> None:
-    """Full jitter: anything from 0 to the exponential, so that those that failed together don't come together."""
+    """Full jitter: anything from 0 to the exponential, so that calls that failed together don't come back together."""
     rules = Retry(base_delay=0.5, max_delay=6)
     assert [backoff(rules, attempt, lambda: 1.0) for attempt in range(1, 7)] == [0.5, 1, 2, 4, 6, 6]
     assert [backoff(rules, attempt, lambda: 0.5) for attempt in range(1, 7)] == [0.25, 0.5, 1, 2, 3, 3]
@@ -151,7 +151,7 @@ def headers_error(code: int, **headers: str) -> APIStatusError:
         (headers_error(429, retry_after="soon", x_ratelimit_reset="0.5"), 0.5),
         (headers_error(429, retry_after="nan"), None),
         (headers_error(503, retry_after="4"), 4),
-        (headers_error(503, x_ratelimit_reset="0.5"), None),  # that comes with every answer
+        (headers_error(503, x_ratelimit_reset="0.5"), None),  # this header comes with every response
         (APIConnectionError("refused"), None),
         (lost(), None),
     ],
@@ -168,7 +168,7 @@ def test_retry_is_a_value() -> None:
     assert Retry() == Retry(4, 0.2, 0.5, 30.0, 60.0)
     assert hash(Retry()) == hash(Retry())
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        Retry().attempts = 5  # type: ignore[misc]
+        Retry().attempts = 5  # type: ignore[misc]  # the error is the test
     Retry(attempts=1, budget=0, base_delay=0, max_delay=0, max_retry_after=0)
     Retry(attempts=100, budget=1, base_delay=86_400, max_delay=86_400, max_retry_after=1e300)
 
@@ -209,13 +209,13 @@ def test_retry_out_of_range(field: str, value: Any) -> None:
 
 
 class Calls:
-    """Calls all of whose attempts fail; each asks again as long as it may."""
+    """Calls whose attempts all fail; each is retried as long as it may be."""
 
     def __init__(self, attempts: int = 4, fraction: float = 0.2) -> None:
         self.budget = RetryBudget(fraction)
         self.attempts = attempts
         self.calls = self.requests = 0
-        self.open: list[int] = []  # attempts that each made
+        self.open: list[int] = []  # attempts that each call made
 
     def begin(self, now: float = 0.0) -> None:
         self.budget.record_call(now)
@@ -233,7 +233,7 @@ class Calls:
 
 
 def test_thousand_calls_that_begin_together_and_all_fail_cost_1200_requests() -> None:
-    """And not fewer: what they have earned among them is theirs, although they came in one moment."""
+    """And not fewer: calls that come at once have earned their retries too."""
     calls = Calls()
     for _ in range(1_000):
         calls.begin()
@@ -253,7 +253,7 @@ def test_thousand_calls_one_after_the_other_cost_1200_requests() -> None:
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([0.0, 0.05, 0.2, 0.3, 1 / 3, 1.0]))
 def test_retries_never_exceed_their_fraction_whatever_the_interleaving(seed: int, burst: int, fraction: float) -> None:
-    """At no moment: not at the beginning, not after a pause, not when failures come in bursts."""
+    """At no time: not at the beginning, not after a pause, not when failures come in bursts."""
     rng, now = random.Random(seed), 0.0
     calls = Calls(attempts=rng.choice([2, 4, 100]), fraction=fraction)
     while calls.calls < 300:
@@ -269,7 +269,7 @@ def test_retries_never_exceed_their_fraction_whatever_the_interleaving(seed: int
 
 @pytest.mark.parametrize("count", [1, 5, 49])
 def test_few_calls_may_make_ten_retries(count: int) -> None:
-    """A client's first call is not without a second chance."""
+    """A client's first call can be retried too."""
     calls = Calls(attempts=100)
     for _ in range(count):
         calls.begin()
@@ -286,7 +286,7 @@ def test_no_budget_is_no_retry() -> None:
 
 
 def test_day_that_went_well_is_not_made_up_for_in_a_minute() -> None:
-    """What is kept is what the calls of the last minute or two have earned."""
+    """Only the retries that calls of the last minute or two have earned are kept."""
     budget, now = RetryBudget(0.2), 0.0
     for _ in range(86_400):
         now += 1
@@ -304,7 +304,7 @@ def test_client_that_was_busy_and_then_quiet_has_ten_left() -> None:
 
 
 def test_budget_comes_back_with_calls() -> None:
-    """Five calls earn one retry, when the first ten are paid for."""
+    """Five calls earn one retry, once the first ten are paid for."""
     budget = RetryBudget(0.2)
     for _ in range(50):
         budget.record_call(0.0)

@@ -14,7 +14,7 @@ FIELDS = [field.name for field in attrs.fields(Timeouts)]
 
 
 def test_defaults():
-    """Whole answers may take as long as they take; connecting, the first token and silence may not."""
+    """The total time is not limited; connecting, the first token and silence are."""
     assert attrs.asdict(Timeouts()) == {
         "connect": 10.0,
         "first_token": 300.0,
@@ -36,7 +36,7 @@ def test_limits(name, value):
     "value", [0, -1, 0.0, math.nan, math.inf, True, False, "5", b"5", [], 10**400], ids=lambda value: str(value)[:9]
 )
 def test_what_is_no_limit(name, value):
-    """Zero, negative, NaN, infinite, bool, text and beyond a float: refused, with the field's name."""
+    """Zero, negative, NaN, infinite, bool, text and an int beyond a float: refused, with the field's name."""
     with pytest.raises(ValueError, match=rf"^Timeouts\.{name}: got .*, expected seconds above 0, or None"):
         Timeouts(**{name: value})
 
@@ -60,7 +60,7 @@ def test_a_value():
 
 
 def test_due_is_seconds_after():
-    """A limit is due its seconds after it began; one that is off never."""
+    """A limit is due its seconds after it began; one that is switched off is never due."""
     assert due("idle", 5.0, 100.0) == Due(105.0, "idle", 5.0)
     assert due("idle", None, 100.0) is None
 
@@ -70,7 +70,7 @@ DUES = st.none() | st.floats(0, 1e9).map(lambda at: Due(at, "total", 1.0))
 
 @given(DUES, DUES)
 def test_earliest(first, second):
-    """The first of what is due; nothing of nothing."""
+    """The earlier of two; None of neither."""
     given_dues = [due for due in (first, second) if due is not None]
     found = earliest(first, second)
     assert found is None if not given_dues else found in given_dues

@@ -14,7 +14,7 @@ from together_async.ratelimit.queue import Reservation
 
 
 def test_call_in_between_is_served_in_the_order_of_arrival_across_models() -> None:
-    """Where places are short, the calls of one model don't overtake those of another."""
+    """When places are short, calls of one model don't overtake those of another."""
     driver = ClockedAdmission(Limits(concurrency=1))
     driver.asked(model="a")
     asked = [driver.asked(model=model) for model in "abcabccba"]
@@ -24,7 +24,7 @@ def test_call_in_between_is_served_in_the_order_of_arrival_across_models() -> No
 
 
 def test_one_models_rate_does_not_hold_up_the_others() -> None:
-    """A model that may not go yet keeps no place from those that may."""
+    """A model whose calls have to wait takes no place from the others."""
     driver = ClockedAdmission(
         Limits.per_model({"slow": Limits(requests_per_minute=1)}, concurrency=2, requests_per_minute=60_000)
     )
@@ -49,7 +49,7 @@ def test_places_of_all_and_of_one_model_are_both_kept() -> None:
 
 
 def test_402_refuses_all_that_wait_and_all_that_come() -> None:
-    """One clear error for each, of every model; a request that is under way is left alone."""
+    """Each call of every model gets a clear error; a request that is under way is left alone."""
     driver = ClockedAdmission(Limits(concurrency=2))
     sent, flying = driver.asked(), driver.asked(model="b")
     waiting = [driver.asked(model=model) for model in "abab"]
@@ -106,7 +106,7 @@ def test_answer_to_a_request_from_before_the_402_does_not_end_the_stop() -> None
 
 
 def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
-    """Their event loop is gone: counts are 0, the places are free, and nothing of them changes anything any more."""
+    """Their event loop is gone: counts are 0, places are free, and the old reservations change nothing any more."""
     driver = ClockedAdmission(Limits(concurrency=2))
     flying = [driver.asked() for _ in range(2)]
     waiting = [driver.asked() for _ in range(3)]
@@ -130,7 +130,7 @@ def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
 
 
 def test_full_queue() -> None:
-    """`check_room` is asked after a call found that it has to wait; the call itself is in the count then."""
+    """`check_room` comes after `ask` has queued a call, so the call itself is counted."""
     driver = ClockedAdmission(Limits.per_model({"b": Limits(max_queued=0, concurrency=1)}, concurrency=2, max_queued=1))
     driver.asked(model="a")
     driver.asked(model="b")
@@ -143,7 +143,7 @@ def test_full_queue() -> None:
 
 
 def test_thousand_models_are_not_kept_for_ever() -> None:
-    """A service that is asked for ever new names costs no memory; those in use are kept."""
+    """Ever new model names cost no memory; the models in use are kept."""
     driver = ClockedAdmission(Limits())
     kept = driver.asked(model="kept")
     for name in range(2_500):
@@ -157,7 +157,7 @@ def test_thousand_models_are_not_kept_for_ever() -> None:
 
 
 def test_reading_the_state_changes_nothing() -> None:
-    """Two drivers do the same; one is looked at all the time."""
+    """Two admissions do the same; the state of one is read all the time."""
 
     def times(*, look: bool) -> list[float | None]:
         driver = ClockedAdmission(Limits(requests_per_minute=120, tokens_per_minute=60_000))

@@ -73,7 +73,7 @@ class ClosedLoop:
         self.last_at = 0.0
 
     def run(self) -> None:
-        """All ask at once, as with `asyncio.gather`; a call that is refused asks again."""
+        """All calls ask at once, as with `asyncio.gather`; a call that is refused asks again."""
         for prompt, generated in self.works:
             self.ask(prompt, generated, None)
         self.pump()
@@ -85,7 +85,7 @@ class ClosedLoop:
 
     @property
     def reached(self) -> float:
-        """Of what the account gives at most."""
+        """The share of the account's largest throughput that was reached."""
         tokens = sum(map(sum, self.works)) / len(self.works)
         return ideal_seconds(self.world.rate, self.world.calls, tokens) / self.last_at
 
@@ -228,7 +228,7 @@ def test_dynamic_account_rises_as_fast_as_it_can(world: World, seed: int) -> Non
     ids=["configured", "reported", "unknown"],
 )
 def test_rate_that_is_sixty_times_too_high_is_found_out(world: World) -> None:
-    """A unit misunderstood (per minute for per second): 429s come at first, then few, and the account is used."""
+    """A unit is mistaken (per minute for per second): 429s come at first, then few, and the account is used."""
     loop = ClosedLoop(world)
     answers: list[int] = []
     admit = loop.account.admit

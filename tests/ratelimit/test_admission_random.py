@@ -67,7 +67,7 @@ actions = st.tuples(
 
 @attrs.define
 class Record:
-    """One that went."""
+    """A call that was granted its turn."""
 
     at: float
     tokens: float
@@ -75,7 +75,7 @@ class Record:
 
 
 class Search(ClockedAdmission):
-    """The driver that checks each step."""
+    """An admission that checks each step."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
@@ -85,7 +85,7 @@ class Search(ClockedAdmission):
         self.refunds: dict[str, list[tuple[float, float]]] = {}
         self.waits: dict[int, Reservation] = {}
         self.under_way: dict[int, Reservation] = {}
-        self.passed: Counter[str] = Counter()  # interactive turns since the batch, which waited, had one
+        self.passed: Counter[str] = Counter()  # interactive turns since the waiting batch had one
         self.limited_before = False
 
     def enter(self, tokens: float, model: str, priority: Priority, number: int | None = None) -> None:
@@ -210,7 +210,7 @@ class Search(ClockedAdmission):
             self.end(reservation, used)
 
     def finish(self) -> None:
-        """Everybody gets a turn; then all is as it was."""
+        """Every call gets a turn; then all is as it was before the first."""
         jumps = 0
         while self.waits or self.under_way:
             before = len(self.waits)
@@ -246,7 +246,7 @@ class Search(ClockedAdmission):
     st.one_of(st.none(), st.tuples(requests_per_minute, tokens_per_minute, places)),
     st.lists(actions, min_size=10, max_size=120),
 )
-# Two go at once after a pause, when the bucket fills up behind the back of the one that is booked.
+# Two calls would go at once after a pause, if the bucket filled up while one is booked.
 @example(
     60.0,
     None,
@@ -261,7 +261,7 @@ def test_random_calls_stay_within_the_limits_and_nobody_is_lost(
     other: tuple[float | None, float | None, int | None] | None,
     plan: list[tuple[str, int, float, float]],
 ) -> None:
-    """See above: everything but what is lost of the rate."""
+    """See above: everything but (b)."""
     mine = {"requests_per_minute": requests, "tokens_per_minute": tokens, "concurrency": most}
     if other is None:
         limits = Limits(**mine)  # type: ignore[arg-type]  # the values have several types
@@ -292,7 +292,7 @@ def test_random_calls_stay_within_the_limits_and_nobody_is_lost(
 def test_random_calls_lose_nothing_of_the_rate_while_somebody_waits(
     requests: float, tokens: float | None, calls: list[tuple[int, bool, str]], times: int, seed: int
 ) -> None:
-    """Each call takes the time its request or its tokens take, whichever is longer, and no more; a late timer's too.
+    """Each call takes the time of its request or of its tokens, whichever is longer, and no more, late timers included.
 
     Some leave while they wait, half of what was booked is given back, and every timer is up to 40 ms late.
     """
@@ -300,7 +300,7 @@ def test_random_calls_lose_nothing_of_the_rate_while_somebody_waits(
     rng = random.Random(seed)
     driver = ClockedAdmission(Limits(requests_per_minute=requests, tokens_per_minute=tokens))
 
-    # Where a service may hold no more than the largest of them, each is given room for a network's jitter.
+    # Where a service may hold no more than the largest call, each call is given room for the network's jitter.
     largest_s = max(amount for amount, _, _ in calls) * 60 / tokens if tokens else 0.0
     guard_s = GUARD_S if largest_s > 1 - GUARD_S else 0.0
 

@@ -23,7 +23,7 @@ def test_bucket_without_a_limit_lets_everything_go() -> None:
 
 
 def test_requests_are_spread() -> None:
-    """One, and a few that make up for late timers; then each after its share of the time."""
+    """One request and a few more go at once; then each goes after its share of the time."""
     bucket = Bucket("requests", 10.0, 0.0)
     times, now = [], 0.0
     for _ in range(50):
@@ -35,7 +35,7 @@ def test_requests_are_spread() -> None:
 
 
 def test_slow_rate_leaves_room_for_a_networks_jitter() -> None:
-    """At a request a second the service holds one, so the next must not arrive a millisecond early."""
+    """At a request per second the service holds one, so the next must not arrive a millisecond early."""
     bucket = Bucket("requests", 1.0, 0.0)
     times, now = [], 0.0
     for _ in range(20):
@@ -60,7 +60,7 @@ def test_bucket_is_full_again_after_a_while_and_not_fuller(kind: str, rate: floa
 
 
 def test_bucket_does_not_fill_up_behind_one_that_is_booked() -> None:
-    """It waits for something else, a pause or a place; what was taken for it isn't there for another one."""
+    """It waits for a pause or a place; the capacity booked for it isn't there for another."""
     bucket = Bucket("requests", 1.0, 0.0)
     bucket.book(1.0, 0.0)
     bucket.refill(100.0)
@@ -104,7 +104,7 @@ def test_lowest_of_configured_and_reported_is_kept() -> None:
 
 
 def test_first_limit_that_is_reported_counts_what_was_sent_since() -> None:
-    """Nothing was counted before; what went after the request that brought the answer went on the same account."""
+    """Nothing was counted before; requests sent after the one whose response reports it used the same account."""
     bucket = Bucket("tokens", None, 0.0)
     for _ in range(10):
         wait(bucket, 100.0, 0.0)
@@ -112,7 +112,7 @@ def test_first_limit_that_is_reported_counts_what_was_sent_since() -> None:
     assert wait(bucket, 1.0, 0.0) == pytest.approx(9, abs=1.1 * ROOM_S)
 
 
-def test_what_is_left_lowers_the_level_and_never_raises_it() -> None:
+def test_remaining_capacity_lowers_the_level_and_never_raises_it() -> None:
     bucket = Bucket("tokens", 1_000.0, 0.0)
     learn(bucket, None, 1e9)
     assert bucket.level == bucket.size
@@ -136,7 +136,7 @@ amounts = st.floats(0, 1e6, allow_nan=False)
 def test_bucket_stays_sane_whatever_happens(
     kind: str, configured: float | None, events: list[tuple[str, float, float | None]]
 ) -> None:
-    """The level is a number and no more than the size, the rate above 0 and no more than what is configured."""
+    """The level is a number and no more than the size, the rate above 0 and no more than the configured one."""
     bucket, now = Bucket(kind, configured, 0.0), 0.0
     for name, amount, other in events:
         now += 0.001 + amount % 7

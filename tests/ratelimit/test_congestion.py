@@ -12,7 +12,7 @@ from together_async.ratelimit.rate_control import FALL
 
 
 def fill(window: CongestionWindow, rounds: int, now: float = 0.0, latency: float = 1.0) -> float:
-    """Full windows of good answers, one after another."""
+    """Passes full windows of good responses, one after another."""
     for _ in range(rounds):
         now += latency
         size = window.places
@@ -31,7 +31,7 @@ def test_window_doubles_in_the_time_of_an_answer_until_the_first_429() -> None:
 
 
 def test_window_that_is_not_full_does_not_grow() -> None:
-    """Ten at once say nothing about a thousand."""
+    """Ten requests at once don't show whether a thousand are too many."""
     window = CongestionWindow(0.0)
     for _ in range(1_000):
         window.record_response(10, 1.0)
@@ -51,7 +51,7 @@ def test_429_takes_three_tenths_of_what_waits_for_an_answer_once() -> None:
 
 
 def test_streams_that_go_well_keep_their_places_in_a_429() -> None:
-    """They are answered; what is taken away, is taken from those that wait for a head."""
+    """They are answered already; a 429 takes places from the requests that wait for a head."""
     window = CongestionWindow(0.0)
     window.record_rate_limit(100, 10, 0.5, 1.0)
     assert window.places == 90 + 7
@@ -65,7 +65,7 @@ def test_window_never_closes() -> None:
 
 
 def test_above_the_size_of_a_429_growth_is_slow() -> None:
-    """One place for each full window of good answers."""
+    """One place for each full window of good responses."""
     window = CongestionWindow(0.0)
     now = fill(window, 3)
     window.record_rate_limit(800, 800, now - 0.1, now)
@@ -75,7 +75,7 @@ def test_above_the_size_of_a_429_growth_is_slow() -> None:
 
 
 def test_window_of_slow_answers_keeps_its_size() -> None:
-    """Four times the usual latency: the server queues, before it refuses."""
+    """Four times the usual latency: the server queues before it refuses."""
     window = CongestionWindow(0.0)
     now = fill(window, 1) + 4
     size = window.places
@@ -87,7 +87,7 @@ def test_window_of_slow_answers_keeps_its_size() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_answers_whose_times_differ_widely_do_not_stop_growth(seed: int) -> None:
-    """Prompts of all lengths: most answers are quick, some take ten times the mean, and nothing is wrong."""
+    """Prompts of all lengths: most responses are quick, some take ten times the mean, and nothing is wrong."""
     window, rng = CongestionWindow(0.0), random.Random(seed)
     for step in range(1_000):
         window.latencies[0].add(rng.expovariate(1), window.size)
@@ -96,7 +96,7 @@ def test_answers_whose_times_differ_widely_do_not_stop_growth(seed: int) -> None
 
 
 def test_window_full_of_streams_that_go_well_grows_with_time() -> None:
-    """Nobody waits for an answer, so no answer will come that could let the next one go."""
+    """No request waits for a response, so none will come that could let the next one go."""
     window = CongestionWindow(0.0)
     for _ in range(10):
         window.latencies[0].add(0.2, window.size)

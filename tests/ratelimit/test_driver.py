@@ -52,7 +52,7 @@ def test_call_without_contest_costs_no_task_no_timer_and_no_turn_of_the_loop(lim
 
 
 def test_call_without_contest_takes_microseconds() -> None:
-    """15 us is the aim on a quiet machine; here ten times as much, since what runs beside is not known."""
+    """15 us is the aim on a quiet machine; ten times as much is allowed here, since other work may run next to it."""
 
     async def main() -> float:
         limiter = RateLimiter(Limits(concurrency=100, requests_per_minute=6e7, tokens_per_minute=6e10))
@@ -90,7 +90,7 @@ def test_all_that_wait_share_one_timer() -> None:
 
 
 def test_no_timer_while_only_places_are_missing() -> None:
-    """The end of another call will wake those that wait; the clock can't."""
+    """The end of another call wakes the waiting ones; the clock can't."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1))
@@ -126,7 +126,7 @@ def test_turns_come_in_order_and_at_the_rate() -> None:
 
 
 def test_settled_tokens_let_others_go_earlier() -> None:
-    """Ten times as much was expected as was used."""
+    """Ten times as many tokens were expected as were used."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(tokens_per_minute=600_000))
@@ -142,7 +142,7 @@ def test_settled_tokens_let_others_go_earlier() -> None:
 
 
 def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
-    """The timer is set anew by what comes meanwhile: a longer pause, a call of another model."""
+    """A longer pause and a call of another model set the timer anew."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(requests_per_minute=6_000))
@@ -165,7 +165,7 @@ def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
 
 
 def test_clock_of_the_limiter_need_not_be_the_loops() -> None:
-    """It may start anywhere; only differences count."""
+    """It may start at any time; only differences count."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -196,7 +196,7 @@ def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
 
 
 def test_two_that_share_a_limiter_keep_within_it_together() -> None:
-    """Fifty calls of each, five at once: never more, and all of them get their turn in the order in which they came."""
+    """A hundred calls, five at once: never more, and all get their turn in the order of arrival."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=5))
@@ -218,7 +218,7 @@ def test_two_that_share_a_limiter_keep_within_it_together() -> None:
 
 
 def test_estimate_is_learned() -> None:
-    """What a model's answers really cost is booked for those that come later; a model of its own for each name."""
+    """The real cost of a model's responses is booked for later calls; each model learns for itself."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(tokens_per_minute=6e6))

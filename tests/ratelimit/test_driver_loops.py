@@ -36,7 +36,7 @@ def test_limiter_in_a_second_loop_knows_what_it_has_learned() -> None:
 
 
 def test_calls_left_over_in_a_closed_loop_hold_no_place() -> None:
-    """One is under way, one is first in line, one waits; their loop was stopped and closed over them."""
+    """One is under way, one is first in line, one waits; then their loop is stopped and closed."""
     clock = itertools.count().__next__
     limiter = RateLimiter(Limits(concurrency=1, requests_per_minute=6e6), clock=clock)
     old = asyncio.new_event_loop()
@@ -76,7 +76,7 @@ def test_calls_left_over_in_a_closed_loop_hold_no_place() -> None:
 
 
 def test_waiters_that_die_with_their_closed_loop_disturb_nobody() -> None:
-    """The wait of a coroutine that is thrown away withdraws, and whom that wakes may be of the closed loop too."""
+    """A discarded coroutine withdraws its call, and the call that this wakes may belong to the closed loop too."""
     limiter = RateLimiter(Limits(concurrency=1))
     old = asyncio.new_event_loop()
 
@@ -102,7 +102,7 @@ def test_waiters_that_die_with_their_closed_loop_disturb_nobody() -> None:
 
 
 def test_use_in_two_loops_at_once_is_one_clear_error() -> None:
-    """At once, not a wait for ever; and the first loop isn't disturbed."""
+    """The error comes at once instead of an endless wait; the first loop isn't disturbed."""
     limiter = RateLimiter(Limits(concurrency=2))
     old, new = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
@@ -122,7 +122,7 @@ def test_use_in_two_loops_at_once_is_one_clear_error() -> None:
 
 
 def test_idle_limiter_goes_from_loop_to_loop() -> None:
-    """Two loops that both stay open, one after the other, with nothing under way in between."""
+    """Two open loops use it in turn, with nothing under way in between."""
     limiter = RateLimiter(Limits(concurrency=1, requests_per_minute=60_000))
     loops = [asyncio.new_event_loop() for _ in range(2)]
 
@@ -143,7 +143,7 @@ def test_idle_limiter_goes_from_loop_to_loop() -> None:
 
 
 def test_asyncio_run_twice_with_calls_cancelled_at_the_end_of_the_first() -> None:
-    """`asyncio.run` cancels what is left; what they held is free in the second."""
+    """`asyncio.run` cancels the calls that are left; their places are free in the second run."""
     limiter = RateLimiter(Limits(concurrency=2))
 
     async def call() -> None:

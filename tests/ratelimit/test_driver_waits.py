@@ -44,7 +44,7 @@ def test_cancelled_waiter_in_the_middle_is_passed_over() -> None:
 
 
 def test_cancelled_waiter_that_is_first_in_line_gives_its_turn_to_the_next() -> None:
-    """What it had booked isn't lost: the next one goes when the cancelled one would have gone."""
+    """The capacity it had booked isn't lost: the next call goes when the cancelled one would have gone."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(requests_per_minute=60))
@@ -76,8 +76,8 @@ def test_cancelled_last_waiter_takes_the_timer_with_it() -> None:
 
 
 @pytest.mark.parametrize("by", ["release", "timer", "release, then an error for all"])
-def test_cancelled_in_the_very_turn_in_which_it_was_let_go(by: str) -> None:
-    """The place it holds already, without knowing, goes to the next; nothing is counted as sent for it."""
+def test_cancelled_in_the_very_turn_in_which_it_was_granted(by: str) -> None:
+    """The place it was just granted goes to the next; nothing is counted as sent for it."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1) if by != "timer" else Limits(requests_per_minute=60))
@@ -87,7 +87,7 @@ def test_cancelled_in_the_very_turn_in_which_it_was_let_go(by: str) -> None:
         if by == "timer":
             loop = asyncio.get_running_loop()
             await asyncio.sleep(0.9)
-            # Whatever is due together runs in one turn, in order of time: the limiter's timer, then this.
+            # Timers that are due together run in one turn of the loop, in order of time: the limiter's, then this one.
             assert limiter.driver.timer is not None
             cancelled = loop.create_future()
             loop.call_at(
@@ -130,7 +130,7 @@ def test_cancelled_in_the_turn_in_which_it_was_refused(caplog: pytest.LogCapture
 
 
 def test_cancelled_before_it_began() -> None:
-    """A task that never ran has never asked."""
+    """A task that never ran never asked."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1))
@@ -145,7 +145,7 @@ def test_cancelled_before_it_began() -> None:
 
 
 def test_every_second_of_a_hundred_is_cancelled_at_some_moment() -> None:
-    """Whenever that is, the others all get their turn, in order, and every count comes back to 0."""
+    """The others all get their turn, in order, and every count comes back to 0."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=3, requests_per_minute=6_000))
@@ -214,7 +214,7 @@ def test_wait_that_is_too_long_ends_in_time(phase: Any) -> None:
 
 
 def test_wait_that_is_just_short_enough() -> None:
-    """The timer of its patience is gone with the wait."""
+    """The timer of its deadline is gone with the wait."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1))
@@ -257,7 +257,7 @@ def test_turn_and_timeout_in_the_same_turn_of_the_loop(first: str) -> None:
 
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_one_more_than_may_wait_is_refused_at_once(most: int) -> None:
-    """Not after a turn of the loop, and not when nothing needs to wait."""
+    """Without a turn of the loop in between; a call that need not wait is never refused."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=2, max_queued=most))
@@ -285,8 +285,8 @@ def test_one_more_than_may_wait_is_refused_at_once(most: int) -> None:
 
 @pytest.mark.parametrize("most", [0, 1, 3])
 def test_uncounted_calls_take_no_room_from_others(most: int) -> None:
-    """Of those that `max_queued` does not count any number waits, and as many of the others as ever; also in the turn
-    of the loop in which patient ones were let go, but have not run yet."""
+    """Any number of calls that `max_queued` does not count may wait, and as many of the others as without them; also in
+    the turn of the loop in which uncounted calls were granted, but have not run yet."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(3, max_queued=most))
@@ -337,7 +337,7 @@ def test_uncounted_calls_that_give_up_are_not_counted_any_more() -> None:
 
 
 def test_call_that_asks_again_is_not_refused_for_a_full_queue() -> None:
-    """It has been let in before; others that came later fill the queue."""
+    """It was admitted before; calls that came later fill the queue."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1, max_queued=1))

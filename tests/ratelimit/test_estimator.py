@@ -29,7 +29,7 @@ from together_async.ratelimit.estimator import OUTPUT_TOKENS, Estimator, Size, s
     ],
 )
 def test_size_of_a_prompt(messages: list[dict[str, Any]], prompt: int) -> None:
-    """A token for every four characters, four for each message, a thousand for a part that is no text."""
+    """A token for every four characters, four for each message, a thousand for a part that is not text."""
     assert size_of(messages, None, None) == Size(prompt, None, 1)
 
 
@@ -52,7 +52,7 @@ def test_estimate_follows_what_the_server_counts() -> None:
 
 
 def test_first_samples_count_fully_and_later_ones_a_twentieth() -> None:
-    """What the hour's work is like is known after one answer, and forgotten within some dozens."""
+    """The current work is known after one response, and forgotten within some dozens."""
     estimator = Estimator()
     estimator.learn(Size(100, None, 1), 100, 10)
     assert 10 <= estimator.total(Size(0, None, 1)) <= 30
@@ -64,7 +64,7 @@ def test_first_samples_count_fully_and_later_ones_a_twentieth() -> None:
 
 
 def test_estimate_is_rarely_exceeded_where_answers_differ() -> None:
-    """A service that holds a request's worth refuses what costs more than was thought."""
+    """A service that holds one request's worth refuses a request that costs more than estimated."""
     estimator, rng = Estimator(), random.Random(1)
     size = Size(30, 80, 1)
     for _ in range(300):
@@ -80,12 +80,12 @@ def test_estimate_learns_nothing_from_numbers_that_are_not_there() -> None:
     estimator.learn(Size(100, None, 1), 0, None)
     estimator.learn(Size(100, None, 1), None, None)
     assert estimator.total(Size(100, 100, 1)) == 200
-    estimator.learn(Size(100, 100, 1), None, 0)  # an empty answer is an answer
+    estimator.learn(Size(100, 100, 1), None, 0)  # an empty response is a response
     assert estimator.total(Size(100, 100, 1)) == 100
 
 
 def test_more_than_max_tokens_is_not_expected_of_the_next() -> None:
-    """Some servers count reasoning beyond it."""
+    """Some servers count reasoning beyond `max_tokens`."""
     estimator = Estimator()
     estimator.learn(Size(10, 100, 1), 10, 5_000)
     assert estimator.total(Size(10, 100, 1)) == 110

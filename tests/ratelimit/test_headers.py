@@ -72,7 +72,7 @@ def test_unusable_dynamic_limit_leaves_the_bare_one(dynamic: str) -> None:
 
 
 def test_limit_of_zero_reports_nothing() -> None:
-    """One bad header would stop a model for ever. Nothing left is another thing, and passes."""
+    """One bad header would stop a model for ever. 0 remaining is possible, and passes."""
     reported = read_limits({"x-ratelimit-limit": "0", "x-tokenlimit-limit": "5", "x-tokenlimit-remaining": "0"})
     assert reported is not None
     assert reported.requests.limit is None
@@ -103,7 +103,7 @@ def test_any_header_is_read_or_ignored(headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("dynamic", [None, Dynamic()])
 def test_headers_of_the_emulators_account(dynamic: Dynamic | None) -> None:
-    """They are the service's own, so both sides of this package mean the same."""
+    """They are the service's own, so emulator and client mean the same."""
     account = Account(Rate(10, 500, dynamic=dynamic), clock=lambda: 0.0)
     verdict = account.admit("m", 20)
     reported = read_limits(verdict.headers)
@@ -124,7 +124,7 @@ def test_headers_of_the_emulators_account(dynamic: Dynamic | None) -> None:
         ({"error": {"error_type": "dynamic_token_limited", "type": "rate_limit"}}, "tokens"),
         ({"error_type": "dynamic_request_limited", "error": "slow down"}, "requests"),
         ({"type": "dynamic_token_limited"}, "tokens"),
-        ({"error": {"type": "invalid_request_error"}}, None),  # is no limit
+        ({"error": {"type": "invalid_request_error"}}, None),  # not a limit
         ({"error": {"type": "invalid_token"}}, None),
         ({"error": {"type": 5}}, None),
         ({"error": "token limit"}, None),

@@ -12,7 +12,7 @@ from together_async.ratelimit.estimator import Size
 
 
 def test_many_that_come_at_once_are_spread() -> None:
-    """No burst: a few go at once, the rest one by one, each after its share of the minute."""
+    """No burst: a few go at once, the others one by one, each after its share of the minute."""
     driver = ClockedAdmission(Limits(requests_per_minute=600))
     for _ in range(100):
         driver.ask()
@@ -81,7 +81,7 @@ def test_remaining_lowers_what_may_go_now() -> None:
 
 
 def test_remaining_never_raises_what_may_go_now() -> None:
-    """A service's bucket may hold a minute's worth; ours spreads it."""
+    """A service's bucket may hold a minute's worth; this one spreads it."""
     driver = ClockedAdmission(Limits(requests_per_minute=600))
     for _ in range(50):
         driver.ask()
@@ -106,7 +106,7 @@ def test_reported_limits_fall_and_rise_again() -> None:
 
 
 def test_headers_of_an_older_request_do_not_undo_those_of_a_newer_one() -> None:
-    """Answers overtake each other; a limit that fell since the older one was counted stays fallen."""
+    """Responses overtake each other; a limit that fell after the older one was counted stays low."""
     driver = ClockedAdmission(Limits(requests_per_minute=6_000))
     older = driver.asked()
     driver.to(1)
@@ -126,7 +126,7 @@ def test_limits_of_one_model_say_nothing_about_another() -> None:
 
 
 def test_estimates_that_come_back_are_no_capacity_where_the_service_holds_a_request() -> None:
-    """It never charged what was expected too much, and was full meanwhile: the next one waits for its own time."""
+    """It never charged the excess of the estimate, and was full meanwhile: the next call waits its own time."""
     driver = ClockedAdmission(Limits(tokens_per_minute=6_000))
     _, first, second, third = (driver.ask(150) for _ in range(4))
     driver.to(3.2)
@@ -139,7 +139,7 @@ def test_estimates_that_come_back_are_no_capacity_where_the_service_holds_a_requ
 
 
 def test_estimates_that_come_back_are_capacity_elsewhere() -> None:
-    """A second's worth is many requests: what wasn't used is there for those that wait."""
+    """A second's worth is many requests: unused tokens are there for waiting calls."""
     driver = ClockedAdmission(Limits(tokens_per_minute=600_000))
     calls = [driver.ask(2_000) for _ in range(4)]
     driver.to(0.01)
@@ -150,7 +150,7 @@ def test_estimates_that_come_back_are_capacity_elsewhere() -> None:
 
 
 def test_estimate_is_made_when_the_turn_comes() -> None:
-    """A thousand calls ask before anything was learned; those that wait profit from what the first ones cost."""
+    """A thousand calls ask before anything is learned; waiting ones profit from the cost of the first."""
     driver = ClockedAdmission(Limits(tokens_per_minute=600_000))
     calls = [driver.ask(Size(20, 1_000, 1)) for _ in range(100)]
     driver.advance()

@@ -51,7 +51,7 @@ def test_shorter_pause_does_not_end_a_longer_one() -> None:
 
 
 def test_grants_after_a_pause_are_spread() -> None:
-    """What came together in the pause doesn't go together: never more than the rate and a bucket."""
+    """Calls that came together in the pause don't go together: never more than the rate and a bucket."""
     driver = ClockedAdmission(Limits(requests_per_minute=600))
     reservation = driver.asked()
     for _ in range(200):
@@ -75,7 +75,7 @@ def test_rate_falls_once_for_all_that_were_in_flight_and_comes_back_in_five_seco
     for reservation in flying:
         driver.now += 0.01
         driver.limited(reservation, 0.1)
-    # It has begun to rise while the last of them came.
+    # It has begun to rise while the last ones came.
     assert 100 * FALL * 0.95 < driver.rate() < 100 * FALL + 3
     assert driver.state.rate_limited == 20
     driver.to(driver.now + 5.5)
@@ -84,8 +84,8 @@ def test_rate_falls_once_for_all_that_were_in_flight_and_comes_back_in_five_seco
     assert driver.rate() == pytest.approx(100, rel=0.01)
 
 
-def test_second_fall_soon_after_the_first_finds_out_what_went_well() -> None:
-    """The reported or configured rate is not believed any more: the rate is less than what was sent and refused."""
+def test_second_fall_soon_after_the_first_finds_the_rate_that_went_well() -> None:
+    """The reported or configured rate is not believed any more: the rate is lower than the one that was refused."""
     driver = ClockedAdmission(Limits(requests_per_minute=60_000))
     for second in range(20):
         for part in range(20):
@@ -124,7 +124,7 @@ def test_503_lowers_nothing() -> None:
 
 
 def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
-    """Those that wait, and those that come: `RateLimitError` with the seconds, and nothing sent. Others wait on."""
+    """Waiting and new calls get `RateLimitError` with the seconds, and nothing is sent. Others wait on."""
     driver = ClockedAdmission(Limits(requests_per_minute=60))
     reservation = driver.asked()
     hurried, others = driver.asked(max_pause_s=60), driver.asked(max_pause_s=600)

@@ -8,7 +8,7 @@ from together_async.ratelimit.lane import FIRST_AT_ONCE, FIRST_GAP_S
 
 
 def test_unknown_account_is_not_stormed() -> None:
-    """Without any limits, before the first answer, a thousand calls don't go at once; after it all may."""
+    """Without limits, a thousand calls don't go at once before the first response; after it all may."""
     driver = ClockedAdmission(Limits(), known=False)
     calls = [driver.asked() for _ in range(1_000)]
     assert calls[0].granted
@@ -24,7 +24,7 @@ def test_unknown_account_is_not_stormed() -> None:
 
 
 def test_unknown_account_without_headers_is_used_in_full_after_some_answers() -> None:
-    """A server that tells nothing has no limits, as far as one can see: its answers let more and more go."""
+    """A server that reports nothing shows no limits: its responses let more and more calls go."""
     driver = ClockedAdmission(Limits(), known=False)
     calls = [driver.ask() for _ in range(1_000)]
     for _ in range(20):
@@ -47,7 +47,7 @@ def test_a_number_that_was_named_waits_for_the_first_answer_at_most() -> None:
 
 
 def test_a_number_that_was_named_does_not_wait_for_ever_for_the_first_answer() -> None:
-    """A server that takes minutes is asked on after the gaps of an unknown model."""
+    """A server that takes minutes is still asked, after the gaps of an unknown model."""
     driver = ClockedAdmission(Limits(), known=False)
     reservations = [driver.asked(skips_slow_start=True) for _ in range(50)]
     driver.to(10)

@@ -20,7 +20,7 @@ from together_async import (
 
 @contextlib.asynccontextmanager
 async def level_of(limiter: RateLimiter) -> AsyncIterator[list[float]]:
-    """How the level of the tokens changes within the block."""
+    """Yields a list that gets the change of the tokens' level within the block."""
     lane = limiter.driver.admission.lane(MODEL, now())
     limiter.state  # noqa: B018 - brings it up to date
     found: list[float] = []
@@ -33,10 +33,8 @@ async def level_of(limiter: RateLimiter) -> AsyncIterator[list[float]]:
     ("used", "error", "spent"),
     [(None, None, 50), (40, None, 40), (60, None, 60), (0, None, 0), (None, ValueError, 0), (30, ValueError, 30)],
 )
-def test_block_settles_what_it_says_it_has_used(
-    used: float | None, error: type[Exception] | None, spent: float
-) -> None:
-    """What was expected, if it says nothing; nothing, if it failed and says nothing."""
+def test_block_settles_the_tokens_it_used(used: float | None, error: type[Exception] | None, spent: float) -> None:
+    """Without `tokens_used`: the expected tokens, or 0 if the block failed."""
 
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=1, tokens_per_minute=600_000))
@@ -92,18 +90,18 @@ def test_block_that_is_cancelled_frees_its_place() -> None:
 
 
 @pytest.mark.parametrize("priority", ["urgent", "", None, 5])
-def test_priority_that_is_none(priority: Any) -> None:
+def test_unknown_priority(priority: Any) -> None:
     with pytest.raises(ValueError, match=r"priority: got .*, expected one of '"):
         RateLimiter().reserve(MODEL, priority=priority)
 
 
 @pytest.mark.parametrize("limits", [{}, 5, "auto"])
-def test_limits_that_are_none(limits: Any) -> None:
+def test_limits_of_another_type(limits: Any) -> None:
     with pytest.raises(ValueError, match="expected Limits"):
         RateLimiter(limits)
 
 
-def test_repr_says_how_it_stands() -> None:
+def test_repr_shows_the_state() -> None:
     async def main() -> None:
         limiter = limiter_of(Limits(concurrency=2, requests_per_minute=600))
         async with limiter.reserve(MODEL):

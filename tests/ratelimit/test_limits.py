@@ -70,7 +70,7 @@ def test_limits_by_model() -> None:
 @pytest.mark.parametrize(
     "models", [{"a": 5}, {5: Limits()}, {"a": {"requests_per_minute": 5}}, {"a": Limits.per_model({"b": Limits()})}]
 )
-def test_limits_by_model_that_are_none(models: Any) -> None:
+def test_limits_by_model_that_are_refused(models: Any) -> None:
     with pytest.raises(ValueError, match=r"^Limits\.per_model: "):
         Limits.per_model(models)
 

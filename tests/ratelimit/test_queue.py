@@ -8,8 +8,8 @@ from support.admission import MODEL, ROOM_S, ClockedAdmission
 from together_async import Limits
 
 
-def test_large_call_among_ten_thousand_small_ones_waits_for_what_came_before_it() -> None:
-    """It takes 90 % of a minute's tokens. Its wait is the sum before it divided by the rate, to within a bucket."""
+def test_large_call_among_ten_thousand_small_ones_waits_for_those_before_it() -> None:
+    """It takes 90 % of a minute's tokens. Its wait is the sum of those before it by the rate, to within a bucket."""
     driver = ClockedAdmission(Limits(tokens_per_minute=60_000))
     before = [driver.ask(10) for _ in range(5_000)]
     large = driver.ask(54_000)
@@ -22,7 +22,7 @@ def test_large_call_among_ten_thousand_small_ones_waits_for_what_came_before_it(
 
 
 def test_large_call_is_not_starved_by_a_stream_of_small_ones() -> None:
-    """Whatever comes later at ten times the rate waits for it, and not it for them."""
+    """Calls that come later at ten times the rate wait for it, and it doesn't wait for them."""
     driver = ClockedAdmission(Limits(tokens_per_minute=60_000))
     ahead = [driver.asked(100) for _ in range(100)]
     large = driver.asked(54_000)
@@ -39,7 +39,7 @@ def test_large_call_is_not_starved_by_a_stream_of_small_ones() -> None:
 
 
 def test_thousand_cancelled_waiters_leave_nothing_behind() -> None:
-    """Those that gave up in the middle of the queue are neither served nor kept."""
+    """Calls that gave up in the middle of the queue are neither served nor kept."""
     driver = ClockedAdmission(Limits(concurrency=1))
     first = driver.asked()
     waiting = [driver.asked(priority="batch" if place % 2 else "interactive") for place in range(1_000)]
@@ -65,7 +65,7 @@ def test_interactive_goes_first_and_batch_has_one_turn_in_five() -> None:
 
 
 def test_interactive_call_goes_before_the_batch_call_that_is_first_in_line() -> None:
-    """Also when that one has been booked already; what it had booked is booked again, for the other."""
+    """Also when that one has been booked already; its capacity is booked for the other instead."""
     driver = ClockedAdmission(Limits(requests_per_minute=60))
     driver.asked()
     batch = [driver.asked(priority="batch") for _ in range(2)]
@@ -78,7 +78,7 @@ def test_interactive_call_goes_before_the_batch_call_that_is_first_in_line() -> 
 
 
 def test_call_that_asks_again_keeps_its_place() -> None:
-    """After a failure a call goes before all that came after it, the one which is first in line included."""
+    """After a failure a call goes before all that came after it, the first in line included."""
     driver = ClockedAdmission(Limits(concurrency=1))
     first = driver.asked()
     later = [driver.asked() for _ in range(3)]
@@ -110,7 +110,7 @@ def test_calls_that_ask_again_are_in_the_order_of_their_numbers(failed: list[int
     assert [reservation.number for reservation in driver.granted] == list(range(1, 9))
 
 
-def test_repr_says_where_a_call_is() -> None:
+def test_repr_of_a_reservation_shows_its_state() -> None:
     driver = ClockedAdmission(Limits(concurrency=1))
     first, second, third = (driver.asked(5) for _ in range(3))
     assert repr(first) == "<Reservation 1 of m, 5 tokens, under way>"

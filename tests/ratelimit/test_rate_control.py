@@ -26,7 +26,7 @@ def test_429_lowers_the_rate_which_comes_back_in_five_seconds(kind: str) -> None
 
 
 def test_429_without_any_known_limit_finds_one() -> None:
-    """Less than what was sent, and rising while it is used."""
+    """Lower than the rate that was sent, and rising while it is used."""
     bucket = Bucket("requests", None, 0.0)
     for step in range(200):
         wait(bucket, 1.0, step / 20)
@@ -39,7 +39,7 @@ def test_429_without_any_known_limit_finds_one() -> None:
 
 
 def test_found_rate_that_is_not_used_does_not_rise() -> None:
-    """A night without traffic says nothing about what the service would have allowed."""
+    """A night without traffic shows nothing about the rate the service would have allowed."""
     bucket = Bucket("requests", None, 0.0)
     for step in range(200):
         wait(bucket, 1.0, step / 20)
