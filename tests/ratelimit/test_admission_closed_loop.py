@@ -19,7 +19,7 @@ from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import limited_kind, read_limits
 from together_async.ratelimit.queue import Reservation
 from together_async.testing import Account, Dynamic, Rate
-from together_async.testing.account import ideal_seconds
+from together_async.testing.ideal import ideal_seconds
 
 
 @attrs.frozen
