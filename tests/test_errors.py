@@ -137,7 +137,7 @@ def test_pickle_keeps_everything(error, protocol):
     error = copy.copy(error)
     error.attempts = 3
     error.add_note("while doing this")
-    assert_same(pickle.loads(pickle.dumps(error, protocol)), error)  # noqa: S301
+    assert_same(pickle.loads(pickle.dumps(error, protocol)), error)  # noqa: S301 - made here
 
 
 @each_error
@@ -178,7 +178,7 @@ def test_timeouts_say_what_ran_out_and_what_to_do(phase):
 
 def test_the_partial_completion_is_whole_after_pickling():
     """`.partial` keeps its JSON to the last key."""
-    error = pickle.loads(pickle.dumps(IncompleteStreamError("x", partial=PARTIAL)))  # noqa: S301
+    error = pickle.loads(pickle.dumps(IncompleteStreamError("x", partial=PARTIAL)))  # noqa: S301 - made here
     assert error.partial == PARTIAL
     assert error.partial.to_dict() == PARTIAL.to_dict()
     assert error.partial.choices[0].finish_reason is None

@@ -62,7 +62,7 @@ def test_to_dict_is_what_came(decode, data):
 def test_documents_survive_pickle_and_copies(decode, data):
     """Every protocol of pickle, copy and deepcopy give an equal value with the same JSON."""
     value = decode(data)
-    copies = [pickle.loads(pickle.dumps(value, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]  # noqa: S301
+    copies = [pickle.loads(pickle.dumps(value, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]  # noqa: S301 - made here
     for other in (*copies, copy.copy(value), copy.deepcopy(value)):
         assert other == value
         assert hash(other) == hash(value)
@@ -73,10 +73,10 @@ def test_documents_survive_pickle_and_copies(decode, data):
 @each_document
 def test_documents_are_hashable_and_equal_by_content(decode, data):
     """Two readings of the same bytes are equal and of one hash, a changed one is not equal."""
-    one, two = decode(data), decode(data)
-    assert one == two
-    assert len({one, two}) == 1
-    assert attrs.evolve(one, id="another") != one
+    value, same = decode(data), decode(data)
+    assert value == same
+    assert len({value, same}) == 1
+    assert attrs.evolve(value, id="another") != value
 
 
 def test_nested_values_give_what_came_too():
@@ -92,7 +92,7 @@ def test_every_value_is_frozen_and_can_be_made_empty(cls):
     assert value.to_dict() == {}
     assert value == cls()
     assert hash(value) == hash(cls())
-    assert pickle.loads(pickle.dumps(value)) == copy.deepcopy(value) == value  # noqa: S301
+    assert pickle.loads(pickle.dumps(value)) == copy.deepcopy(value) == value  # noqa: S301 - made here
     for field in attrs.fields(cls):
         assert getattr(value, field.name) == field.default
         with pytest.raises(attrs.exceptions.FrozenInstanceError):

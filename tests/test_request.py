@@ -411,7 +411,7 @@ def test_from_dict_and_to_dict_are_inverse(body):
     made = ChatCompletionRequest.from_dict(body)
     assert json.loads(codec.encode(made.to_dict())) == body
     again = ChatCompletionRequest.from_dict(json.loads(codec.encode(made.to_dict())))
-    for other in (again, pickle.loads(pickle.dumps(made)), copy.deepcopy(made), attrs.evolve(made)):  # noqa: S301
+    for other in (again, pickle.loads(pickle.dumps(made)), copy.deepcopy(made), attrs.evolve(made)):  # noqa: S301 - made here
         assert other == made
         assert hash(other) == hash(made)
 

@@ -32,7 +32,7 @@ functions = fields(name=some(None, "", "f", "g"), arguments=some(None, "", "{", 
 
 
 pieces = fields(
-    # (An id that is empty is none; it is lost where it was the only one.)
+    # (An empty id is no id; if it was the only one it is lost.)
     index=some(None, 0, 0, 1, 2),
     id=some(None, "one", "two"),
     type=some(None, "function"),
@@ -94,7 +94,9 @@ facts = {
 }
 
 
-odd = st.builds(lambda head, said: {**head, "choices": said}, fields(**facts), st.lists(choices, max_size=3))
+any_document = st.builds(
+    lambda head, choices: {**head, "choices": choices}, fields(**facts), st.lists(choices, max_size=3)
+)
 """Anything."""
 
 
@@ -140,10 +142,12 @@ focused = [
 @st.composite
 def streams(draw: st.DrawFn) -> list[ChatCompletionChunk]:
     """The chunks of a stream; with the bytes they came from, or without, as `async for` of plain text gives them."""
-    kind = draw(st.sampled_from([st.one_of(plain, plain, odd), odd, *focused]))
+    kind = draw(st.sampled_from([st.one_of(plain, plain, any_document), any_document, *focused]))
     documents = draw(st.lists(kind, max_size=10))
     exact = draw(st.booleans())
-    return [decode_chunk(encoded(one)) if exact else decode_chunk_strictly(encoded(one)) for one in documents]
+    return [
+        decode_chunk(encoded(document)) if exact else decode_chunk_strictly(encoded(document)) for document in documents
+    ]
 
 
 def encoded(document: dict[str, Any]) -> bytes:
@@ -157,8 +161,8 @@ def chunk(content: str | None = None, **more: Any) -> ChatCompletionChunk:
 
 def accumulated(chunks: Iterable[ChatCompletionChunk]) -> ChatCompletionAccumulator:
     accumulator = ChatCompletionAccumulator()
-    for one in chunks:
-        accumulator.add(one)
+    for each in chunks:
+        accumulator.add(each)
     return accumulator
 
 
@@ -183,4 +187,4 @@ def bare(value: Any) -> Any:
 
 def with_unknown_content(chunks: Iterable[ChatCompletionChunk]) -> list[ChatCompletionChunk]:
     """Those with a key in a delta that is unknown here and not empty."""
-    return [one for one in chunks if any(c.get("delta", {}).get("annotations") for c in one.to_dict()["choices"])]
+    return [each for each in chunks if any(c.get("delta", {}).get("annotations") for c in each.to_dict()["choices"])]

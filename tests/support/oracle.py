@@ -177,12 +177,12 @@ class _Reading:
 
     def add(self, choice: dict[str, Any]) -> bool:
         index, delta = choice["index"], choice["delta"]
-        known = {one["index"]: one for one in self.body["choices"]}
+        known = {total["index"]: total for total in self.body["choices"]}
         if index not in known:
             known[index] = {"index": index, "message": {"tool_calls": []}, "finish_reason": None}
             self.body["choices"] = [known[key] for key in sorted(known)]
-        one, message = known[index], known[index]["message"]
-        one["finish_reason"] = choice["finish_reason"] or one["finish_reason"]
+        total, message = known[index], known[index]["message"]
+        total["finish_reason"] = choice["finish_reason"] or total["finish_reason"]
         for key in ("content", "reasoning", "reasoning_content"):
             if delta.get(key):
                 message[key] = message.get(key, "") + delta[key]
@@ -192,18 +192,18 @@ class _Reading:
             else:
                 message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"]["arguments"]
         if choice.get("logprobs") is not None:
-            self.logprobs(one, choice["logprobs"], delta)
+            self.add_logprobs(total, choice["logprobs"], delta)
         return any(delta.get(key) for key in ("content", "reasoning", "reasoning_content", "tool_calls"))
 
     @staticmethod
-    def logprobs(one: dict[str, Any], told: Any, delta: dict[str, Any]) -> None:
-        if isinstance(told, dict):
-            lists = one.setdefault("logprobs", {"content": []})
-            lists["content"] += told["content"]
+    def add_logprobs(total: dict[str, Any], logprobs: Any, delta: dict[str, Any]) -> None:
+        if isinstance(logprobs, dict):
+            lists = total.setdefault("logprobs", {"content": []})
+            lists["content"] += logprobs["content"]
         else:
-            lists = one.setdefault("logprobs", {"tokens": [], "token_logprobs": []})
+            lists = total.setdefault("logprobs", {"tokens": [], "token_logprobs": []})
             lists["tokens"].append(delta["content"])
-            lists["token_logprobs"].append(told)
+            lists["token_logprobs"].append(logprobs)
 
     @property
     def finished(self) -> bool:

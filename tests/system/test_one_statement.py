@@ -235,7 +235,7 @@ def framed(case: Case, framing: str) -> tuple[Fault, ...]:
         return (*case.faults, Gzip())
     if framing in ("chunked", "gzip") or length:
         return case.faults if not length else (*case.faults,)
-    return (Frame(framing), *case.faults)  # type: ignore[arg-type]
+    return (Frame(framing), *case.faults)  # type: ignore[arg-type]  # faults of every kind
 
 
 def server_of(case: Case, *, faults: tuple[Fault, ...] = ()) -> EmulatorServer:
@@ -336,8 +336,8 @@ def check_completion(body: dict[str, Any], expected: Expected, truth: dict[str, 
         got = seen["choices"].get(index)
         if got is None:  # a choice that says nothing, on a server which tells it in no chunk
             continue
-        told = not without_reasons and case.dialect.finish_reasons
-        assert got == {**choice, "finish_reason": choice["finish_reason"] if told else None}
+        has_reasons = not without_reasons and case.dialect.finish_reasons
+        assert got == {**choice, "finish_reason": choice["finish_reason"] if has_reasons else None}
     if seen["usage"] is not None:
         assert seen["usage"] == truth["usage"]
 
@@ -358,9 +358,9 @@ def check_error(error: TogetherError, expected: Expected, truth: dict[str, Any],
             whole = truth["choices"][index]
             assert whole["content"].startswith(choice["content"])
             assert whole["reasoning"].startswith(choice["reasoning"])
-            for told, call in zip(choice["calls"], whole["calls"], strict=False):
-                assert told[:2] == call[:2]
-                assert call[2].startswith(told[2])
+            for partial_call, call in zip(choice["calls"], whole["calls"], strict=False):
+                assert partial_call[:2] == call[:2]
+                assert call[2].startswith(partial_call[2])
     elif isinstance(error, APIStatusError):
         assert error.request_id
 

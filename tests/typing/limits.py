@@ -1,4 +1,7 @@
-"""What type checkers say about limits and retries. Never run: mypy and pyright read it."""
+"""What type checkers say about limits and retries. Never run: mypy and pyright read it.
+
+Each suppression marks a mistake that mypy and pyright must report; mypy fails for one that is not needed.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -95,17 +98,17 @@ async def reserved(limiter: RateLimiter) -> None:
     limiter.reserve("m", priority="urgent")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
-def told(stream: ChatCompletionStream, completion: ChatCompletion, error: TogetherError | StreamError) -> None:
+def attempts(stream: ChatCompletionStream, completion: ChatCompletion, error: TogetherError | StreamError) -> None:
     assert_type(error.attempts, int)
     assert_type(error.retries, tuple[Retried, ...])
     assert_type(stream.attempts, int)
     assert_type(stream.retries, tuple[Retried, ...])
     assert_type(completion.attempts, int)
     assert_type(completion.retries, tuple[Retried, ...])
-    for one in error.retries:
-        assert_type(one.reason, str)
-        assert_type(one.waited_s, float)
-        reason, waited_s = one
+    for retried in error.retries:
+        assert_type(retried.reason, str)
+        assert_type(retried.waited_s, float)
+        reason, waited_s = retried
         assert_type((reason, waited_s), tuple[str, float])
     assert_type(stream.stats.total_tokens, int | None)
     assert_type(stream.stats.estimated, bool)

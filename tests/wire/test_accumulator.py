@@ -124,19 +124,19 @@ answers = st.fixed_dictionaries(
 def whole(answer) -> dict:
     """The answer as a whole response."""
     choices = []
-    for index, said in enumerate(answer["choices"]):
-        calls = [{"index": i, **call} for i, call in enumerate(said["tool_calls"])]
-        body = {"role": "assistant", "content": "".join(said["content"]) or None, "tool_calls": calls}
+    for index, choice in enumerate(answer["choices"]):
+        calls = [{"index": i, **call} for i, call in enumerate(choice["tool_calls"])]
+        body = {"role": "assistant", "content": "".join(choice["content"]) or None, "tool_calls": calls}
         for name in ("reasoning", "reasoning_content", "refusal"):
-            body[name] = "".join(said[name]) or None
-        body["function_call"] = said["function_call"]
+            body[name] = "".join(choice[name]) or None
+        body["function_call"] = choice["function_call"]
         choices.append(
             {
                 "index": index,
                 "message": body,
-                "finish_reason": said["finish_reason"],
-                "logprobs": logprobs(said["content"], said["logprobs"]),
-                "seed": said["seed"],
+                "finish_reason": choice["finish_reason"],
+                "logprobs": logprobs(choice["content"], choice["logprobs"]),
+                "seed": choice["seed"],
             }
         )
     return {**answer, "object": "chat.completion", "choices": choices}
@@ -150,38 +150,38 @@ def logprobs(tokens, kind):
     return {"tokens": tokens, "token_logprobs": [-0.5] * len(tokens), "token_ids": [len(token) for token in tokens]}
 
 
-def deltas(said, chance: random.Random):
+def deltas(choice, rng: random.Random):
     """The answer's pieces of one choice in the order a server sends them: a delta, and what stands beside it."""
     yield (
-        chance.choice(
+        rng.choice(
             [{"role": "assistant"}, {"role": "assistant", "content": None}, {"role": "assistant", "content": ""}]
         ),
         {},
     )
     for name in ("reasoning", "reasoning_content"):
-        for text in said[name]:
-            yield {name: text, **chance.choice([{}, {"content": None}])}, {}
-    for token in said["content"]:
-        if said["logprobs"] == "native":
+        for text in choice[name]:
+            yield {name: text, **rng.choice([{}, {"content": None}])}, {}
+    for token in choice["content"]:
+        if choice["logprobs"] == "native":
             yield {"content": token, "token_id": len(token)}, {"logprobs": -0.5}
-        elif said["logprobs"] == "openai":
+        elif choice["logprobs"] == "openai":
             yield {"content": token}, {"logprobs": {"content": [{"token": token, "logprob": -0.5}]}}
         else:
-            yield {"content": token}, chance.choice([{}, {"logprobs": None, "text": token}])
-    for text in said["refusal"]:
+            yield {"content": token}, rng.choice([{}, {"logprobs": None, "text": token}])
+    for text in choice["refusal"]:
         yield {"refusal": text}, {}
-    pieces = [list(call_pieces(i, call, chance)) for i, call in enumerate(said["tool_calls"])]
-    if chance.random() < 0.5:  # one call after the other, or all at once
+    pieces = [list(call_pieces(i, call, rng)) for i, call in enumerate(choice["tool_calls"])]
+    if rng.random() < 0.5:  # one call after the other, or all at once
         pieces = [[piece for call in pieces for piece in call]]
     else:
         pieces = [[call[0] for call in pieces], *[call[1:] for call in pieces]]
     yield from (({"tool_calls": [piece]}, {}) for call in pieces for piece in call)
-    if said["function_call"]:
-        yield {"function_call": {"name": said["function_call"]["name"], "arguments": ""}}, {}
-        yield from (({"function_call": {"arguments": piece}}, {}) for piece in said["function_call"]["arguments"])
+    if choice["function_call"]:
+        yield {"function_call": {"name": choice["function_call"]["name"], "arguments": ""}}, {}
+        yield from (({"function_call": {"arguments": piece}}, {}) for piece in choice["function_call"]["arguments"])
 
 
-def call_pieces(index, call, chance):
+def call_pieces(index, call, rng):
     function = call["function"]
     first = {
         "index": index,
@@ -189,7 +189,7 @@ def call_pieces(index, call, chance):
         "type": "function",
         "function": {"name": function["name"], "arguments": ""},
     }
-    if chance.random() < 0.2:
+    if rng.random() < 0.2:
         yield {**first, "function": function}
         return
     yield first
@@ -197,48 +197,48 @@ def call_pieces(index, call, chance):
         yield {"index": index, "function": {"arguments": character}}
 
 
-def streamed(answer, chance: random.Random):
+def streamed(answer, rng: random.Random):
     """The answer as chunks: choices in any order, several in one chunk or not, usage where servers put it."""
     head = {key: answer[key] for key in ("id", "created", "model", "system_fingerprint")}
     queues = []
-    for index, said in enumerate(answer["choices"]):
+    for index, choice in enumerate(answer["choices"]):
         queue = [
-            {"index": index, "delta": delta, "finish_reason": None, **beside} for delta, beside in deltas(said, chance)
+            {"index": index, "delta": delta, "finish_reason": None, **beside} for delta, beside in deltas(choice, rng)
         ]
-        end = {"finish_reason": said["finish_reason"], "seed": said["seed"]}
-        if chance.random() < 0.5 and len(queue) > 1:
+        end = {"finish_reason": choice["finish_reason"], "seed": choice["seed"]}
+        if rng.random() < 0.5 and len(queue) > 1:
             queue[-1].update(end)
         else:
-            queue.append({"index": index, "delta": chance.choice([{}, None, {"content": ""}]), **end})
-        if chance.random() < 0.2 and said["finish_reason"]:
-            queue.append({"index": index, "delta": {}, "finish_reason": said["finish_reason"]})
+            queue.append({"index": index, "delta": rng.choice([{}, None, {"content": ""}]), **end})
+        if rng.random() < 0.2 and choice["finish_reason"]:
+            queue.append({"index": index, "delta": {}, "finish_reason": choice["finish_reason"]})
         queues.append(queue)
     while any(queues):
         waiting = [queue for queue in queues if queue]
-        taken = chance.sample(waiting, chance.randint(1, len(waiting)))
+        taken = rng.sample(waiting, rng.randint(1, len(waiting)))
         yield {**head, "choices": [queue.pop(0) for queue in taken], "usage": None}
     if answer["usage"]:
-        if chance.random() < 0.3:
+        if rng.random() < 0.3:
             yield {**head, "choices": [], "usage": usage_of(2)}  # counted along; the last one counts
         yield {**head, "choices": [], "usage": answer["usage"]}
 
 
 @given(answers, st.randoms(use_true_random=False))
-def test_any_answer_in_any_pieces(answer, chance):
+def test_any_answer_in_any_pieces(answer, rng):
     """Content, reasoning, refusal, calls, log probabilities of both shapes, reasons, seeds and usage add up."""
     accumulator = ChatCompletionAccumulator()
     expected = decode_completion(json.dumps(whole(answer)).encode())
     generated = 0
-    for document in streamed(answer, chance):
+    for document in streamed(answer, rng):
         chunk = decode_chunk(json.dumps(document).encode())
         accumulator.add(chunk)
-        generated += any(held(one["delta"]) for one in document["choices"])
-        if chance.random() < 0.1:
+        generated += any(held(choice["delta"]) for choice in document["choices"])
+        if rng.random() < 0.1:
             accumulator.settle()
             hash(accumulator.completion())
     assert accumulator.completion() == expected
     assert accumulator.generated == generated
-    assert accumulator.finished() == all(said["finish_reason"] for said in answer["choices"])
+    assert accumulator.finished() == all(choice["finish_reason"] for choice in answer["choices"])
     assert accumulator.usage == expected.usage
 
 
@@ -248,17 +248,17 @@ def held(delta) -> bool:
 
 
 @given(answers, st.randoms(use_true_random=False), st.integers(0, 30))
-def test_a_part_of_a_stream_is_a_part_of_the_answer(answer, chance, count):
+def test_a_part_of_a_stream_is_a_part_of_the_answer(answer, rng, count):
     """After any number of chunks the texts are the beginnings of the texts, and no finish reason is invented."""
-    chunks = list(streamed(answer, chance))[:count]
+    chunks = list(streamed(answer, rng))[:count]
     completion = added(chunks).completion()
     sent = {}
     for one in (one for chunk in chunks for one in chunk["choices"]):
         sent[one["index"]] = sent.get(one["index"]) or one["finish_reason"]
     for part in completion.choices:
-        said = answer["choices"][part.index]
-        assert "".join(said["content"]).startswith(part.message.content or "")
-        assert "".join(said["reasoning"]).startswith(part.message.reasoning or "")
+        choice = answer["choices"][part.index]
+        assert "".join(choice["content"]).startswith(part.message.content or "")
+        assert "".join(choice["reasoning"]).startswith(part.message.reasoning or "")
         assert part.finish_reason == sent[part.index]
     assert [part.index for part in completion.choices] == sorted(sent)
 

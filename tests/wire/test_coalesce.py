@@ -26,9 +26,9 @@ from together_async.wire.codec import decode_chunk, decode_chunk_strictly
 # ----------------------------------------------------------------------------------------- what servers send, any of it
 
 
-def calls(*said: dict[str, Any]) -> list[ChatCompletionChunk]:
+def calls(*pieces: dict[str, Any]) -> list[ChatCompletionChunk]:
     """A chunk for each piece of a tool call."""
-    return [chunk(tool_calls=[piece]) for piece in said]
+    return [chunk(tool_calls=[piece]) for piece in pieces]
 
 
 # ------------------------------------------------------------------------------------------------------ what it adds to
@@ -36,8 +36,8 @@ def calls(*said: dict[str, Any]) -> list[ChatCompletionChunk]:
 
 def merged(chunks: Iterable[ChatCompletionChunk]) -> list[tuple[int, ChatCompletionChunk]]:
     coalescer = Coalescer()
-    for one in chunks:
-        coalescer.add(one)
+    for each in chunks:
+        coalescer.add(each)
     return coalescer.take()
 
 
@@ -63,7 +63,7 @@ CALL_BY_NAME = calls({"function": {"name": "f"}}, {"function": {"arguments": "{"
 def test_any_partition_adds_up_to_the_same_completion(chunks: list[ChatCompletionChunk], cuts: set[int]) -> None:
     """Whatever is merged with what, and whatever comes before and after it."""
     groups = [merged(group) for group in grouped(chunks, cuts)]
-    got = [one for group in groups for _, one in group]
+    got = [result for group in groups for _, result in group]
     assert_same(got, chunks)
     assert sum(count for group in groups for count, _ in group) == len(chunks)
 
@@ -74,8 +74,8 @@ def test_what_is_merged_can_be_merged_again(
     chunks: list[ChatCompletionChunk], cuts: set[int], others: set[int]
 ) -> None:
     """A buffer behind a broadcast merges what was merged there."""
-    once = [one for group in grouped(chunks, cuts) for _, one in merged(group)]
-    twice = [one for group in grouped(once, others) for _, one in merged(group)]
+    once = [result for group in grouped(chunks, cuts) for _, result in merged(group)]
+    twice = [result for group in grouped(once, others) for _, result in merged(group)]
     assert_same(twice, chunks)
 
 
@@ -85,37 +85,37 @@ def test_unknown_keys_come_through_exactly_and_in_their_place(
     chunks: list[ChatCompletionChunk], cuts: set[int]
 ) -> None:
     """A delta that says something this package has no name for is the chunk it was, between what came around it."""
-    said = with_unknown_content(chunks)
+    unknown = with_unknown_content(chunks)
     for group in grouped(chunks, cuts):
         came = 0
-        for count, one in merged(group):
+        for count, result in merged(group):
             came += count
-            if any(one is other for other in said):
+            if any(result is other for other in unknown):
                 assert count == 1
-                assert group[came - 1] is one
-    got = [one for group in grouped(chunks, cuts) for _, one in merged(group)]
-    assert [id(one) for one in with_unknown_content(got)] == [id(one) for one in said]
+                assert group[came - 1] is result
+    got = [result for group in grouped(chunks, cuts) for _, result in merged(group)]
+    assert [id(result) for result in with_unknown_content(got)] == [id(result) for result in unknown]
 
 
 @given(streams())
 @settings(max_examples=100)
 def test_a_lone_chunk_is_handed_on_as_it_came(chunks: list[ChatCompletionChunk]) -> None:
     """There is nothing to merge, so nothing is lost, unknown keys and bytes included."""
-    for one in chunks:
-        ((count, got),) = merged([one])
+    for each in chunks:
+        ((count, got),) = merged([each])
         assert count == 1
-        assert got is one
+        assert got is each
 
 
 @given(streams())
 @settings(max_examples=100)
 def test_a_merged_chunk_has_one_choice_of_an_index_and_survives_the_wire(chunks: list[ChatCompletionChunk]) -> None:
     """What a relay writes of it and a client reads adds up to the same, so it is a chunk as any other."""
-    groups = [one for _, one in merged(chunks)]
-    read = [decode_chunk(encoded(one.to_dict())) for one in groups]
+    groups = [result for _, result in merged(chunks)]
+    read = [decode_chunk(encoded(result.to_dict())) for result in groups]
     assert_same(read, chunks)
-    for count, one in merged(chunks):
-        indices = [choice.index for choice in one.choices]
+    for count, result in merged(chunks):
+        indices = [choice.index for choice in result.choices]
         assert count == 1 or len(indices) == len(set(indices))
 
 
@@ -124,17 +124,17 @@ def test_a_merged_chunk_has_one_choice_of_an_index_and_survives_the_wire(chunks:
 
 def test_texts_of_every_choice_are_one_chunk() -> None:
     """The plain case, by hand: one chunk, the texts of each choice joined, the facts of the first chunk."""
-    ((count, one),) = merged([chunk("a", role="assistant"), chunk("x", index=1), chunk("b"), chunk("y", index=1)])
+    ((count, result),) = merged([chunk("a", role="assistant"), chunk("x", index=1), chunk("b"), chunk("y", index=1)])
     assert count == 4
-    assert [(choice.index, text_of(choice)) for choice in one.choices] == [(0, "ab"), (1, "xy")]
-    assert one.choices[0].delta.role == "assistant"
-    assert (one.id, one.model, one.created) == ("c1", delta()["model"], 1)
+    assert [(choice.index, text_of(choice)) for choice in result.choices] == [(0, "ab"), (1, "xy")]
+    assert result.choices[0].delta.role == "assistant"
+    assert (result.id, result.model, result.created) == ("c1", delta()["model"], 1)
 
 
 def test_what_was_absent_stays_absent_and_a_finish_reason_is_null() -> None:
     """The merged chunk has the wire's shape: no seed, no logprobs, no call where none came."""
-    ((_, one),) = merged([chunk("a"), chunk("b")])
-    assert one.to_dict() == {
+    ((_, result),) = merged([chunk("a"), chunk("b")])
+    assert result.to_dict() == {
         **delta("ab"),
         "choices": [{"index": 0, "delta": {"content": "ab"}, "finish_reason": None}],
     }
@@ -143,9 +143,9 @@ def test_what_was_absent_stays_absent_and_a_finish_reason_is_null() -> None:
 def test_arguments_of_a_call_become_one_piece() -> None:
     """A hundred pieces of arguments are one, which is what merging them is for."""
     begin = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}
-    rest = [{"index": 0, "function": {"arguments": str(i)}} for i in range(100)]
-    ((_, one),) = merged(calls(begin, *rest))
-    (piece,) = one.choices[0].delta.tool_calls or ()
+    more = [{"index": 0, "function": {"arguments": str(i)}} for i in range(100)]
+    ((_, result),) = merged(calls(begin, *more))
+    (piece,) = result.choices[0].delta.tool_calls or ()
     assert piece.function is not None
     assert (piece.index, piece.id, piece.type, piece.function.name) == (0, "a", "function", "f")
     assert piece.function.arguments == "".join(str(i) for i in range(100))
@@ -154,11 +154,11 @@ def test_arguments_of_a_call_become_one_piece() -> None:
 def test_usage_without_choices_is_merged_too() -> None:
     """The last chunk of a stream, which has usage alone, goes into the same chunk."""
     last = decode_chunk(encoded({**delta(), "choices": [], "usage": {"total_tokens": 3}}))
-    ((count, one),) = merged([chunk("a"), chunk(finish="stop"), last])
+    ((count, result),) = merged([chunk("a"), chunk(finish="stop"), last])
     assert count == 3
-    assert one.usage is not None
-    assert one.usage.total_tokens == 3
-    assert one.choices[0].finish_reason == "stop"
+    assert result.usage is not None
+    assert result.usage.total_tokens == 3
+    assert result.choices[0].finish_reason == "stop"
 
 
 def test_take_begins_anew() -> None:
@@ -172,8 +172,8 @@ def test_take_begins_anew() -> None:
     assert coalescer.count == 0
     assert coalescer.take() == []
     coalescer.add(chunk("c"))
-    ((_, one),) = coalescer.take()
-    assert text_of(one.choices[0]) == "c"
+    ((_, result),) = coalescer.take()
+    assert text_of(result.choices[0]) == "c"
 
 
 def test_what_is_known_of_a_text_alone_is_merged_in_its_place() -> None:
@@ -183,9 +183,9 @@ def test_what_is_known_of_a_text_alone_is_merged_in_its_place() -> None:
     for text in "abc":
         coalescer.add_text(text)
     coalescer.add(chunk("d"))
-    ((count, one),) = coalescer.take()
+    ((count, result),) = coalescer.take()
     assert count == 4
-    assert (one.id, text_of(one.choices[0])) == ("c1", "abcd")
+    assert (result.id, text_of(result.choices[0])) == ("c1", "abcd")
 
 
 def work_of(chunks: Sequence[ChatCompletionChunk]) -> int:

@@ -100,13 +100,13 @@ line_ends = st.sampled_from(["\n", "\r\n", "\r"])
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
     """An event stream: events of some lines; one kind of line end, or any after any."""
-    one = draw(line_ends)
+    line_end = draw(line_ends)
     mixed = draw(st.booleans())
     body = json.dumps(delta("a"))
     text = ""
     for block in [[f"data: {body}"], *draw(st.lists(st.lists(lines, min_size=1, max_size=3), max_size=8))]:
         for line in [*block, ""]:
-            end = draw(line_ends) if mixed else one
+            end = draw(line_ends) if mixed else line_end
             # An LF after a CR is no line of its own.
             text += line + (end if line or end != "\n" or not text.endswith("\r") else "\r\n")
     return text.encode()
@@ -495,9 +495,9 @@ async def test_a_whole_completion_becomes_a_stream(before: bytes) -> None:
     pieces = [*([before] if before else []), json.dumps(whole("Hello")).encode()]
     got = await outcome(sends(*pieces, media_type="application/json"))
     assert got.error is None
-    first, done, rest = got.data.split(b"\n\n")
+    first, done, after = got.data.split(b"\n\n")
     chunk = json.loads(first.removeprefix(b"data: "))
-    assert (done, rest) == (b"data: [DONE]", b"")
+    assert (done, after) == (b"data: [DONE]", b"")
     assert chunk["choices"][0]["delta"]["content"] == "Hello"
     assert chunk["choices"][0]["finish_reason"] == "stop"
     assert got.usage == USAGE

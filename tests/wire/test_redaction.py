@@ -16,15 +16,15 @@ SECRETS = ["key-1234567890", 'a "quoted"\nprompt — on two lines', "prompt", "r
 @pytest.mark.parametrize("secret", SECRETS)
 def test_keys_and_prompts_never_stand_in_the_text(secret):
     """However a server repeats a secret: as it is, in JSON, as Python writes it, or on one line."""
-    for said in (secret, json.dumps(secret), repr(secret), " ".join(secret.split())):
+    for form in (secret, json.dumps(secret), repr(secret), " ".join(secret.split())):
         for body in (
-            encode({"error": {"message": f"bad: {said}!"}}),
-            f"bad: {said}!".encode(),
-            f"<p>bad: {said}!</p>".encode(),
+            encode({"error": {"message": f"bad: {form}!"}}),
+            f"bad: {form}!".encode(),
+            f"<p>bad: {form}!</p>".encode(),
         ):
             error = status_error(400, {}, body, secrets=[secret])
             assert secret not in str(error).replace("[redacted]", "")
-            assert said.strip("\"'") not in str(error).replace("[redacted]", "")
+            assert form.strip("\"'") not in str(error).replace("[redacted]", "")
             assert "[redacted]" in str(error)
 
 
