@@ -79,7 +79,7 @@ class RetryBudget:
     before it are recent.
 
     Args:
-        fraction: Retries per call, from 0 to 1; 0 allows none, the first ten neither.
+        fraction: Retries per call, from 0 to 1; 0 allows no retry, not even the first ten.
 
     Attributes:
         left: Retries that may still be made.
@@ -114,7 +114,7 @@ class RetryBudget:
             self.left = min(most, self.left + self._fraction)
 
     def spend(self) -> bool:
-        """Takes a retry from the budget; returns False when none is left."""
+        """Takes a retry from the budget; returns False when it is used up."""
         if self.left < 1 - 1e-9:
             return False
         self.left -= 1

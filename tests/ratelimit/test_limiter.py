@@ -89,6 +89,21 @@ def test_block_that_is_cancelled_frees_its_place() -> None:
     run(main())
 
 
+def test_acquired_place_is_given_back_through_the_driver() -> None:
+    """`acquire` waits as long as it may, and its reservation is released by hand."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        reservation = await limiter.acquire(MODEL, 10)
+        with pytest.raises(APITimeoutError):
+            await limiter.acquire(MODEL, timeout=3)
+        assert (limiter.state.in_flight, limiter.state.queued) == (1, 0)
+        limiter.driver.release(reservation, 5)
+        assert limiter.state.in_flight == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize("priority", ["urgent", "", None, 5])
 def test_unknown_priority(priority: Any) -> None:
     with pytest.raises(ValueError, match=r"priority: got .*, expected one of '"):

@@ -23,7 +23,7 @@ from together_async.ratelimit.limits import Limits, LimitsState, Priority
 from together_async.ratelimit.queue import BOOKED, ENDED, GRANTED, WAITING, Reservation
 
 STOP_S: Final = 60.0
-"""After a 402 one request in so many seconds is let through, to see whether somebody has paid."""
+"""After a 402 one request in so many seconds is let through, to see whether the account has been paid."""
 MAX_LANES: Final = 1_000
 """Models whose state is kept; beyond that, the half of the idle ones that was used longest ago is forgotten."""
 
@@ -91,7 +91,7 @@ class Admission:
         counts_as_queued: bool = True,
         skips_slow_start: bool = False,
     ) -> Reservation:
-        """Puts a call into the queue; `advance` says when it may go, `check_room` whether it may wait.
+        """Puts a call into the queue; `advance` returns it when it may go, `check_room` raises if it may not wait.
 
         Args:
             model: The model's name.
@@ -268,7 +268,7 @@ class Admission:
             now: The time.
             limits: What the headers report; None for nothing.
             wait_s: Seconds the service asked to wait; if it did not, the caller's choice.
-            kind: Which limit was exceeded; None when the service does not say, and requests are assumed.
+            kind: Which limit was exceeded; None when the service names neither; requests are assumed then.
         """
         lane = reservation.lane
         lane.rate_limited += 1

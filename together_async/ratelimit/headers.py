@@ -82,7 +82,7 @@ def _amount(value: str | None) -> float | None:
 
 
 def limited_kind(body: Any) -> Kind | None:
-    """Returns which limit a 429's body names as exceeded, None when it names none.
+    """Returns which limit a 429's body names as exceeded, None when it names neither.
 
     Together's types are `dynamic_request_limited` and `dynamic_token_limited`, under `type` or `error_type`.
 

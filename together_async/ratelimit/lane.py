@@ -115,7 +115,7 @@ class Lane:
         self.window = CongestionWindow(now) if concurrency == "auto" else None
         self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
         self.estimator = Estimator()
-        # A caller who sets a number of calls at once is not kept from it.
+        # A number of calls at once that the caller set is not started slowly.
         self.slow_start = SlowStart(limits_known=isinstance(concurrency, int))
         self.in_flight = self.unanswered = 0
         self.paused_until = self.learned_at = -math.inf

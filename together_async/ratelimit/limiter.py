@@ -20,7 +20,7 @@ class RateLimiter:
 
     ```python
     limiter = RateLimiter(Limits(requests_per_minute=600))
-    async with AsyncTogether(limits=limiter) as one, AsyncTogether(limits=limiter) as another: ...
+    async with AsyncTogether(limits=limiter) as first, AsyncTogether(limits=limiter) as second: ...
     ```
 
     Clients use it by themselves; for other requests of the same account there is `async with limiter.reserve(...)`.
@@ -55,7 +55,7 @@ class RateLimiter:
         return self.driver.admission.state(self._clock(), datetime.now(UTC))
 
     def resume(self) -> None:
-        """Sends again at once after a 402: somebody has paid. Without it, a call a minute later finds out."""
+        """Lets calls go again after a 402, once the account is paid; else a call a minute later finds out."""
         self.driver.admission.resume()
 
     def reserve(

@@ -128,7 +128,7 @@ class ModelState:
             from 429s; None when there is no limit.
         tokens_per_minute: The same for tokens of prompt and completion together.
         server_requests_per_minute: The limit that the response headers reported last, in requests per minute; None
-            when they have reported none.
+            before the first report.
         server_tokens_per_minute: The same for tokens.
         paused_for_s: Seconds from that moment on in which nothing is sent, because of a 429; 0 without a pause.
         paused_until: When the pause ends, by the wall clock, in UTC; None without a pause.

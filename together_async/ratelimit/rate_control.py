@@ -83,7 +83,7 @@ class RateControl:
         """Takes the limit per second that the service reports; returns whether that changes anything."""
         if limit == self.reported:
             return False
-        # Whatever a header says, no call waits for it for ever.
+        # Whatever the header, no call waits for ever.
         self.reported = max(limit, LEAST_FOUND[self._kind])
         return True
 
@@ -100,7 +100,7 @@ class RateControl:
 
         Args:
             elapsed_s: Seconds since the last time.
-            used_s: How many of them the rate was in use: one that is not used says nothing about the service.
+            used_s: How many of them the rate was in use: an unused rate shows nothing about the service.
         """
         if self._margin:
             self._margin *= 2 ** (-elapsed_s / MARGIN_HALVES_S)
