@@ -8,7 +8,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from support.relay_doors import MODEL, PROMPT, SOON, serving_handler
+from support.relay_doors import PROMPT, SOON, serving_handler
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import End, aiohttp_response
 from together_async.testing import EmulatorServer, Stall

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import KINDS, MODEL, PROMPT, ASGIClient, scope_of
+from support.relay_doors import KINDS, PROMPT, ASGIClient, scope_of
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import EventSourceResponse
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import MODEL, PROMPT, SOON, ASGIClient, scope_of
+from support.relay_doors import PROMPT, SOON, ASGIClient, scope_of
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import End, EventSourceResponse, ServerShutdownError
 from together_async.testing import EmulatorServer, Fault, Stall

@@ -8,19 +8,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import (
-    ACCOUNT,
-    KEY,
-    MODEL,
-    PROMPT,
-    SECRETS,
-    URL,
-    Answer,
-    by_asgi,
-    by_loop,
-    status_error,
-    stream_of,
-)
+from support.relay_doors import ACCOUNT, KEY, PROMPT, SECRETS, URL, Answer, by_asgi, by_loop, status_error, stream_of
+from support.servers import MODEL
 from together_async import (
     APIConnectionError,
     APIResponseValidationError,

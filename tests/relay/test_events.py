@@ -10,19 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.relay_doors import (
-    KEY,
-    MODEL,
-    PROMPT,
-    TEXT,
-    TOKENS,
-    ASGIClient,
-    by_asgi,
-    openai_events,
-    scope_of,
-    stream_of,
-)
-from support.servers import DONE, Call, ScriptedServer, delta
+from support.clients import served
+from support.relay_doors import PROMPT, TEXT, TOKENS, ASGIClient, by_asgi, openai_events, scope_of, stream_of
+from support.servers import DONE, MODEL, Call, delta
 from support.servers import sse as event
 from together_async import AsyncTogether, ChatCompletionChunk
 from together_async.relay import End, EventSourceResponse, ServerSentEvent, sse
@@ -45,7 +35,7 @@ async def test_chunks_are_the_services_own_to_the_last_key(door: Any) -> None:
         await call.send(*map(event, payloads), DONE)
         call.close()
 
-    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+    async with served(script) as (_, client):
         answer = await door(client.stream(PROMPT, model=MODEL))
     assert [event.data for event in answer.events] == [*payloads, b"[DONE]"]
     assert [event.id for event in answer.events] == ["1", "2", "3", "3"]
@@ -61,7 +51,7 @@ async def test_chunks_over_several_lines_are_the_same_json(door: Any) -> None:
         await call.send(b"data: " + payload + b"\n\n", event(delta(finish="stop")), DONE)
         call.close()
 
-    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+    async with served(script) as (_, client):
         answer = await door(client.stream(PROMPT, model=MODEL))
     first = answer.events[0].data
     assert b"\n" not in first
@@ -198,7 +188,7 @@ async def test_what_came_before_the_chunk_that_a_function_fails_at_is_sent() -> 
         async for data in sse(stream, format=broken):
             pieces.append(data)  # noqa: PERF401 - what comes before the error counts
 
-    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+    async with served(script) as (_, client):
         with pytest.raises(LookupError):
             await read(client.stream(PROMPT, model=MODEL))
     assert [event.data for event in EventStreamParser().feed(pieces[0])] == [b"a", b"b"]

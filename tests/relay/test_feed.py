@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import MODEL, PROMPT, TEXT
+from support.relay_doors import PROMPT, TEXT
+from support.servers import MODEL
 from together_async import AsyncTogether, ChatCompletionChunk
 from together_async.relay import EventSourceResponse, Hub, sse
 from together_async.testing import EmulatorServer, WithoutDone

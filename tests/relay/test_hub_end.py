@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from support.any_chunks import chunk
+from support.clients import served
 from support.hubs import ended_completion
-from support.servers import KEY, MODEL, ScriptedServer, gone, ticks
+from support.servers import MODEL, gone, ticks
 from support.sources import Tap, doing, rest_of, settle, text
-from together_async import AsyncTogether, ChatCompletionStream, TogetherError
+from together_async import ChatCompletionStream, TogetherError
 from together_async.models import ChatCompletionChunk
 from together_async.relay import Hub
 from together_async.relay.browser_errors import NotKeptError, StoppedError
@@ -146,7 +147,7 @@ async def test_what_wraps_a_stream_is_asked_once_and_left() -> None:
             self.asked += 1
             return aiter(self.stream)
 
-    async with ScriptedServer(ticks) as server, AsyncTogether(KEY, base_url=server.base_url) as client, Hub() as hub:
+    async with served(ticks) as (server, client), Hub() as hub:
         wrapping = Wrapping(client.stream("Hi", model=MODEL))
         hub.start(wrapping, "a")
         reader = hub.join("a")
@@ -159,7 +160,7 @@ async def test_what_wraps_a_stream_is_asked_once_and_left() -> None:
 
 async def test_a_real_upstream_is_left() -> None:
     """By `stop` and by the hub's end, but not when a reader leaves."""
-    async with ScriptedServer(ticks) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
+    async with served(ticks) as (server, client):
         async with Hub() as hub:
             ids = [hub.start(client.stream("Hi", model=MODEL)) for _ in range(2)]
             readers = [hub.join(key) for key in ids]

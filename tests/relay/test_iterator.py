@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import KINDS, MODEL, PROMPT, by_loop
+from support.relay_doors import KINDS, PROMPT, by_loop
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import End, passthrough, sse
 from together_async.relay.browser_errors import AllReadError

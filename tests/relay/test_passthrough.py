@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from support.relay_doors import MODEL, PROMPT
+from support.relay_doors import PROMPT
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import passthrough
 from together_async.testing import EmulatorServer

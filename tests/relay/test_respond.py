@@ -9,7 +9,6 @@ import pytest
 
 from support.relay_doors import (
     KINDS,
-    MODEL,
     PROMPT,
     SOON,
     TEXT,
@@ -21,6 +20,7 @@ from support.relay_doors import (
     status_error,
     stream_of,
 )
+from support.servers import MODEL
 from together_async import AsyncTogether, RateLimitError
 from together_async.relay import End, EventSourceResponse, Hub, ServerSentEvent
 from together_async.relay.browser_errors import AllReadError

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import KINDS, MODEL, PROMPT, SOON, TEXT, ASGIClient, scope_of, stream_of
+from support.relay_doors import KINDS, PROMPT, SOON, TEXT, ASGIClient, scope_of, stream_of
+from support.servers import MODEL
 from together_async import AsyncTogether
 from together_async.relay import End, EventSourceResponse, sse
 from together_async.testing import EmulatorServer, Stall

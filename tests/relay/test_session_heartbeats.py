@@ -13,20 +13,19 @@ import pytest
 from aiohttp import web
 
 from support import virtual_time
+from support.clients import served
 from support.relay_doors import (
     COMMENT,
     DOORS,
     KINDS,
-    MODEL,
     PROMPT,
     ASGIClient,
     by_asgi,
     openai_events,
-    scene,
     scope_of,
     serving_handler,
 )
-from support.servers import DONE, Call, delta
+from support.servers import DONE, MODEL, Call, delta
 from support.servers import sse as event
 from together_async import AsyncTogether, Timeouts
 from together_async.relay import EventSourceResponse, Hub, aiohttp_response, passthrough, sse
@@ -85,7 +84,7 @@ def test_silence_is_filled_with_comments(door: str) -> None:
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client):
+        async with served(script) as (_, client):
             got = await timed(door, client.stream(PROMPT, model=MODEL, timeouts=PATIENT), heartbeat=1, ids=False)
         assert got[:3] == at(1, 2, 3)
         assert got[-5:] == [(5.5, first), *at(6.5, 7.5), (8.0, second), (8.5, DONE)]
@@ -108,7 +107,7 @@ def test_tokens_leave_no_room_for_comments() -> None:
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client):
+        async with served(script) as (_, client):
             got = await timed("asgi", client.stream(PROMPT, model=MODEL), heartbeat=10)
         assert [piece for piece in got if piece[1].startswith(b":")] == at(1)  # with the head
 
@@ -135,7 +134,7 @@ def test_comments_cost_no_byte(kind: str) -> None:
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client), Hub(abandon=None) as hub:
+        async with served(script) as (_, client), Hub(abandon=None) as hub:
             stream = client.stream(PROMPT, model=MODEL)
             made = hub.open(stream) if kind == "hub" else KINDS[kind](stream)
             got = b"".join([data async for data in sse(made, heartbeat=1.1, ids=False)])
@@ -161,7 +160,7 @@ def test_without_heartbeat_silence_is_silent(door: str) -> None:
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client):
+        async with served(script) as (_, client):
             got = await timed(door, client.stream(PROMPT, model=MODEL, timeouts=PATIENT), heartbeat=None)
         assert got[0][0] == 100
         assert not any(data.startswith(b":") for _, data in got)
@@ -181,7 +180,7 @@ def test_a_byte_order_mark_after_a_comment_is_left_out(door: str) -> None:
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client):
+        async with served(script) as (_, client):
             got = await timed(door, passthrough(client.stream(PROMPT, model=MODEL)), heartbeat=1)
         assert got == [*at(1, 2), (2.5, body)]
 
@@ -199,7 +198,7 @@ def test_an_error_shortly_after_the_head_is_a_status(after_s: float, status: int
         await call.send(b"0\r\n\r\n")
 
     async def main() -> None:
-        async with scene(script) as (_, client):
+        async with served(script) as (_, client):
             answer = await by_asgi(client.stream(PROMPT, model=MODEL))
         assert answer.status == status
         assert answer.error_object["code"] == 429

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from support.relay_doors import MODEL, PROMPT, SOON, TEXT, ASGIClient, scope_of
+from support.relay_doors import PROMPT, SOON, TEXT, ASGIClient, scope_of
+from support.servers import MODEL
 from together_async import AsyncTogether, ChatCompletionChunk
 from together_async.relay import EventSourceResponse, shut_down, sse
 from together_async.testing import EmulatorServer, Reply, Stall

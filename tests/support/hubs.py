@@ -19,7 +19,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
     async def watched() -> None:
         await main
-        left = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # of BaseEventLoop
+        left = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # asyncio has no public list of timers
         assert not left, left
 
     run_to_end(watched())

@@ -17,8 +17,8 @@ import attrs
 from aiohttp import web
 from openai._streaming import SSEDecoder
 
-from support.servers import Call, ScriptedServer, delta
-from together_async import APIStatusError, AsyncTogether, ChatCompletionChunk
+from support.servers import delta
+from together_async import APIStatusError, ChatCompletionChunk
 from together_async.relay import (
     HEADERS,
     Broadcast,
@@ -32,24 +32,16 @@ from together_async.relay import (
 from together_async.wire.codec import decode_chunk
 from together_async.wire.sse import EventStreamParser
 
-MODEL = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
-
-
 KEY = "tgp_v1_relay-key-0f1e2d3c4b5a"
-
-
 PROMPT = "zanzibar-penguins whisper about turbines"
-
-
+URL = "https://inference.internal.example:8443/v1"
+ACCOUNT = "org-5f2a1b"
+SECRETS = f"{KEY} {PROMPT} {URL} {ACCOUNT}"
+"""All that no browser may get."""
 TOKENS = ("One", " two", " thrée", "\nfour")
-
-
 TEXT = "".join(TOKENS)
-
-
 SOON = 5.0
-
-
+"""Seconds after which something that has not happened counts as missing."""
 COMMENT = b":\n"
 """A heartbeat: one line, without an empty line (see `relay.events.HEARTBEAT`)."""
 
@@ -219,20 +211,5 @@ def openai_events(body: bytes) -> list[tuple[str, str]]:
     return [(event.event or "", event.data) for event in SSEDecoder().iter_bytes(iter([body]))]
 
 
-URL = "https://inference.internal.example:8443/v1"
-
-
-ACCOUNT = "org-5f2a1b"
-
-
-SECRETS = f"{KEY} {PROMPT} {URL} {ACCOUNT}"
-
-
 def status_error(cls: type[APIStatusError], status: int, **more: Any) -> APIStatusError:
     return cls(f"{status}: nothing secret", status_code=status, body={"error": {"message": SECRETS}}, **more)
-
-
-@contextlib.asynccontextmanager
-async def scene(script: Callable[[Call], Awaitable[None]]) -> AsyncIterator[tuple[ScriptedServer, AsyncTogether]]:
-    async with ScriptedServer(script) as server, AsyncTogether(KEY, base_url=server.base_url) as client:
-        yield server, client
