@@ -433,6 +433,11 @@ class AsyncTogether:
         return self._timeouts
 
     @property
+    def limiter(self) -> RateLimiter:
+        """The limiter of this client's calls; `AsyncTogether(limits=client.limiter)` shares it with another client."""
+        return self._limiter
+
+    @property
     def limits(self) -> LimitsState:
         """What is going on under the limits now: in flight, queued, learned limits, pauses, 429s and 503s seen."""
         return self._limiter.state

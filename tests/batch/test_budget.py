@@ -89,7 +89,7 @@ STEP = st.tuples(
 
 @given(steps=st.lists(STEP, max_size=60), most=st.integers(1, 300), most_cost=st.floats(0.0001, 0.005))
 def test_never_more_is_spent_than_allowed(steps: list[Any], most: int, most_cost: float) -> None:
-    """As long as no answer uses more than was expected of it; and no request waits when nothing is in flight."""
+    """As long as no completion uses more than expected; and no request waits when nothing is in flight."""
     budget = Budget(most, most_cost)
     budget.prices = {"m": Price(1.0, 10.0), "n": Price(3.0, 4.0)}
     under_way: list[tuple[int, str, int, int]] = []

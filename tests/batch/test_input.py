@@ -21,7 +21,7 @@ def read(data: bytes, kind: Any = "jsonl", **options: Any) -> list[InputLine | L
 
 
 def requests(data: bytes, kind: Any = "jsonl", **options: Any) -> list[tuple[int, str, Any]]:
-    """Number, name and prompt of each line, none of which is an error."""
+    """Number, name and prompt of each line; no line is an error."""
     items = read(data, kind, **options)
     assert not [item for item in items if isinstance(item, LineError)]
     return [(item.number, item.custom_id, item.body["messages"][-1]["content"]) for item in items]  # type: ignore[union-attr] # a test that expects requests fails on an error
@@ -69,7 +69,7 @@ def test_another_format_is_refused(asked: str) -> None:
 
 
 def test_lines_of_both_batch_apis_are_read() -> None:
-    """Together's, and OpenAI's with method and url; keys of their own are of no account."""
+    """Together's, and OpenAI's with method and url; unknown keys are ignored."""
     data = {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": BODY, "priority": 1}
     assert requests(GOOD + b"\n" + json.dumps(data).encode()) == [(1, "a", "zanzibar"), (2, "b", "zanzibar")]
 
@@ -92,7 +92,7 @@ def test_how_a_line_ends_does_not_matter(data: bytes) -> None:
 
 
 def test_numbers_count_blank_lines_too() -> None:
-    """They are what an editor shows."""
+    """The numbers are those that an editor shows."""
     assert [item[0] for item in requests(b"\n" + GOOD + b"\n\n\n" + GOOD.replace(b'"a"', b'"b"'))] == [2, 5]
 
 
@@ -128,7 +128,7 @@ def line(**changes: Any) -> bytes:
     ids=lambda value: repr(value[:40]),
 )
 def test_a_wrong_line_is_named_by_line_and_field(data: bytes, text: str) -> None:
-    """The lines around it are read all the same."""
+    """The lines around it are still read."""
     other = GOOD.replace(b'"a"', b'"b"')
     items = read(other + b"\n" + data + b"\n" + other.replace(b'"b"', b'"c"'))
     assert [getattr(item, "custom_id", "") for item in (items[0], items[2])] == ["b", "c"]
@@ -139,7 +139,7 @@ def test_a_wrong_line_is_named_by_line_and_field(data: bytes, text: str) -> None
 
 
 def test_a_line_of_50_mb_is_a_line() -> None:
-    """And the error of an invalid one is short."""
+    """The error of an invalid one is short."""
     huge = line(body={"model": "m", "messages": [{"role": "user", "content": "x" * 50_000_000}]})
     assert len(requests(huge + b"\n" + GOOD)[0][2]) == 50_000_000
     assert len(str(error_of(huge[:-1]))) < 200
@@ -153,7 +153,7 @@ def test_templates_are_not_for_json_lines() -> None:
 
 @given(st.binary(max_size=60), st.sampled_from(["jsonl", "text", "csv"]))
 def test_nothing_but_errors_comes_of_any_bytes(data: bytes, kind: str) -> None:
-    """No other exception, whatever stands there; each error has a line of the file."""
+    """No bytes raise another exception, and each error has the number of a line in the file."""
     try:
         items = read(data, kind, template=None if kind == "jsonl" else "{line}")
     except LineError as error:
@@ -198,7 +198,7 @@ def test_a_line_of_a_text_that_is_no_utf_8_is_named() -> None:
 )
 @pytest.mark.parametrize("kind", ["text", "csv"])
 def test_a_template_knows_names_in_braces_and_nothing_else(template: str, kind: str) -> None:
-    """No attribute, index, conversion or format: what is in the file decides nothing."""
+    """Attributes, indexes, conversions and formats are refused."""
     with pytest.raises(ValueError, match="template: ") as caught:
         read(b"a,b\n1,2\n", kind, template=template)
     assert not isinstance(caught.value, LineError)
@@ -256,7 +256,7 @@ def test_a_row_with_other_columns_is_named(row: bytes) -> None:
 
 
 def test_the_error_of_a_broken_row_says_what_was_not_read() -> None:
-    """Where its end is nobody knows."""
+    """The end of the row is not known."""
     for data in (b'a\n1\n"unclosed\n2\n', b'a\n1\n"x"y\n2\n', b"a\n1\n\xff\n2\n"):
         items = read(data, "csv", template="{a}")
         assert isinstance(items[-1], LineError)
@@ -279,7 +279,7 @@ def test_a_column_that_is_not_there_is_named(data: bytes) -> None:
         read(data, "csv", template="{a} {b}")
 
 
-def test_a_head_that_is_none_is_named() -> None:
+def test_an_invalid_header_is_named() -> None:
     with pytest.raises(LineError, match="line 1: no head of a CSV: not UTF-8"):
         read(b"a,\xff\n1,2\n", "csv", template="{a}")
 

@@ -44,7 +44,7 @@ from together_async.batch.options import BatchOptions, check_files
 async def test_an_option_out_of_range_is_found_at_once(
     service: Service, client: AsyncTogether, files: Files, options: dict[str, Any]
 ) -> None:
-    """One ValueError that names it, and nothing is made."""
+    """One ValueError that names it; nothing is sent, and no file is created."""
     files.write(2)
     (name,) = options
     with pytest.raises(ValueError, match=name):
@@ -53,7 +53,7 @@ async def test_an_option_out_of_range_is_found_at_once(
     assert not files.output.exists()
 
 
-async def test_an_option_that_is_none_is_a_type_error(client: AsyncTogether, files: Files) -> None:
+async def test_an_unknown_option_is_a_type_error(client: AsyncTogether, files: Files) -> None:
     files.write(1)
     with pytest.raises(TypeError, match="nonsense"):
         await run(client, files, nonsense=1)

@@ -6,7 +6,7 @@ from together_async.batch.outage import FIRST_TRIES, IN_A_ROW, MOST_DOWN_S, Outa
 
 
 def test_failures_in_a_row_make_an_outage_likely() -> None:
-    """An answer in between starts the count again."""
+    """An answer in between restarts the count."""
     detector = OutageDetector()
     for now in range(IN_A_ROW - 1):
         detector.record_failure(now)

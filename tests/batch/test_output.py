@@ -37,7 +37,7 @@ def test_a_file_that_is_not_there_is_made(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_in_its_folder_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only the file is synced but the folder that names it."""
+    """Its folder is synced too."""
     synced = list[int]()
     real = os.fsync
 
@@ -92,7 +92,7 @@ def test_a_file_that_ends_whole_without_its_line_feed_gets_one(tmp_path: Path) -
     ids=["an input", "a text", "JSON lines", "CSV", "bytes", "one long line"],
 )
 def test_somebody_elses_file_is_left_as_it_is(tmp_path: Path, content: bytes) -> None:
-    """One clear error, and not a byte of it changed."""
+    """One clear error, and not a byte is changed."""
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
     before = path.stat()
@@ -128,7 +128,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system says it, which for root it never does."""
+    """With the system's own reason. Root may write everywhere, so the refusal is simulated."""
 
     def refused(*_: object) -> int:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -155,7 +155,7 @@ def test_reading_a_standing_neither_locks_nor_changes(tmp_path: Path) -> None:
 
 
 def test_a_second_run_is_one_clear_error_at_once(tmp_path: Path) -> None:
-    """In the same process, under another name of the same file too; and it is free afterwards."""
+    """In the same process, under another name of the file too; and the lock is free afterwards."""
     path = tmp_path / "out.jsonl"
     with opened(path):
         (tmp_path / "link").symlink_to(path)
@@ -210,7 +210,7 @@ def test_another_process_is_kept_out_until_this_one_ends_however_it_ends(tmp_pat
 
 
 def test_putting_in_order_does_not_let_another_run_in(tmp_path: Path) -> None:
-    """A run that opened the file just before another took its place finds the new one, and that it is locked."""
+    """A run that opened the old file just before it was replaced finds the new one, locked."""
     path = tmp_path / "out.jsonl"
     path.write_bytes(lines_of(answer("a"), failure("b"), answer("a")))
     outcomes, stop = list[str](), threading.Event()
@@ -290,7 +290,7 @@ def test_what_is_put_aside_begins_a_line(tmp_path: Path, torn: bytes) -> None:
 def test_the_folder_is_synced_after_the_new_file_took_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First what the file holds, then its name: no power cut leaves an empty file of that name."""
+    """First its content, then its name: a power cut does not leave an empty file with that name."""
     path, order = tmp_path / "out.jsonl", list[str]()
     path.write_bytes(lines_of(answer("a"), failure("b")))
     fsync, replace = os.fsync, type(path).replace
@@ -311,7 +311,7 @@ def test_the_folder_is_synced_after_the_new_file_took_its_place(
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:
-    """What is put in order is the file that it leads to."""
+    """The file that it leads to is put in order."""
     (tmp_path / "disk").mkdir()
     real, link = tmp_path / "disk" / "real.jsonl", tmp_path / "out.jsonl"
     real.write_bytes(lines_of(answer("a"), failure("b")))
@@ -361,7 +361,7 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 
 
 def _check_order(path: Path) -> list[str]:
-    """The output is the old one or the new one, and the next run ends what was begun; returns what it held."""
+    """The output is the old one or the new one, and the next run finishes the work. Returns the names that it held."""
     data = path.read_bytes()
     names = [decode_line(line).custom_id for line in data.splitlines() if not line.endswith(b"torn")]
     assert names in (["a", "b", "c", "a"], ["a"])
@@ -386,7 +386,7 @@ def _check_order(path: Path) -> list[str]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_putting_in_order_may_crash_between_any_two_calls_to_the_system(tmp_path: Path, when: str) -> None:
-    """A process that ends there, at each of them."""
+    """Once at each call, in a process of its own."""
     paths = [tmp_path / str(at) / "out.jsonl" for at in range(10, 60)]
     for path in paths:
         path.parent.mkdir()

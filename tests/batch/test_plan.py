@@ -29,7 +29,7 @@ def source(folder: Path, *lines: str, name: str = "in.jsonl", template: str | No
 
 
 def done(*names: str, **fields: Any) -> Results:
-    """Answers to just these bodies."""
+    """Completions of exactly these bodies."""
     return {name: (body_hash({"model": "m", "messages": MESSAGES} | fields), True) for name in names}
 
 
@@ -57,7 +57,7 @@ def test_an_edited_line_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_defaults_are_part_of_what_is_asked(tmp_path: Path) -> None:
-    """Another model or parameter for all asks those again that do not say it themselves; null does not say it."""
+    """With another model or parameter for all, requests that do not set it, or set it to null, are sent again."""
     lines = [line("own"), line("silent", model=None), line("too", model=None, temperature=0.5)]
     results = {
         **done("own"),
@@ -148,7 +148,7 @@ def test_all_that_is_wrong_is_counted_and_a_thousand_are_kept(tmp_path: Path) ->
 
 
 def test_a_refused_line_is_refused_once(tmp_path: Path) -> None:
-    """Its error stands in the output; when the line is mended, it is asked."""
+    """Its error is in the output; once the line is corrected, its request is sent."""
     input_file = source(tmp_path, line("a", n=0), "garbage\n")
     first = make_plan(input_file, {}, keeps_all=True)
     results: Results = {error.name: (error.body_hash, False) for error in first.errors}
@@ -173,7 +173,7 @@ LINES = st.one_of(
     known=st.dictionaries(NAMES, st.tuples(st.sampled_from(["", "x"]), st.booleans())),
 )
 def test_no_two_results_have_one_name(tmp_path: Path, lines: list[str], known: Results) -> None:
-    """Whatever stands in the input: each line is asked, done, failed, or refused under a name of its own."""
+    """For any input, each line is sent, done, failed, or refused under a name of its own."""
     input_file = source(tmp_path, *lines)
     plan = make_plan(input_file, known, keeps_all=True)
     items = list(input_file.items())
@@ -207,10 +207,10 @@ def test_giving_up_is_reported(tmp_path: Path) -> None:
         ("in.jsonl", None, {"model": 5}, "model: got"),
     ],
 )
-def test_what_is_wrong_for_all_lines_is_said_at_once(
+def test_what_is_wrong_for_all_lines_is_reported_at_once(
     tmp_path: Path, name: str, template: str | None, fields: dict[str, Any], text: str
 ) -> None:
-    """Before anything is read: the file need not even be there."""
+    """Before the file is read: it need not even exist."""
     with pytest.raises(ValueError, match="^" + text.replace("{", r"\{")):
         InputFile.of(tmp_path / name, None, template, None, fields)
 

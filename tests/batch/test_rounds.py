@@ -21,7 +21,7 @@ from together_async.testing import Cut, EmulatorServer, InTurn, Status
 async def test_errors_that_pass_are_asked_again_after_the_others(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:
-    """Whatever they are; the request is not to blame, and its result is the answer."""
+    """Every kind of transient error: the request ends with its completion."""
     files.write(12)
     trouble = {"r0": BUSY, "r1": b"", "r2": response({}, status=529), "r3": response({}, status=500)}
 
@@ -61,7 +61,7 @@ async def test_streams_that_break_are_asked_again(no_leaks: None, files: Files) 
 async def test_errors_that_stay_become_lines(
     service: Service, client: AsyncTogether, files: Files, data: bytes, code: str
 ) -> None:
-    """With a code and a text, in which there is neither key nor prompt; asked once."""
+    """With a code and a text that has neither key nor prompt; the request is sent once."""
     files.write(3)
     service.reply = lambda prompt, times: data if "r1" in prompt else answer()
     summary = await run(client, files)
@@ -75,7 +75,7 @@ async def test_errors_that_stay_become_lines(
 
 
 async def test_what_fails_again_and_again_becomes_a_line(service: Service, client: AsyncTogether, files: Files) -> None:
-    """While the service answers to others: it has been asked five times then, each time after the others."""
+    """While the service answers other requests: it has been sent five times then, each time after the others."""
     files.write(4)
     service.reply = lambda prompt, times: BUSY if "r1" in prompt else BUSY if times == 1 else answer()
     others = iter(range(100))
@@ -97,7 +97,7 @@ async def test_what_fails_again_and_again_becomes_a_line(service: Service, clien
 async def test_a_key_or_an_account_that_does_not_do_stops_it_at_once(
     service: Service, client: AsyncTogether, files: Files, status: int
 ) -> None:
-    """Nothing becomes an error; with another key the same call goes on."""
+    """Nothing becomes an error; with another key the same call continues."""
     files.write(50)
     service.reply = lambda prompt, times: answer() if prompt[-1] in "012" else refused(status=status)
     summary = await run(client, files, concurrency=2)
@@ -124,7 +124,7 @@ async def test_a_client_without_a_key_asks_nothing(files: Files, monkeypatch: py
 
 
 async def test_a_client_that_is_closed_meanwhile_ends_it(service: Service, files: Files) -> None:
-    """Nothing becomes an error, and another client goes on."""
+    """Nothing becomes an error, and another client continues."""
     files.write(20)
     service.gate = asyncio.Event()
     client = connected(service)
@@ -154,7 +154,7 @@ async def test_an_error_within_a_success_counts_as_what_it_is(
 
 
 async def test_an_input_that_goes_away_is_one_error(service: Service, client: AsyncTogether, files: Files) -> None:
-    """Between two rounds; what has come is in the output."""
+    """Between two rounds; the results so far are in the output."""
     files.write(5)
 
     def reply(prompt: str, times: int) -> bytes:
@@ -191,7 +191,7 @@ async def test_an_input_that_is_changed_meanwhile_makes_no_doubles(
 async def test_an_input_that_is_changed_while_it_is_read_makes_no_doubles(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:
-    """It is read as it is needed: what is not read ahead has moved."""
+    """The input is read as it is needed, so lines that were not read ahead have moved."""
     lines = [request(f"r{number}", user="x" * 8_000) for number in range(300)]
     files.write_lines(*lines)
 
@@ -212,7 +212,7 @@ async def test_an_input_that_is_changed_while_it_is_read_makes_no_doubles(
 
 
 def away_between(service: Service, begin: int, seconds: float, data: bytes | None = b"") -> None:
-    """After so many answers it is away for a while."""
+    """Takes the service down for some seconds after `begin` answers."""
     answered, until = 0, math.inf
 
     def reply(prompt: str, times: int) -> bytes | None:
@@ -236,7 +236,7 @@ def away_between(service: Service, begin: int, seconds: float, data: bytes | Non
 def test_a_service_that_comes_back_has_lost_nothing(
     files: Files, monkeypatch: pytest.MonkeyPatch, count: int, begin: int, seconds: float, data: bytes
 ) -> None:
-    """Away for minutes: no error lines, and while it is away one request at a time, less and less often."""
+    """Down for minutes: no result is an error; meanwhile one request at a time is tried, less and less often."""
 
     async def main() -> None:
         _follow_the_loop(monkeypatch)
@@ -264,7 +264,7 @@ def _follow_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_service_that_never_answers_ends_it(
     files: Files, monkeypatch: pytest.MonkeyPatch, data: bytes | None, count: int
 ) -> None:
-    """Saying so; nothing is marked as failed, and a later run asks all."""
+    """The summary says why; nothing has failed, and a later run sends all requests."""
 
     async def main() -> None:
         _follow_the_loop(monkeypatch)
@@ -282,7 +282,7 @@ def test_a_service_that_never_answers_ends_it(
 
 
 def test_a_service_that_stays_away_ends_it(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an hour (here: ten minutes), saying so; what was answered stays, and nothing is marked as failed."""
+    """After an hour (here ten minutes) the summary says why; completions stay, and nothing has failed."""
     monkeypatch.setattr(outage, "MOST_DOWN_S", 600)
 
     async def main() -> None:
@@ -302,7 +302,7 @@ def test_a_service_that_stays_away_ends_it(files: Files, monkeypatch: pytest.Mon
 
 
 def test_refusals_are_answers_of_the_service(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that refused fifty requests and is away then has answered."""
+    """A service that refused fifty requests and is down then has answered."""
 
     async def main() -> None:
         _follow_the_loop(monkeypatch)

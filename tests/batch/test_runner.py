@@ -103,7 +103,7 @@ async def test_a_report_is_written_beside(
 
 
 async def test_calls_have_the_retries_timeouts_and_headers_of_the_batch(service: Service, files: Files) -> None:
-    """In place of the client's; a retry within a call is none of the batch's rounds."""
+    """Instead of the client's; a retry within a call is not one of the batch's rounds."""
     files.write(1)
     service.reply = lambda prompt, times: answer() if times > 1 else response({}, status=503)
     async with connected(service, retry=Retry(attempts=1)) as client:
@@ -172,9 +172,7 @@ async def test_another_model_for_all_asks_those_without_one_again(
     assert service.asked == {"prompt of own": 1, "prompt of silent": 2}
 
 
-async def test_an_output_of_the_batch_api_is_gone_on_with(
-    service: Service, client: AsyncTogether, files: Files
-) -> None:
+async def test_an_output_of_the_batch_api_is_continued(service: Service, client: AsyncTogether, files: Files) -> None:
     """Its lines are kept as they are."""
     files.write(4)
     theirs = [

@@ -13,7 +13,7 @@ from together_async import AsyncTogether
 
 @pytest.mark.parametrize("limit", ["max_tokens_total", "max_cost"])
 async def test_a_budget_is_kept_over_runs(service: Service, client: AsyncTogether, files: Files, limit: str) -> None:
-    """What earlier runs have used counts; a higher one goes on."""
+    """The usage of earlier runs counts; with a higher budget the batch continues."""
     files.write(30)
     for most, done in ((100, 6), (100, 6), (200, 13), (10_000, 30)):
         summary = await run(client, files, concurrency=5, **{limit: most})
@@ -32,7 +32,7 @@ async def test_a_budget_is_kept_over_runs(service: Service, client: AsyncTogethe
 async def test_a_budget_is_kept_whatever_the_server_reports(
     service: Service, client: AsyncTogether, files: Files, limit: str, changes: dict[str, Any]
 ) -> None:
-    """Another model's name, no usage: then what was expected counts, in this run and in the next."""
+    """Another model's name, or no usage: the expected usage counts, in this run and in the next."""
     files.write(60)
     service.reply = lambda prompt, times: answer("twenty letters, that", **changes)
     for _ in range(2):
@@ -45,7 +45,7 @@ async def test_a_budget_is_kept_whatever_the_server_reports(
 async def test_a_budget_is_exceeded_by_what_could_not_be_known_alone(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:
-    """Prompts that hold more tokens than any rule can tell: those that were under way, and then it has learned."""
+    """Prompts with more tokens than estimated exceed it by the requests in flight; then the estimate has learned."""
     files.write(60)
     service.reply = lambda prompt, times: answer(prompt=100)
     summary = await run(client, files, concurrency=4, max_tokens_total=1_000)
@@ -56,7 +56,7 @@ async def test_a_budget_is_exceeded_by_what_could_not_be_known_alone(
 async def test_the_cost_is_reported_on_request(
     service: Service, client: AsyncTogether, files: Files, count: int
 ) -> None:
-    """However short the batch is, and when all has been done before."""
+    """Even for a short batch, and for one that was complete before."""
     files.write(count)
     for _ in range(2):
         summary = await run(client, files, prices=True)
@@ -68,7 +68,7 @@ async def test_the_cost_is_reported_on_request(
 async def test_a_cost_without_prices_can_not_be_kept(
     client: AsyncTogether, service: Service, files: Files, models: Any
 ) -> None:
-    """So nothing is asked; without a limit the cost is just not reported."""
+    """Nothing is sent; without a limit the cost is just not reported."""
     service.models = models
     files.write(3)
     with pytest.raises(ValueError, match="max_cost: the service"):

@@ -31,7 +31,7 @@ async def test_what_can_not_be_asked_is_named_before_anything_is_sent(
 
 
 async def test_going_on_puts_them_into_the_output(service: Service, client: AsyncTogether, files: Files) -> None:
-    """As errors, once; and a line that is mended is asked."""
+    """As errors, once; a corrected line is sent."""
     files.write_lines(request("a"), "garbage", request("b", n=0), request("a"), request("c"))
     for _ in range(2):
         summary = await run(client, files, keep_going=True)
@@ -55,7 +55,7 @@ async def test_going_on_puts_them_into_the_output(service: Service, client: Asyn
 async def test_another_file_of_the_users_is_left_as_it_is(
     service: Service, client: AsyncTogether, files: Files, tmp_path: Path, content: str
 ) -> None:
-    """The two files in the wrong order, a name that was taken: refused, and not a byte changed."""
+    """The two files in the wrong order, or a name already in use: refused, and not a byte is changed."""
     files.write(2)
     files.output.write_text(content)
     for options in ({}, {"retry_errors": True, "keep_going": True}):
@@ -83,14 +83,14 @@ async def test_an_input_that_is_not_there_leaves_nothing_behind(
 
 
 async def test_a_pipe_is_no_input(client: AsyncTogether, files: Files) -> None:
-    """It could be read once only; and nobody waits for it."""
+    """It can be read only once; the batch does not wait for it."""
     os.mkfifo(files.input)
     with pytest.raises(OSError, match="regular file"):
         await run(client, files)
 
 
 async def test_an_output_in_use_is_one_clear_error(service: Service, client: AsyncTogether, files: Files) -> None:
-    """At once, while the first goes on."""
+    """At once, while the first run continues."""
     files.write(3)
     service.gate = asyncio.Event()
     first = asyncio.create_task(run(client, files))
@@ -142,7 +142,7 @@ async def test_a_full_disk_is_one_error_and_loses_nothing(
 async def test_a_slow_disk_slows_the_requests(
     service: Service, client: AsyncTogether, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for it is bounded: more is not asked until it has room."""
+    """The results that wait for the disk are bounded: no more requests are sent until there is room."""
     files.write(60)
     gate = threading.Event()
     with monkeypatch.context() as patched:

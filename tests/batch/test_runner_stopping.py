@@ -43,7 +43,7 @@ async def test_draining_before_it_runs_asks_nothing(service: Service, client: As
 async def test_draining_while_the_input_is_read_ends_it(
     service: Service, client: AsyncTogether, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was read so far is not all, and is not passed off as all."""
+    """The requests read so far are not reported as all."""
     files.write(3_000)
     done = [
         json.dumps({"custom_id": f"r{number}", "response": {"status_code": 200, "body": whole()}}) + "\n"
@@ -104,7 +104,7 @@ async def test_draining_lets_come_what_is_under_way(service: Service, client: As
 async def test_draining_at_any_moment_ends_it(
     service: Service, client: AsyncTogether, files: Files, turns: int
 ) -> None:
-    """Without an error; nothing that was asked is lost, and nothing is asked twice."""
+    """Without an error; no result is lost, and no request is sent twice."""
     files.write(20)
     batch = Batch(client, files.input, files.output, BatchOptions(stream=False, concurrency=3))
     task = asyncio.create_task(batch.run())
@@ -147,7 +147,7 @@ async def test_draining_in_a_turn_of_the_map_ends_it(service: Service, client: A
 def test_draining_does_not_wait_for_what_waits(
     files: Files, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], data: bytes
 ) -> None:
-    """For the limits, for another attempt, for a service that is away: it ends at once, and nothing has failed."""
+    """With requests that wait for limits, a retry or the service, the run ends at once, and nothing has failed."""
 
     async def main() -> None:
         async with Service(lambda prompt, times: data) as service, connected(service, **options) as client:
@@ -200,7 +200,7 @@ async def test_a_cancelled_run_leaves_a_whole_file_and_no_lock(
 async def test_what_came_before_a_cancellation_is_in_the_file(
     service: Service, client: AsyncTogether, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what waits for the disk."""
+    """Also results that still wait for the disk."""
     monkeypatch.setattr(writer, "PACE_S", 3_600)
     files.write(10)
     service.reply = lambda prompt, times: None if "r9" in prompt else answer()
@@ -214,7 +214,7 @@ async def test_what_came_before_a_cancellation_is_in_the_file(
 
 
 async def test_an_error_of_the_callers_comes_out_alone(service: Service, client: AsyncTogether, files: Files) -> None:
-    """When what is under way has come; the results are on disk, and a later run goes on."""
+    """Once the requests in flight have ended; their results are on disk, and a later run continues."""
     files.write(10)
 
     def on_result(record: Record) -> None:
@@ -230,7 +230,7 @@ async def test_an_error_of_the_callers_comes_out_alone(service: Service, client:
 
 
 async def test_a_deadline_ends_it(service: Service, client: AsyncTogether, files: Files) -> None:
-    """Nothing begins after it, and what is under way comes."""
+    """Nothing begins after it, and requests in flight end normally."""
     files.write(500)
     service.gate = asyncio.Event()
     asyncio.get_running_loop().call_later(0.1, service.gate.set)

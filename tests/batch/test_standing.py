@@ -35,7 +35,7 @@ def test_tokens_are_counted_by_model() -> None:
     assert standing_of(result("a") + failure("b") + result("c")).tokens == {MODEL: (2, 4)}
 
 
-def test_a_torn_end_is_told_at_every_byte() -> None:
+def test_a_torn_end_is_recognised_at_every_byte() -> None:
     """All before it stays; a whole line that lacks only its line feed counts."""
     head, line = result("a") + failure("b"), result("c", "Hällo")
     for size in range(len(line) + 1):
@@ -49,7 +49,7 @@ def test_a_torn_end_is_told_at_every_byte() -> None:
 
 
 def test_a_torn_first_line_is_nobody_elses_file() -> None:
-    """A crash in the middle of the very first write leaves a begin of a line, or blocks without content."""
+    """A crash during the very first write leaves the start of a line, or blocks without content."""
     for line in (result("a"), failure("a")):
         for size in range(len(line) - 1):
             assert standing_of(line[:size]).torn_size == size
@@ -57,7 +57,7 @@ def test_a_torn_first_line_is_nobody_elses_file() -> None:
 
 
 def test_blocks_that_were_never_written_are_torn() -> None:
-    """After a power cut a file may have its length and not its content."""
+    """After a power cut a file may have its length but not its content."""
     standing = standing_of(result("a") + result("b")[:40] + b"\0" * 4_096)
     assert list(standing.results) == ["a"]
     assert standing.torn_size == 40 + 4_096
@@ -79,7 +79,7 @@ def test_blocks_that_were_never_written_are_torn() -> None:
     ],
 )
 def test_another_kind_of_file_is_refused(data: bytes) -> None:
-    """An input, a text, anything whose first line is no result and no torn one."""
+    """An input, a text, anything whose first line is neither a result nor a torn one."""
     with pytest.raises(RecordError, match="line 1"):
         standing_of(data)
 
@@ -94,7 +94,7 @@ def test_another_kind_of_file_is_refused(data: bytes) -> None:
     ],
 )
 def test_lines_that_end_are_not_torn(tail: bytes) -> None:
-    """What has its line feed was written to the end by somebody: it is put aside and not cut off."""
+    """A line with a line feed was written completely: it is put aside, not cut off."""
     head = result("a")
     standing = standing_of(head + tail)
     assert standing.set_aside == list(range(2, 2 + tail.count(b"\n")))
@@ -117,7 +117,7 @@ LINE = st.one_of(
 
 @given(lines=st.lists(LINE, max_size=8), cut=st.integers(0, 400))
 def test_standing_against_a_plain_reading(lines: list[bytes], cut: int) -> None:
-    """Of any mixture of results, damage and a torn end the last whole line of each name counts; none is cut off."""
+    """In any mixture of results, damage and a torn end the last whole line of each name counts, and stays."""
     data = result("first") + b"".join(lines)
     data = data[: max(len(data) - cut, len(result("first")))]
     wanted, places = dict[str, tuple[str, bool]](), dict[str, int]()

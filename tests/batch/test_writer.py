@@ -31,7 +31,7 @@ async def add_without_end(writer: OutputWriter) -> None:
 
 
 async def test_a_result_is_reported_when_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not before the fsync has returned: what is reported is in the file, and fsync saw it there."""
+    """Not before fsync has returned: a reported result was in the file when fsync was called."""
     path, reported, synced = tmp_path / "out.jsonl", list[str](), list[list[str]]()
     real = os.fsync
 
@@ -62,7 +62,7 @@ async def test_many_results_share_one_fsync(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While an fsync takes its time the loop turns, and results are taken until many wait."""
+    """During a slow fsync the loop runs on, and results are queued until many wait."""
     gate = threading.Event()
     with opened(tmp_path / "out.jsonl") as writer:
         monkeypatch.setattr(module.os, "fsync", lambda fd: gate.wait(10))
@@ -83,7 +83,7 @@ async def test_the_loop_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: 
 async def test_a_disk_that_fails_loses_nothing_that_was_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, code: int
 ) -> None:
-    """One error that names the file; the file is whole; nothing more is taken; a later run goes on."""
+    """One error that names the file; the file is whole; no more results are queued; a later run continues."""
     path, reported = tmp_path / "out.jsonl", list[str]()
     _fail_on_disk(monkeypatch, path, way, code)
     writer = OutputWriter(OutputFile(path), lambda records: reported.extend(record.custom_id for record in records))
@@ -106,7 +106,7 @@ async def test_a_disk_that_fails_loses_nothing_that_was_reported(
 
 
 def _fail_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, way: str, code: int) -> None:
-    """After 3,000 bytes nothing fits; of a short write the begin does."""
+    """Lets the disk be full after 3,000 bytes; the first part of a short write still fits."""
     pwrite, fsync = os.pwrite, os.fsync
 
     def full(fd: int, data: bytes, offset: int) -> int:
@@ -131,7 +131,7 @@ def _fail_on_disk(monkeypatch: pytest.MonkeyPatch, path: Path, way: str, code: i
         monkeypatch.setattr(module.os, "ftruncate", truncate)
 
 
-async def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.pwrite
     monkeypatch.setattr(module.os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
     with opened(tmp_path / "out.jsonl") as writer:
@@ -178,7 +178,7 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
 async def test_a_writer_that_is_cancelled_while_it_writes_writes_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    """However often: each line is in the file once, and is reported once."""
+    """Cancelled any number of times: each line is in the file once, and is reported once."""
     path, reported, inside, gate = tmp_path / "out.jsonl", list[str](), threading.Event(), threading.Event()
     real = os.fsync
 
@@ -231,7 +231,7 @@ async def test_a_writer_that_is_cancelled_when_the_disk_fails_says_one_thing(
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    """No descriptor and no thread."""
+    """No descriptor and no thread is left."""
     before, threads = descriptors(), threading.active_count()
     for _ in range(5):
         with opened(tmp_path / "out.jsonl") as writer:

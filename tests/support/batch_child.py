@@ -52,7 +52,7 @@ def child(settings: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Takes commands until its input ends."""
+    """Runs commands until the input ends."""
     pid = 0
     gc.collect()
     gc.freeze()

@@ -8,7 +8,7 @@ from typing import Any
 from support.servers import whole
 from together_async.batch.record import (
     Record,
-    answer_record,
+    completion_record,
     encode_line,
 )
 from together_async.wire import codec
@@ -19,9 +19,9 @@ def completion_of(body: dict[str, Any] | bytes) -> Any:
 
 
 def result(custom_id: str, text: str = "Hello", **meta: Any) -> bytes:
-    """A line as it is written."""
+    """The line of a completion, as a batch writes it."""
     completion = completion_of(whole(text))
-    return encode_line(answer_record(Record(custom_id, **meta), completion), completion)
+    return encode_line(completion_record(Record(custom_id, **meta), completion), completion)
 
 
 def failure(custom_id: str, code: str = "500", message: str = "busy", **meta: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from support.servers import whole
 from together_async.batch.output import OutputFile
-from together_async.batch.record import Record, answer_record, decode_line, encode_line
+from together_async.batch.record import Record, completion_record, decode_line, encode_line
 from together_async.batch.writer import OutputWriter
 from together_async.wire import codec
 
@@ -19,7 +19,7 @@ COMPLETION = codec.decode_completion(codec.encode(whole("Hällo")))
 
 
 def answer(custom_id: str, body_hash: str = "1") -> tuple[bytes, Record]:
-    record = answer_record(Record(custom_id, body_hash), COMPLETION)
+    record = completion_record(Record(custom_id, body_hash), COMPLETION)
     return encode_line(record, COMPLETION), record
 
 

@@ -60,7 +60,7 @@ class Service(ScriptedServer):
             self.at_once -= 1
 
     async def busy(self, count: int, *, ever: bool = False) -> None:
-        """Waits until so many requests are under way, or have ever been."""
+        """Waits until `count` requests are in flight, or have ever come."""
         while (self.requests if ever else self.at_once) < count:
             self._change.clear()
             await self._change.wait()
@@ -85,7 +85,7 @@ class Files:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The lines of the output by custom_id; each is whole, and none stands there twice."""
+        """The lines of the output by custom_id; each is whole, and no custom_id is there twice."""
         data = self.output.read_bytes()
         assert not data or data.endswith(b"\n")
         lines = [json.loads(line) for line in data.splitlines()]

@@ -16,7 +16,7 @@ VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
-    """A page, read strictly: every element is closed where it belongs."""
+    """A page, parsed strictly: every element is closed where it belongs."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)

@@ -43,7 +43,7 @@ Run = tuple[set[str], set[str]]
 
 
 class Children:
-    """The process that makes them."""
+    """The process that forks the children that run batches."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -76,7 +76,7 @@ class Children:
 
 
 class Service:
-    """The server's side: answers that name what was asked, some failures, and what each child asked."""
+    """The server: completions that repeat the prompt, some failures, and the prompts of each child."""
 
     def __init__(self) -> None:
         self.asked: dict[int, list[tuple[str, str]]] = collections.defaultdict(list)  # by child: prompt, how it ended
@@ -90,7 +90,7 @@ class Service:
         )
 
     def _fault(self, request: Any) -> Fault | None:
-        """Of twenty prompts one fails for the first time in a way that passes, one breaks off, one is refused."""
+        """Of twenty prompts one fails at first with a transient error, one is cut off at first, one is refused."""
         prompt = _prompt(request.messages)
         if prompt in self._seen:
             return None
@@ -107,7 +107,7 @@ def _prompt(messages: Any) -> str:
 
 
 class Work:
-    """One input with its output, and what must be true of them whenever nobody runs."""
+    """One input with its output, and what must hold whenever no child runs."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         folder.mkdir()
@@ -137,11 +137,11 @@ class Work:
         self._write()
 
     def prompts(self, answers: set[Answer]) -> set[str]:
-        """The prompts of those answers that are still wanted."""
+        """The prompts of the stored completions that are still wanted."""
         return {_prompt(self.bodies[name]["messages"]) for name, _ in answers & self.wanted}
 
     def check(self, *, ended: bool) -> None:
-        """Nothing that was reported is lost, nothing is there twice, every answer is that of its request."""
+        """No reported result is lost, none is there twice, and every completion belongs to its request."""
         lines = self.output.read_bytes().splitlines(keepends=True) if self.output.exists() else []
         self.torn = bool(lines) and not lines[-1].endswith(b"\n")
         if self.torn:
@@ -161,7 +161,7 @@ class Work:
         self.stored = in_output
 
     def tear(self) -> None:
-        """Cuts what the last child had written and not reported yet anywhere, as when the power fails."""
+        """Cuts off the file anywhere after the last reported result, as a power failure might."""
         data, reported = self.output.read_bytes(), self._reported_at_all() | {name for name, _ in self.stored}
         safe = position = 0
         for line in data.splitlines(keepends=True):
@@ -180,14 +180,14 @@ class Work:
 
 
 def _answer(result: dict[str, Any]) -> Answer:
-    """Returns name and hash of an answer, whose text says what was asked."""
+    """Returns name and hash of a completion, whose text repeats the prompt."""
     text = result["response"]["body"]["choices"][0]["message"]["content"]
     assert text.startswith(f"answer to {result['custom_id']} v"), text
     return result["custom_id"], result["meta"]["hash"]
 
 
 class Figures:
-    """What was seen, for whoever runs it at length."""
+    """Figures for long runs."""
 
     def __init__(self) -> None:
         self.killed = self.finished = self.asked = self.again = self.most_open = self.most_answered = 0
@@ -259,7 +259,7 @@ def _run_child(made: Children, service: Service, work: Work, number: int, *, kil
 
 
 def _check_asked(service: Service, runs: list[Run], figures: Figures) -> None:
-    """No child asks for what was on disk before it began; what it leaves under way is bounded."""
+    """No child sends a request whose result was on disk before; the requests that it leaves in flight are bounded."""
     earlier: set[str] = set()
     for number, (before, after) in enumerate(runs):
         asked = service.asked[number]

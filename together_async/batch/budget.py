@@ -109,7 +109,7 @@ class Budget:
         tokens, cost = self._reserved.pop(key, (0.0, 0.0))
         self._reserved_tokens -= tokens
         self._reserved_cost -= cost
-        if not self._reserved:  # no remainder of the sums of floats may add up
+        if not self._reserved:  # or rounding errors would add up
             self._reserved_tokens = self._reserved_cost = 0.0
 
     def _expected(self, model: str, prompt_tokens: float, completion_tokens: float) -> tuple[float, float]:

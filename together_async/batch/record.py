@@ -112,7 +112,7 @@ def error_record(record: Record, error: Exception) -> Record:
     return attrs.evolve(record, code=error_code(error), message=str(error)[:_MOST_MESSAGE])
 
 
-def answer_record(record: Record, completion: ChatCompletion, *, expected_prompt_tokens: int = 0) -> Record:
+def completion_record(record: Record, completion: ChatCompletion, *, expected_prompt_tokens: int = 0) -> Record:
     """Returns the record with the tokens of a completion.
 
     Args:

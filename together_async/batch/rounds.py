@@ -21,7 +21,7 @@ from together_async.batch.budget import Budget
 from together_async.batch.input import InputLine
 from together_async.batch.outage import IN_A_ROW, LAST_TRIES, OutageDetector
 from together_async.batch.plan import InputFile, Plan
-from together_async.batch.record import Record, answer_record, body_hash, encode_line, error_record
+from together_async.batch.record import Record, body_hash, completion_record, encode_line, error_record
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -249,7 +249,7 @@ class Rounds:
         record, error = _record_of(sent, result), result.error
         if result.completion is not None:
             self._record_answer(sent.place)
-            record = answer_record(record, result.completion, expected_prompt_tokens=round(sent.prompt_tokens))
+            record = completion_record(record, result.completion, expected_prompt_tokens=round(sent.prompt_tokens))
             self._budget.spend(sent.model, record.prompt_tokens, record.completion_tokens)
             return encode_line(record, result.completion), record
         if error is None:

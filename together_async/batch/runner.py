@@ -251,14 +251,14 @@ class Batch:
             self.plan,
             self._budget,
             self._state,
-            estimator=self._client._limiter.driver.estimator,
+            estimator=self._client.limiter.driver.estimator,
             drain=self.drain,
             stream=self._options.stream,
         )
 
     async def _send(self, rounds: Rounds, writer: OutputWriter) -> None:
         options = self._options
-        timeouts = options.timeouts or self._client._timeouts
+        timeouts = options.timeouts or self._client.timeouts
         results = self._results = self._client.map(
             rounds.requests(),
             concurrency=options.concurrency,

@@ -76,7 +76,7 @@ def test_page_is_whole_and_loads_nothing(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_is_shown_as_something_else(case):
-    """There are no controls, no overrides of the direction and no halves of characters in the page."""
+    """The page has no control characters, no direction overrides and no lone surrogates."""
     records, samples = CASES[case]
     page = page_of(records, samples, {"a": OVERRIDES}, title=OVERRIDES)
     page.encode()
@@ -103,7 +103,7 @@ def test_page_says_facts_in_their_order():
 
 
 def test_long_texts_are_shortened():
-    """A line of 10 MB does not make a page of 10 MB; begin and end of its texts are shown."""
+    """A line of 10 MB does not make a page of 10 MB; only the beginning and the end of its texts are shown."""
     long = "a" * 5_000_000 + "z" * 5_000_000
     page = page_of([Record(long, code=long, message=long, total_s=1.0, retries=((long, 1.0),))], facts={long: long})
     assert len(page) < 25_000
@@ -113,7 +113,7 @@ def test_long_texts_are_shortened():
 
 
 def test_no_answer_is_in_the_page():
-    """A line's own text goes nowhere: what a record holds is all there is."""
+    """The text of a completion is not in its record, so it can't reach the page."""
     message = {"index": 0, "message": {"role": "assistant", "content": "the-answer-itself"}}
     body = {"model": "m", "choices": [message], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
     line = json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": body}}).encode()
@@ -129,7 +129,7 @@ def test_same_results_same_page():
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_numbers_make_a_page(data):
-    """Whatever a damaged file claims, there is a page."""
+    """Any values of a damaged file make a well-formed page."""
     number = st.floats() | st.floats(0, 1e4) | st.floats(BEGAN, BEGAN + 1e6) | st.none()
     waits = st.lists(st.tuples(st.sampled_from(("429", "503")), st.floats()), max_size=3).map(tuple)
     record = st.builds(

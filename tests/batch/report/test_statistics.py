@@ -16,7 +16,7 @@ from together_async.batch.report.statistics import (
 
 
 def test_counts_are_those_of_a_simple_count():
-    """Results, answers, errors, retried, tokens: as a list would say it."""
+    """Results, answers, errors, retried and tokens equal the sums over a list."""
     records = batch(1_000)
     good = [record for record in records if record.ok]
     shown = figures(page_of(records))
@@ -30,7 +30,7 @@ def test_counts_are_those_of_a_simple_count():
 
 
 def test_rates_are_those_of_the_time_at_work():
-    """The night between two runs counts for nothing: 120 results in two minutes are 60 a minute."""
+    """The night between two runs does not count: 120 results in two minutes are 60 a minute."""
     records = [answer(n, sent_at=BEGAN + n + (50_000 if n >= 60 else 0), prompt_tokens=10) for n in range(120)]
     shown = figures(page_of(records))
     assert (shown["At work"], shown["Results per minute"], shown["Tokens per minute"]) == ("2 min 00 s", "60", "600")
@@ -43,7 +43,7 @@ def nearest_rank(values: list[float], percent: float) -> float:
 @pytest.mark.parametrize("many", [1, 2, 3, 10, 99, 100, 5_000])
 @pytest.mark.parametrize("percent", [0, 1, 50, 90, 99, 100])
 def test_percentiles_are_half_a_percent_off_at_most(many, percent):
-    """Also of two or three values, where a percentile is one of them."""
+    """Also for two or three values, where a percentile is one of the values."""
     rng = random.Random(many)
     values = [rng.lognormvariate(0, 2) + 0.001 for _ in range(many)]
     taken = Distribution()
@@ -55,7 +55,7 @@ def test_percentiles_are_half_a_percent_off_at_most(many, percent):
 
 
 def test_durations_are_counted_from_the_first_attempt_on():
-    """The wait for the limits is no part of latency and first token; errors have no part in either."""
+    """Latency and first token do not include the wait for the limits, and do not count errors."""
     records = [answer(n, latency_s=2.0, queued_s=float(n), first_token_s=n + 0.5) for n in range(11)]
     counted = count_results([*records, answer(latency_s=600.0, code="500")], [])
     assert (counted.latency.count, counted.latency.most_s) == (11, pytest.approx(2.0))
@@ -77,7 +77,7 @@ def test_errors_by_kind():
 
 
 def test_kinds_are_bounded():
-    """A thousand kinds of errors are fifty and the others; none is lost."""
+    """A thousand kinds of errors are shown as fifty and the others; every error is counted."""
     counted = count_results([Record(f"r{n}", code=f"kind-{n}", retries=((f"why-{n}", 1.0),)) for n in range(1_000)], [])
     assert [len(counted.error_kinds()), len(counted.retry_reasons())] == [51, 51]
     assert (counted.error_kinds()[-1].code, counted.error_kinds()[-1].count) == ("other kinds", 950)
@@ -92,7 +92,7 @@ def test_retries_by_reason():
 
 
 def test_slowest_requests_are_the_slowest():
-    """The same twenty as by sorting all; of those that took equally long the first ones."""
+    """The same twenty as by sorting all; the first ones among equal latencies."""
     records = batch(3_000)
     expected = sorted(records, key=lambda record: record.total_s - record.queued_s, reverse=True)[:20]
     assert [request.custom_id for request in count_results(records, []).slowest()] == [

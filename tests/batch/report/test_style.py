@@ -11,8 +11,8 @@ def luminance(colour: str) -> float:
     return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
 
 
-def test_colours_are_told_apart_in_light_and_dark():
-    """By WCAG 2.2: text stands out 4.5 to 1 from what is behind it (1.4.3), what is drawn 3 to 1 (1.4.11)."""
+def test_colours_have_contrast_in_light_and_dark():
+    """By WCAG 2.2: text has a contrast of 4.5 to 1 to its background (1.4.3), graphics 3 to 1 (1.4.11)."""
     light, dark = STYLE.split("@media screen and (prefers-color-scheme: dark)")
     for style in (light, dark):
         colour = {name: luminance(value) for name, value in re.findall(r"--(\w+): (#[0-9a-f]{6});", style)}

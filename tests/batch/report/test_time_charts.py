@@ -5,8 +5,8 @@ import re
 from support.report import BEGAN, answer, page_of, sample, tooltips
 
 
-def test_charts_say_their_values():
-    """Rates are per minute; what is under way is the mean of its time."""
+def test_charts_show_their_values():
+    """Rates are per minute; requests in flight are a mean over time."""
     records = [answer(n, sent_at=BEGAN + n // 10, latency_s=0.0, prompt_tokens=3) for n in range(1_200)]
     records += [answer(n, sent_at=BEGAN + n, latency_s=0.0, code="500") for n in range(120)]
     samples = [sample(BEGAN + n, in_flight=n % 2 * 8, queued=3, paused=n == 60) for n in range(121)]
@@ -24,8 +24,8 @@ def test_day_is_named_where_it_begins():
     assert sorted(labels) == ["00:00 24 Nov", "03:00", "06:00", "09:00", "15:00 23 Nov", "18:00", "21:00"]
 
 
-def test_bars_stand_upon_each_other():
-    """Errors begin where answers end: ten of each in a tenth of a second, on an axis up to 15,000 a minute."""
+def test_bars_are_stacked():
+    """Errors are stacked on answers: ten of each in a tenth of a second, on an axis up to 15,000 a minute."""
     page = page_of([answer(n, latency_s=0.0, code="500" if n % 2 else None) for n in range(20)])
     tops = [float(top) for kind in ("answers", "errors") for top in re.findall(rf'"{kind}" d="M0 ([\d.]+)V', page)]
     assert tops[:2] == [100.0, 100 - 100 * 6_000 / 15_000]

@@ -24,7 +24,7 @@ SPANS = [(2_000, 0.0001), (2_000, 0.01), (6_000, 0.3), (2_000, 1.0), (2_000, 30.
 
 @pytest.mark.parametrize(("many", "apart_s"), SPANS)
 def test_every_result_is_in_the_timeline(many, apart_s):
-    """From a tenth of a second to seven years: none is lost, each is where it came, and there are never many bins."""
+    """From a tenth of a second to seven years: every result is in the right bin, and there are never many bins."""
     records = batch(many, apart_s=apart_s)
     timeline = timeline_of(records)
     assert timeline.sum(lambda bin_: bin_.answers) == many * 0.95
@@ -37,7 +37,7 @@ def test_every_result_is_in_the_timeline(many, apart_s):
 
 
 def test_result_stands_when_it_came():
-    """That is when it was sent, and the time from then to its end; what it waited before is over by then."""
+    """A result comes `latency_s` after its request was sent; the wait for the limits lies before that."""
     timeline = timeline_of([answer(n, sent_at=BEGAN + n, queued_s=500.0, latency_s=7.0) for n in range(100)])
     (run,) = timeline.runs
     assert (timeline.begin, timeline.end, timeline.width_s) == (BEGAN, BEGAN + 106, 5.0)
@@ -46,7 +46,7 @@ def test_result_stands_when_it_came():
 
 
 def test_gap_between_runs_is_seen():
-    """Two runs are two, each with its own bins, and the page says how long the gap is."""
+    """Two runs have separate bins, and the page shows the length of the gap."""
     records = batch(2_000, gap_s=40_000)
     timeline = timeline_of(records)
     assert len(timeline.runs) == 2
@@ -58,14 +58,14 @@ def test_gap_between_runs_is_seen():
 
 
 def test_request_on_its_way_is_no_gap():
-    """One after the other, each an hour long: that is one run."""
+    """Requests that take an hour each, one after the other, are one run."""
     timeline = timeline_of([answer(n, sent_at=BEGAN + n * 3_601, latency_s=3_600.0) for n in range(5)])
     assert len(timeline.runs) == 1
     assert timeline.begin == BEGAN
 
 
 def test_slow_pace_is_one_run():
-    """A request about every two minutes, each done at once, makes no hundred runs; the night among them parts two."""
+    """A fast request about every two minutes does not make a hundred runs; a night in between separates two."""
     rng, at, paced = random.Random(5), BEGAN, []
     for n in range(100):
         at += rng.expovariate(1 / 120) + (40_000 if n == 70 else 0)
@@ -74,8 +74,8 @@ def test_slow_pace_is_one_run():
 
 
 @pytest.mark.parametrize(("silent_s", "runs"), [(55, 1), (200, 1), (300, 2)])
-def test_silence_parts_runs_when_it_is_long_beside_the_work(silent_s, runs):
-    """A quarter of the time at work, and a minute at least."""
+def test_silence_separates_runs_when_it_is_long_for_the_work(silent_s, runs):
+    """A long silence is a quarter of the time at work, and at least a minute."""
     records = [answer(n, sent_at=BEGAN + n + (silent_s if n >= 500 else 0), latency_s=0.5) for n in range(1_000)]
     assert len(timeline_of(records).runs) == runs
 
@@ -86,7 +86,7 @@ def test_every_night_is_a_run():
 
 
 def test_429s_are_counted_once():
-    """While there are samples they tell when a 429 came; of earlier runs the records do, as near as they can."""
+    """Samples give the moments of 429s in this run; for earlier runs records give them approximately."""
     earlier = [answer(n, sent_at=BEGAN + n, retries=(("429", 1.0), ("503", 1.0)), attempts=3) for n in range(10)]
     earlier += [answer(n, sent_at=BEGAN + n, code="429", retries=(("429", 1.0),)) for n in range(5)]
     later = BEGAN + 90_000
@@ -97,7 +97,7 @@ def test_429s_are_counted_once():
 
 
 def test_429s_of_one_request_stand_apart():
-    """The first came when it was sent, the next ones after the waits between; the last one is the error itself."""
+    """The first came when the request was sent, the next ones after the waits; the last one is the error itself."""
     waits = (("429", 20.0), ("503", 20.0), ("429", 30.0))
     (run,) = timeline_of([answer(code="429", latency_s=100.0, retries=waits)]).runs
     assert [n * 5 for n, bin_ in enumerate(run.bins) if bin_.limited] == [0, 40, 100]
@@ -109,7 +109,7 @@ def test_429s_begin_anew_with_another_client():
 
 
 def test_pauses_last_from_sample_to_sample():
-    """Ten seconds of sixty; a machine that slept does not make a pause of an hour."""
+    """Ten seconds of sixty. If the machine slept, the pause does not last an hour."""
     samples = [sample(BEGAN + n, paused=20 <= n < 30) for n in range(61)]
     timeline = timeline_of([], samples)
     assert timeline.sum(lambda bin_: bin_.paused_s) == pytest.approx(10)
@@ -120,7 +120,7 @@ def test_pauses_last_from_sample_to_sample():
 
 
 def test_samples_fill_bins_that_are_shorter_than_they():
-    """A run of two seconds has bins of a tenth; a sample holds until the next one."""
+    """A run of two seconds has bins of a tenth of a second; a sample holds until the next one."""
     timeline = timeline_of(
         [answer(sent_at=BEGAN, latency_s=1.9)],
         [sample(BEGAN, in_flight=4), sample(BEGAN + 1, in_flight=6), sample(BEGAN + 2)],
@@ -130,8 +130,8 @@ def test_samples_fill_bins_that_are_shorter_than_they():
     assert len(levels) > 10
 
 
-def test_run_in_which_nothing_happened_is_none():
-    """A batch that was all done before, and is looked at again a day later, had one run."""
+def test_run_in_which_nothing_happened_is_not_shown():
+    """A batch that was complete and is run again a day later has one run."""
     again = [sample(BEGAN + 90_000 + n, in_flight=0, queued=0) for n in range(3)]
     records = [answer(n, sent_at=BEGAN + n) for n in range(60)]
     assert page_of(records, again) == page_of(records)

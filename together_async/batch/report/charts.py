@@ -154,50 +154,14 @@ PERCENTILES: Final = (50, 90, 99)
 _MOST_BARS: Final = 48
 _FEWEST_BARS: Final = 10
 _DECADE: Final = math.log(10) * Distribution.PER_E
-# fmt: off - a line for each number would hide the series
+# One number on each line would hide the series.
+# fmt: off
 _TICKS_S: Final = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    20,
-    60,
-    120,
-    300,
-    600,
-    1_200,
-    3_600,
-    7_200,
-    18_000,
-    36_000,
-    DAY_S,
-    2 * DAY_S,
-    5 * DAY_S,
-    10 * DAY_S,
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1_200, 3_600, 7_200,
+    18_000, 36_000, DAY_S, 2 * DAY_S, 5 * DAY_S, 10 * DAY_S,
 )
 _FEW_TICKS_S: Final = (
-    0.001,
-    0.01,
-    0.1,
-    1,
-    10,
-    60,
-    600,
-    3_600,
-    36_000,
-    DAY_S,
-    10 * DAY_S,
-    100 * DAY_S,
-    1_000 * DAY_S,
+    0.001, 0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, DAY_S, 10 * DAY_S, 100 * DAY_S, 1_000 * DAY_S,
 )
 # fmt: on
 

@@ -14,7 +14,7 @@ from typing import Final
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SPACE: Final = "\u00a0"
 UNKNOWN: Final = "\u2013"
-_JOINERS: Final = "\u200c\u200d"  # of Persian, of Hindi, of emoji
+_JOINERS: Final = "\u200c\u200d"  # needed in Persian, Hindi and emoji
 DAY_S: Final = 86_400
 _LONG: Final = (
     (3_599.5, 1, 60, "min", "s"),

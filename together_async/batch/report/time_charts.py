@@ -55,33 +55,11 @@ class Panel:
     always: bool = False
 
 
-# fmt: off - a line for each number would hide the series
+# One number on each line would hide the series.
+# fmt: off
 _TICK_STEPS_S: Final = (
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1_800,
-    3_600,
-    7_200,
-    10_800,
-    21_600,
-    43_200,
-    DAY_S,
-    2 * DAY_S,
-    7 * DAY_S,
-    30 * DAY_S,
-    365 * DAY_S,
+    0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, DAY_S,
+    2 * DAY_S, 7 * DAY_S, 30 * DAY_S, 365 * DAY_S,
 )
 # fmt: on
 _MOST_TICKS: Final = 8

@@ -138,31 +138,13 @@ class Timeline:
         return sum(value(bin_) for run in self.runs for bin_ in run.bins)
 
 
-# fmt: off - a line for each number would hide the series
+# One number on each line would hide the series.
+# fmt: off
 _WIDTHS: Final = (1, 2, 10, 20, 100, 300, 600, 1_200, 6_000, 12_000, 36_000, 72_000, 216_000, 432_000, 864_000)
 """Widths of bins in tenths of a second. Each divides the next, so that bins can be merged."""
 _SHOWN_WIDTHS: Final = (
-    1,
-    2,
-    5,
-    10,
-    20,
-    50,
-    100,
-    150,
-    300,
-    600,
-    1_200,
-    3_000,
-    6_000,
-    9_000,
-    18_000,
-    36_000,
-    72_000,
-    108_000,
-    216_000,
-    432_000,
-    864_000,
+    1, 2, 5, 10, 20, 50, 100, 150, 300, 600, 1_200, 3_000, 6_000, 9_000, 18_000, 36_000, 72_000, 108_000, 216_000,
+    432_000, 864_000,
 )
 # fmt: on
 _MOST_BINS: Final = 1_500
@@ -215,7 +197,7 @@ class TimelineBuilder:
                 self._count_limited(came_at)
         refused_at = sent_at
         for reason, waited_s in record.retries:
-            if reason == "429":  # servers refuse at once, so the waits make up about all of the time until then
+            if reason == "429":  # a refusal comes at once, so nearly all the time in between is waits
                 self._count_limited(refused_at)
             refused_at = min(refused_at + (sane_duration(waited_s) or 0.0), came_at)
 
