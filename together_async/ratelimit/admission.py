@@ -15,7 +15,7 @@ import math
 from datetime import datetime
 from typing import Final
 
-from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError
+from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError, unsent
 from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import Lane
@@ -363,7 +363,7 @@ class Admission:
 
 def _nothing_sent(error: PaymentRequiredError) -> PaymentRequiredError:
     """Returns the error for a call of which nothing was sent because of another call's 402."""
-    again = PaymentRequiredError(
+    refused = PaymentRequiredError(
         "402: the account's spending limit is reached, as another call was told a moment ago; nothing was sent. Raise "
         "the limit at the service; a call that comes a minute later tries again",
         status_code=error.status_code,
@@ -372,8 +372,7 @@ def _nothing_sent(error: PaymentRequiredError) -> PaymentRequiredError:
         request_id=error.request_id,
         retry_after=error.retry_after,
     )
-    again.attempts = 0
-    return again
+    return unsent(refused)
 
 
 def _paused(lane: Lane, now: float) -> RateLimitError:
@@ -385,5 +384,4 @@ def _paused(lane: Lane, now: float) -> RateLimitError:
         status_code=429,
         retry_after=wait_s,
     )
-    error.attempts = 0
-    return error
+    return unsent(error)

@@ -21,16 +21,17 @@ from together_async.ratelimit.headers import Kind, ReportedLimit
 from together_async.ratelimit.rate_control import RateControl
 
 BURST_S: Final = 0.05
-"""At least the tokens of so many seconds may be made up for at once."""
-SHARE: Final = {"requests": 0.25, "tokens": 0.5}
-"""Of what a service is assumed to hold (`HELD_S`), less a request."""
+"""A bucket of tokens holds at least the tokens of so many seconds."""
 HELD_S: Final = 1.0
+"""A service is assumed to hold the capacity of so many seconds."""
+SHARE: Final = {"requests": 0.25, "tokens": 0.5}
+"""The share of it, less a request, that a bucket holds."""
 GUARD_S: Final = 0.08
+"""A service that holds capacity for a second or so has none to spare for a request that is worth as much: if two such
+requests arrive closer together than they were sent, the second is refused. So each costs this much of the rate more."""
 TIGHT_S: Final = 0.5
-"""A service that holds capacity for a second or so has nothing to spare for a request that is worth as much: if that
-arrives sooner after the one before than it was sent after it, it is refused. Such a request costs so much more.
-And where requests are worth more than `TIGHT_S`, what is given back of an estimate is no more than the service can
-hold: it never took the difference, and was full all the while."""
+"""Where a request is worth more of the rate than this, the excess of an estimate is given back only up to what the
+service can hold: it never took the excess, and was full all the while."""
 TYPICAL_WEIGHT: Final = 0.05
 """Weight of a request in the amount of a typical one."""
 MOST_RESET_S: Final = 60.0
@@ -134,7 +135,7 @@ class Bucket:
         return self._kind == "requests" or amount > TIGHT_S * self.rate
 
     def _full_level(self) -> float:
-        """The level of a full bucket, less what is booked."""
+        """Returns the level of a full bucket, less the amount that is booked."""
         pending = self._pending
         # A large request goes when the bucket is full; if it goes later, because a timer is late, that is made up for.
         late = 0.0 if not pending or self._tight(pending) else min(pending, self.size)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError
+from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError, unsent
 from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
@@ -232,9 +232,7 @@ class Driver:
             old = self._loop
             if old is not None and (self.admission.in_flight or self.admission.queued):
                 if not old.is_closed():
-                    error = APIConnectionError(_OTHER_LOOP)
-                    error.attempts = 0
-                    raise error
+                    raise unsent(APIConnectionError(_OTHER_LOOP))
                 self.admission.forget_calls()
             self._loop, self.timer, self._timer_at = loop, None, math.inf
         return loop
@@ -286,6 +284,4 @@ def _wake(waiter: asyncio.Future[None], error: TogetherError | None = None) -> N
 
 def _expire(waiter: asyncio.Future[None], deadline: Due) -> None:
     if not waiter.done():
-        error = APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)
-        error.attempts = 0
-        waiter.set_exception(error)
+        waiter.set_exception(unsent(APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)))
