@@ -157,7 +157,7 @@ def assert_same(other, error):
 
 @each_error
 def test_every_error_has_attempts_and_request_id(error):
-    """One try unless told otherwise; none where nothing was sent."""
+    """One attempt unless recorded otherwise; none where nothing was sent."""
     assert error.attempts == (0 if isinstance(error, QueueFullError) else 1)
     assert error.request_id in (None, "r-1")
     assert isinstance(error, TogetherError)

@@ -110,7 +110,7 @@ def test_seed_beyond_64_bits():
 
 
 def test_empty_null_and_absent_are_equal_where_they_mean_the_same():
-    """Servers differ in whether a message has `tool_calls: []`, null or none; the message is the same."""
+    """Servers send `tool_calls: []`, null or nothing; the message is the same."""
     same = [
         decode_completion(b'{"choices":[{"message":{"role":"assistant","content":"x"%s}}]}' % more)
         for more in (b"", b',"tool_calls":[]', b',"tool_calls":null,"refusal":null', b',"reasoning":""')
@@ -119,7 +119,7 @@ def test_empty_null_and_absent_are_equal_where_they_mean_the_same():
 
 
 def test_repr_shows_what_matters_and_no_prompt():
-    """The repr leaves out None and what repeats the prompt: `prompt`, its logprobs' tokens, an echoed text, errors."""
+    """The repr leaves out None and what may repeat the prompt: `prompt`, tokens of logprobs, echoed text, errors."""
     completion = decode_completion((SAMPLES / "echo.json").read_bytes())
     assert "prompt itself" not in repr(completion)
     part = completion.prompt[0]
@@ -133,14 +133,14 @@ def test_repr_shows_what_matters_and_no_prompt():
 
 
 def test_text_is_the_first_choices_content():
-    """The empty string stands for every way of having none."""
+    """A completion without text has the empty string, whatever is missing."""
     assert decode_completion(b'{"choices":[{"message":{"content":"x"}},{"message":{"content":"y"}}]}').text == "x"
     for nothing in (b'{"choices":[]}', b'{"choices":[{}]}', b'{"choices":[{"message":{"content":null}}]}'):
         assert decode_completion(nothing).text == ""
 
 
 def test_usage_in_both_shapes():
-    """Cached tokens are found flat or nested, zero flat is zero, and nothing told is None."""
+    """Cached tokens are found flat or nested, a flat zero is zero, and without a count it is None."""
     flat = decode_completion((SAMPLES / "together_llama.json").read_bytes()).usage
     nested = decode_completion((SAMPLES / "together_gpt_oss.json").read_bytes()).usage
     assert (flat.cached_prompt_tokens, flat.reasoning_tokens) == (0, None)

@@ -34,7 +34,7 @@ def choice(delta=None, *, index=0, finish_reason=None, **more) -> dict:
 
 
 def test_another_id_is_another_call():
-    """Servers that give every call of an answer the index 0, or none at all, still mean several."""
+    """Servers that give every tool call the index 0, or no index at all, still mean several calls."""
     pieces = [
         {"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":1}'}},
         {"index": 0, "id": "b", "function": {"name": "g", "arguments": "{}"}},
@@ -151,7 +151,7 @@ def logprobs(tokens, kind):
 
 
 def deltas(choice, rng: random.Random):
-    """The answer's pieces of one choice in the order a server sends them: a delta, and what stands beside it."""
+    """The pieces of a choice in the order a server sends them: a delta, and the other fields of the choice."""
     yield (
         rng.choice(
             [{"role": "assistant"}, {"role": "assistant", "content": None}, {"role": "assistant", "content": ""}]
@@ -253,8 +253,8 @@ def test_a_part_of_a_stream_is_a_part_of_the_answer(answer, rng, count):
     chunks = list(streamed(answer, rng))[:count]
     completion = added(chunks).completion()
     sent = {}
-    for one in (one for chunk in chunks for one in chunk["choices"]):
-        sent[one["index"]] = sent.get(one["index"]) or one["finish_reason"]
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        sent[choice["index"]] = sent.get(choice["index"]) or choice["finish_reason"]
     for part in completion.choices:
         choice = answer["choices"][part.index]
         assert "".join(choice["content"]).startswith(part.message.content or "")
@@ -290,12 +290,12 @@ def test_nothing_is_an_empty_completion():
     ],
 )
 def test_finished_is_a_reason_for_every_choice_seen(reasons, finished):
-    """An empty reason is none, a null one takes nothing back, and each choice that has begun needs its own."""
+    """An empty reason does not count, a null one does not undo one, and each choice that has begun needs its own."""
     assert added(choice(index=index, finish_reason=reason) for index, reason in reasons).finished() is finished
 
 
 def test_no_finish_reason_is_null_and_not_invented():
-    """A choice without a reason says null, also in JSON; an empty one stays empty."""
+    """A choice without a reason has null, also in JSON; an empty reason stays empty."""
     completion = added([choice({"content": "x"})]).completion()
     assert completion.choices[0].finish_reason is None
     assert completion.to_dict()["choices"][0]["finish_reason"] is None
@@ -325,7 +325,7 @@ def test_text_beside_a_delta_is_not_added_again():
 
 
 def test_empty_content_is_not_null():
-    """A model that said the empty text and one that said none are told apart."""
+    """An empty content and a content that never came are different values."""
     assert message(added([choice({"content": ""}), choice({"content": ""})]).completion()).content == ""
     assert message(added([choice({"role": "assistant"})]).completion()).content is None
 
@@ -338,7 +338,7 @@ def test_calls_without_an_index_are_told_apart_by_id():
 
 
 def test_calls_stand_in_the_order_of_their_index():
-    """As in a whole response, whatever began first."""
+    """The order is a whole response's, whichever call began first."""
     pieces = [{"index": 1, "id": "b", "function": {"name": "g"}}, {"index": 0, "id": "a", "function": {"name": "f"}}]
     calls = message(added(choice({"tool_calls": [piece]}) for piece in pieces).completion()).tool_calls
     assert [call.id for call in calls] == ["a", "b"]

@@ -154,8 +154,8 @@ def test_error_objects_in_every_shape(body, message, code, status):
         None,
     ],
 )
-def test_what_is_no_error(body):
-    """Empty errors beside choices, and objects without an error's marks, are none."""
+def test_what_is_not_an_error(body):
+    """An empty error next to choices, and an object without an error's fields, is not an error."""
     assert error_facts(body) is None
 
 
@@ -191,7 +191,7 @@ def test_pings_in_json_are_skipped(payload, end):
     assert (len(chunks), ending) == (1, "end")
 
 
-def test_named_events_are_taken_by_what_they_hold():
+def test_named_events_are_read_by_their_content():
     """Some servers name their chunks; pings have names too, and their data may be no JSON."""
     assert len(one_event(CHUNK, b"completion.chunk")[0]) == 1
     assert one_event(b"keep alive", b"ping") == ([], "end")
@@ -219,7 +219,7 @@ def test_named_events_are_taken_by_what_they_hold():
     ],
 )
 def test_anything_else_is_not_the_protocol(payload, text):
-    """Broken JSON and other shapes say what was got and expected, and repeat none of it."""
+    """The error names what was got and expected, and quotes nothing."""
     with pytest.raises(ProtocolError) as caught:
         decode(payload)
     assert text in str(caught.value)
@@ -227,7 +227,7 @@ def test_anything_else_is_not_the_protocol(payload, text):
 
 
 def test_usage_alone_is_a_chunk():
-    """A last chunk with `choices: []`, null or none, and the usage, is a chunk."""
+    """A last chunk with the usage is a chunk, whether `choices` is empty, null or absent."""
     for choices in (b'"choices":[],', b'"choices":null,', b""):
         chunk = decode(b"{" + choices + b'"usage":{"total_tokens":3}}')
         assert chunk.choices == ()
@@ -276,7 +276,7 @@ json_values = st.recursive(
 
 @given(json_values, st.sampled_from([200, 400, 403, 429, 500]))
 def test_any_json_has_one_of_the_outcomes(value, status):
-    """The same for JSON with the words that matter in the wrong places, in streams, errors and whole bodies."""
+    """The same for JSON with the protocol's keys in the wrong places, in streams, errors and whole bodies."""
     body = encode(value)
     for event in (b"", b"error", b"ping"):
         one_event(body, event)
@@ -349,7 +349,7 @@ def test_a_whole_completion_as_one_event():
     assert ending == "done"
 
 
-def test_a_message_beside_a_delta_repeats_it():
+def test_a_message_next_to_a_delta_repeats_it():
     """A chunk with both is a chunk: its text is the delta's, once."""
     chunk = decode(b'{"choices":[{"index":0,"delta":{"content":"a"},"message":{"content":"all of it a"}}]}')
     assert chunk.choices[0].delta.content == "a"
@@ -367,8 +367,8 @@ def test_a_message_beside_a_delta_repeats_it():
     ],
 )
 @pytest.mark.parametrize("step", [1, 10_000])
-def test_a_body_that_is_no_event_stream(body, ending, step):
-    """JSON errors are the server's error, everything else says what it is."""
+def test_a_body_that_is_not_an_event_stream(body, ending, step):
+    """A JSON error is the server's error; any other body is named in the message."""
     chunks, how = walk(body[i : i + step] for i in range(0, len(body), step))
     assert chunks == []
     assert how == ending or how[0] is ending

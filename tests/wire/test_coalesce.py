@@ -61,7 +61,7 @@ CALL_BY_NAME = calls({"function": {"name": "f"}}, {"function": {"arguments": "{"
     set(),
 )
 def test_any_partition_adds_up_to_the_same_completion(chunks: list[ChatCompletionChunk], cuts: set[int]) -> None:
-    """Whatever is merged with what, and whatever comes before and after it."""
+    """Chunks may be cut into groups anywhere; the merged groups add up to what the chunks do."""
     groups = [merged(group) for group in grouped(chunks, cuts)]
     got = [result for group in groups for _, result in group]
     assert_same(got, chunks)
@@ -132,7 +132,7 @@ def test_texts_of_every_choice_are_one_chunk() -> None:
 
 
 def test_what_was_absent_stays_absent_and_a_finish_reason_is_null() -> None:
-    """The merged chunk has the wire's shape: no seed, no logprobs, no call where none came."""
+    """The merged chunk has the wire's shape: no seed, no logprobs, no tool call where none came."""
     ((_, result),) = merged([chunk("a"), chunk("b")])
     assert result.to_dict() == {
         **delta("ab"),
@@ -217,7 +217,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_work_for_a_chunk_does_not_grow(kind: str) -> None:
-    """Ten times the chunks are ten times the work, in calls, whatever they hold."""
+    """Ten times the chunks take ten times as many function calls, for every kind of chunk."""
     chunks = [KINDS[kind](i) for i in range(3000)]
     few, many = work_of(chunks[:300]), work_of(chunks)
     assert few * 9 < many + 1000

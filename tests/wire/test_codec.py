@@ -240,14 +240,14 @@ def test_novelties_beside_the_spine_are_dropped_from_the_typed_view():
 
 
 def test_arguments_sent_as_an_object_become_their_text():
-    """Some servers send a tool call's arguments themselves; what they say is kept."""
+    """Some servers send a tool call's arguments as an object; it becomes JSON text."""
     body = {"choices": [{"message": {"tool_calls": [{"function": {"name": "f", "arguments": {"city": "Oslo"}}}]}}]}
     call = decode_completion(json.dumps(body).encode()).choices[0].message.tool_calls[0]
     assert json.loads(call.function.arguments) == {"city": "Oslo"}
 
 
 def test_a_choice_that_is_null_is_none():
-    """Null in the list of choices says nothing and is no choice."""
+    """A null in the list of choices is dropped."""
     assert decode_completion(b'{"choices":[null,{"index":1,"created":"x","message":{"content":"x"}}]}').text == "x"
 
 

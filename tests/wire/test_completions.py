@@ -46,7 +46,7 @@ def test_completion_of_whole_responses(sample):
     ],
 )
 def test_completion_of_odd_bodies(body, path, text):
-    """What is no completion says what it is and where; body and request id are attributes."""
+    """The error names what came and where; body and request id are attributes."""
     with pytest.raises(APIResponseValidationError) as caught:
         completion_of(body, status=200, headers={"x-request-id": "r"})
     assert text in str(caught.value)
@@ -66,14 +66,14 @@ def test_completion_of_odd_bodies(body, path, text):
     ],
 )
 def test_an_error_object_under_status_200(body, cls, text):
-    """The error it says, of the class of the code it carries."""
+    """It raises the class for the code that the object carries."""
     with pytest.raises(APIStatusError) as caught:
         completion_of(body, status=200, headers={})
     assert (type(caught.value), str(caught.value)) == (cls, text)
 
 
-def test_no_choices_at_all_is_what_the_server_said():
-    """An empty list of choices is an answer."""
+def test_an_empty_list_of_choices_is_a_completion():
+    """The server sent no choice, which is not an error."""
     assert completion_of(b'{"choices":[]}', status=200, headers={}).choices == ()
 
 

@@ -55,7 +55,7 @@ BODIES = {
 @pytest.mark.parametrize(("status", "cls"), CLASSES.items())
 @pytest.mark.parametrize(("body", "message", "kind"), BODIES.values(), ids=BODIES)
 def test_status_error_for_each_status_and_body(status, cls, body, message, kind):
-    """The status decides the class, the body the text, whatever it is; the facts are attributes."""
+    """The status decides the class, any body gives the text; the facts are attributes."""
     headers = {"x-request-id": "r-1", "retry-after": "1.5"}
     error = status_error(status, headers, body, note=" (note)")
     assert type(error) is cls
@@ -114,7 +114,7 @@ def test_long_texts_are_cut():
 
 @pytest.mark.parametrize("piece", [b"<", b"<script>", b"<style>x", b"<a ", b"exceed ", b"context ", b"tokens + "])
 def test_a_hostile_page_takes_no_longer_than_its_size(piece):
-    """Ten times the page is no hundred times the work: what is looked at is bounded, and looked at once."""
+    """Ten times the page is not a hundred times the work: a bounded part is searched, once."""
 
     def seconds(size: int) -> float:
         body = b"<p>" + piece * (size // len(piece))
@@ -198,7 +198,7 @@ def test_retry_after(headers, seconds):
     ),
 )
 def test_retry_after_of_any_text(name, value):
-    """No header makes it raise, and what it returns can be slept."""
+    """No header makes it raise, and it returns a time that one can sleep."""
     seconds = retry_after({name: value}, now=lambda: NOW)
     assert seconds is None or 0 <= seconds < float("inf")
 

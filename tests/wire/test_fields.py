@@ -130,7 +130,7 @@ WAYS = [by_chunks, by_batches, by_text, by_completion, by_raw]
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_comes_through_every_way_of_reading(field: str, way: Any, lenient: bool) -> None:
-    """What a field adds is in the completion, whoever reads the stream in whatever way."""
+    """A field's value is in the completion, in whichever way the stream is read."""
     choice, where, expected = FIELDS[field]
     body = b"".join(map(sse, payloads(choice, lenient=lenient))) + DONE
 

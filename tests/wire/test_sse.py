@@ -220,7 +220,7 @@ def test_retry_is_digits_only():
 
 
 def test_repr_shows_state_and_no_bytes():
-    """The repr tells how much waits, never what."""
+    """The repr has the size of the pending bytes, and not the bytes."""
     parser = EventStreamParser(max_event_size=100)
     parser.feed(b"data: secret")
     assert repr(parser) == "<EventStreamParser 12 bytes pending of at most 100>"
@@ -244,7 +244,7 @@ def test_cap_has_one_outcome_for_every_split(body, places, limit):
 
 @pytest.mark.parametrize("step", [1, 7, ENOUGH])
 def test_cap_counts_one_event_not_the_stream(step):
-    """An event of just the cap's size passes any number of times; one byte more is refused, with both numbers told."""
+    """An event of the cap's size passes any number of times; a byte more is refused, with both numbers in the error."""
     fits = b"data: " + b"x" * 23 + b"\n\n"
     pieces = [fits * 50][:1] if step == ENOUGH else [(fits * 50)[i : i + step] for i in range(0, len(fits) * 50, step)]
     assert len(feed_all(pieces, max_event_size=30)) == 50
@@ -263,7 +263,7 @@ def test_cap_must_be_a_size():
 
 
 def test_work_is_linear_in_a_long_line():
-    """A line in 64 KiB pieces is not copied again with each: what waits is joined once, however long the line."""
+    """A line in 64 KiB pieces is not copied again with each: the pending data is joined once, however long the line."""
 
     def waiting(size: int) -> tuple[int, int]:
         parser = EventStreamParser(max_event_size=ENOUGH)

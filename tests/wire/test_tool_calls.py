@@ -56,7 +56,7 @@ def test_no_piece_is_no_call():
 
 
 def test_an_empty_argument_text_is_not_null():
-    """A call whose arguments came empty is merged to a piece that says so."""
+    """A call whose arguments came empty is merged to a piece with empty arguments."""
     (empty,) = add(MergedToolCalls(), [piece(0, "a", "f", "")]).deltas()
     (absent,) = add(MergedToolCalls(), [piece(0, "a", "f")]).deltas()
     assert (empty.function.arguments, absent.function.arguments) == ("", None)
