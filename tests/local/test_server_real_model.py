@@ -66,7 +66,7 @@ class TestRealModel:
         assert answer["choices"][0]["finish_reason"] == "stop"
 
     async def test_every_slot_has_the_whole_context(self, real_server: LocalServer) -> None:
-        """llama.cpp divides its context among the slots; `context_length` is what one request gets."""
+        """llama.cpp divides its context among the slots; `context_length` is that of one request."""
         body, _ = await fetch(real_server, "/v1/models")
         assert body["data"][0]["meta"]["n_ctx"] == 4096
 

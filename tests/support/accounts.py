@@ -22,20 +22,20 @@ class Clock:
 
 
 def retry_after_s(verdict: Verdict) -> float:
-    """The seconds that a 429 says to wait."""
+    """The seconds to wait after a 429, by its reset header."""
     assert verdict.status == 429
     return float(verdict.headers["x-ratelimit-reset"])
 
 
 def live(verdict: Verdict, tokens: int) -> float:
-    """The requests per second which the headers of an answer allow for requests of so many tokens."""
+    """The requests per second that the headers of a verdict allow for requests of so many tokens."""
     by_requests = float(verdict.headers.get("x-ratelimit-limit-dynamic", math.inf))
     by_tokens = float(verdict.headers.get("x-tokenlimit-limit-dynamic", math.inf))
     return min(by_requests, by_tokens / tokens if tokens else math.inf)
 
 
 def steady(rate: Rate, seconds: float, tokens: int, *, pace: float = 1.0, jitter: float = 0.0) -> Counts:
-    """Sends one request after the other, spaced by the live limits that each answer tells."""
+    """Sends one request after the other, spaced by the live limits in each verdict."""
     clock, rng = Clock(), random.Random(1)
     account = Account(rate, clock=clock)
     while clock.now <= seconds:

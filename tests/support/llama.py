@@ -1,4 +1,4 @@
-"""A scripted `xllamacpp`, and what must be gone after a server has stopped."""
+"""A scripted `xllamacpp`, and checks that nothing is left of a stopped server."""
 
 import contextlib
 import gc
@@ -35,7 +35,7 @@ class Server:
 
 
 def open_descriptors() -> set[tuple[int, int]]:
-    """This process's descriptors and what they are open on; the one that lists them is closed when it is looked at."""
+    """This process's open descriptors, each with its inode; that of the listing itself is closed by then."""
     gc.collect()
     found: set[tuple[int, int]] = set()
     for entry in Path("/dev/fd").iterdir():

@@ -15,7 +15,7 @@ EVENTS = [
 STREAM = b"".join(EVENTS)
 BODY = b"0123456789"
 ENDS = [sum(map(len, EVENTS[:count])) for count in range(len(EVENTS) + 1)]
-"""The bytes of the stream after so many events."""
+"""The size of the stream after so many events."""
 
 
 def stream() -> ResponsePlan:
@@ -34,7 +34,7 @@ def data(response: ResponsePlan) -> bytes:
 
 
 def before(response: ResponsePlan, special: Piece) -> bytes:
-    """What is sent before a piece."""
+    """The bytes before a piece."""
     index = next(at for at, piece in enumerate(response.body) if piece is special)
     return b"".join(piece.data for piece in response.body[:index])
 

@@ -13,7 +13,7 @@ from together_async.testing import (
 )
 
 SOON = 1.0
-"""Seconds in which nothing must come; most who look for silence do so in virtual time."""
+"""Seconds in which nothing must come; most tests of silence use virtual time."""
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = "one two three four"
@@ -62,7 +62,7 @@ class Answer:
 
 
 class Client:
-    """A socket, and just enough HTTP to read what comes without mending it."""
+    """A socket, and just enough HTTP to read responses without repairing them."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -116,7 +116,7 @@ class Client:
         return bytes(got), "eof"
 
     async def silence(self) -> bytes:
-        """What comes until nothing more does for a while; the connection is open then."""
+        """The bytes that come until a pause; the connection must still be open then."""
         got = bytearray()
         with contextlib.suppress(TimeoutError):
             while True:
@@ -148,7 +148,7 @@ async def plain(*, stream: bool) -> tuple[bytes, list[bytes]]:
 
 
 def same(body: bytes) -> bytes:
-    """A body without what differs from second to second."""
+    """A body without its time stamps."""
     at = body.find(b'"created":')
     while at >= 0:
         end = at + len(b'"created":1763880000')

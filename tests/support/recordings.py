@@ -1,4 +1,4 @@
-"""A client that knows nothing of the protocol, in front of a recorder or the replay of what it recorded."""
+"""A plain HTTP client, in front of a recorder or of a replay."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding
 
 @attrs.frozen
 class Got:
-    """What a client without any knowledge of the protocol saw; `broken` when the body did not end in good order."""
+    """A response as a plain HTTP client saw it; `broken` when the body did not end in good order."""
 
     status: int
     headers: dict[str, str]

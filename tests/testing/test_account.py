@@ -56,7 +56,7 @@ def test_without_limits():
     ],
 )
 def test_headers_tell_what_is_limited(rate, names):
-    """Every answer, 200, 429 or 503, has the headers of what is limited and no others."""
+    """Every verdict, 200, 429 or 503, has the headers of the limited buckets and no others."""
     account = Account(rate, clock=Clock(), overloaded=[(0, 1)])
     assert account.admit(M, 1).status == 503
     clock = Clock()
@@ -68,7 +68,7 @@ def test_headers_tell_what_is_limited(rate, names):
 
 
 def test_headers_of_a_fixed_rate():
-    """The limits are per second; what remains counts this request; reset is 0 while the next one would be admitted."""
+    """The limits are per second; `remaining` counts this request; reset is 0 if the next would be admitted."""
     account = Account(Rate.per_minute(120, 6000, burst_s=2), clock=Clock())
     assert account.admit(M, 30) == Verdict(
         200,
@@ -83,7 +83,7 @@ def test_headers_of_a_fixed_rate():
 
 
 def test_headers_of_a_dynamic_rate():
-    """The bare names tell the ceiling, `-dynamic` the live limit, which this request has raised already."""
+    """The bare names hold the ceiling, `-dynamic` the live limit, which this request has already raised."""
     rate = Rate(100, dynamic=Dynamic(start=0.1, doubling_s=math.log(2)))
     assert Account(rate, clock=Clock()).admit(M, 0).headers == {
         "x-ratelimit-limit": "100",
@@ -121,7 +121,7 @@ def test_the_body_of_a_429(rate, tokens, type, dynamic):
 
 
 def test_bodies_are_not_shared():
-    """Who changes the body of one answer does not change the next."""
+    """Changing the body of one verdict does not change the next."""
     account = Account(Rate(1e-6), clock=Clock())
     account.admit(M, 0)
     account.admit(M, 0).body["error"]["message"] = "changed"
@@ -166,7 +166,7 @@ def test_overloaded_by_time(overloaded):
 
 
 def test_a_503_is_not_about_the_account():
-    """It says so, takes no capacity and moves no limit; a request above the rate is a 429 even then."""
+    """A 503 takes no capacity and moves no limit; a request above the rate is a 429 even then."""
     clock = Clock()
     account = Account(Rate(2, dynamic=Dynamic(start=1)), overloaded=[(0, 10)], clock=clock)
     before = account.state(M)
@@ -196,7 +196,7 @@ def test_any_start_is_the_same(rate, steps, start):
 
 
 def test_a_faster_clock():
-    """At 60 seconds a second an hour's traffic takes a minute; waits are told in the account's seconds."""
+    """At 60 seconds per second an hour's traffic takes a minute; waits are in the account's seconds."""
     real = Clock()
     account = Account(Rate(10), clock=lambda: 1e5 + 60 * real.now)
     admitted = 0
@@ -209,7 +209,7 @@ def test_a_faster_clock():
 
 @given(RATES, st.lists(st.tuples(st.floats(-1000, 1000), st.integers(0, 5000)), max_size=50))
 def test_a_clock_that_goes_backwards(rate, steps):
-    """A step back counts as no time: no negative wait, nothing lost, and the time told still holds."""
+    """A step back counts as no time: no negative wait, nothing lost, and the reset still holds."""
     clock = Clock()
     account = Account(rate, clock=clock)
     was = account.now
@@ -257,7 +257,7 @@ def test_state_and_repr():
 
 
 def test_a_limit_that_is_not_whole_is_told_exactly():
-    """100 a minute is no whole number a second; who paces by the header is never refused."""
+    """100 a minute is not a whole number per second; a client that paces by the header is never refused."""
     clock = Clock()
     account = Account(Rate.per_minute(100, burst_s=0.001), clock=clock)
     for _ in range(5000):
@@ -303,7 +303,7 @@ def test_a_limit_that_is_not_whole_is_told_exactly():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_arguments(make, message):
-    """The argument, what was got, what is expected."""
+    """The message has the argument, the value and the expectation."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make()
 
@@ -311,7 +311,7 @@ def test_bad_arguments(make, message):
 @pytest.mark.parametrize("limit", [1e-9, 1e12])
 @pytest.mark.parametrize("tokens", [0, 1, 10**12])
 def test_extremes(limit, tokens):
-    """At the ends of the ranges the numbers stay finite, and the time told still holds."""
+    """At the ends of the ranges the numbers stay finite, and the reset still holds."""
     clock = Clock()
     account = Account(Rate(limit, limit, burst_s=1e6, dynamic=Dynamic(doubling_s=1e-3)), clock=clock)
     for _ in range(5):

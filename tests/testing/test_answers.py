@@ -1,4 +1,4 @@
-"""Planned answers: what is refused, and the pace of streams and whole responses."""
+"""Planned answers: refusals, and the pace of streams and whole responses."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def test_what_is_refused(request_, status, error):
             name: value for name, value in error.items() if name != "message"
         }
         assert got["message"].startswith(error.get("message", ""))
-        assert (await client.ask(get("/v1/models"))).status == 200  # the connection is good
+        assert (await client.ask(get("/v1/models"))).status == 200  # the connection is still usable
         assert server.journal[0].outcome == "refused"
 
 
@@ -79,7 +79,7 @@ async def test_a_question_is_answered_the_same_as_a_stream_or_not():
 
 
 async def test_speed_and_time_to_first_token():
-    """Not before: the first token after its seconds, the others 1/speed apart; a whole response all together."""
+    """The first token comes after its seconds, the others 1/speed apart; a whole response takes the sum."""
     async with EmulatorServer(TEXT, tokens_per_second=50, first_token_s=0.1) as server:
         before = time.monotonic()
         async with await Client.to(server) as client:

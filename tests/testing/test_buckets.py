@@ -1,4 +1,4 @@
-"""When a bucket admits a request, and what a refund gives back."""
+"""Buckets: when they admit a request, and how much a refund returns."""
 
 import math
 
@@ -15,7 +15,7 @@ from together_async.testing.rates import Dynamic, Rate
 
 @given(RATES, STEPS, st.sampled_from([0.0, 1.0, -1e6, 1e9, 1e12, 3600 * 24 * 365.25 * 56]))
 def test_reset_is_the_earliest_time(rate, steps, start):
-    """At the time told the same request is admitted, a little before it is not, wherever the clock began."""
+    """At the reset the same request is admitted, a little before it is not, wherever the clock began."""
     clock = Clock(start)
     account = Account(rate, clock=clock)
     little = 2e-5 + 8 * math.ulp(start)
@@ -56,7 +56,7 @@ def test_a_fixed_rate_holds_in_every_window(rate, steps):
 
 
 def test_a_fixed_rate_is_given_in_full():
-    """Who sends as the rate says gets all of it and is never refused: 600 a minute, for ten minutes."""
+    """A client that sends at the rate gets all of it and is never refused: 600 a minute, for ten minutes."""
     clock = Clock(1e9)
     account = Account(Rate.per_minute(600, 60_000, burst_s=0.1), clock=clock)
     for index in range(6000):
@@ -107,7 +107,7 @@ def test_a_refused_request_takes_nothing():
 
 
 def test_refund():
-    """What was not written comes back, tokens only, and never more than the bucket holds."""
+    """Unused tokens are returned, requests are not, and the bucket never gets fuller than full."""
     clock = Clock()
     account = Account(Rate(10, 1000), clock=clock)
     account.admit(M, 1000)
@@ -121,7 +121,7 @@ def test_refund():
 
 
 def test_refund_takes_the_rise_back():
-    """Growth is by use: what was reserved and given back has not raised the limit."""
+    """Only use raises the limit: a refunded reservation has not raised it."""
     account = Account(Rate(None, 1000, dynamic=Dynamic()), clock=Clock())
     account.admit(M, 100)
     raised = account.state(M).tokens.limit
@@ -132,7 +132,7 @@ def test_refund_takes_the_rise_back():
 
 
 def test_refund_at_the_ceiling():
-    """There the limit stays: reserving much and using little is no reason to slow a client down."""
+    """There the limit stays: a client that reserves much and uses little is not slowed down."""
     account = Account(Rate(None, 1000, dynamic=Dynamic(start=1)), clock=Clock())
     account.admit(M, 1000)
     account.refund(M, 900)

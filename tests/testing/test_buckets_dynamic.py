@@ -13,7 +13,7 @@ from together_async.testing.rates import Dynamic, Rate
 @pytest.mark.parametrize(("rate", "seconds", "tokens"), DYNAMIC)
 @pytest.mark.parametrize("obeys_reset", [True, False])
 def test_a_bursting_client_gets_less(rate, seconds, tokens, obeys_reset):
-    """All at once, and again when told or every second: mostly 429s, and less than two thirds of the oracle."""
+    """All at once, and again at the reset or every second: mostly 429s, and less than two thirds of the oracle."""
     requests = min(300, int(ideal_requests(rate, seconds, tokens)))
     ideal = ideal_seconds(rate, requests, tokens)
     got = gathering(rate, ideal, tokens, requests=requests, obeys_reset=obeys_reset)
@@ -87,7 +87,7 @@ def test_a_burst_lowers_the_limit_once():
     first = refuse(100)
     assert 20 < first < 21
     clock.now = 4.9
-    assert refuse(100) > first  # what was admitted raised it
+    assert refuse(100) > first  # the admitted requests raised it
     clock.now = 5.0
     second = refuse(100)
     assert second == pytest.approx(0.5 * first, rel=0.1)
@@ -113,7 +113,7 @@ def test_only_what_was_short_falls():
 
 
 def test_a_fall_admits_nothing():
-    """A bucket that became smaller is no fuller for it: what was refused is refused until the time told."""
+    """A bucket that shrinks gets no fuller: the refused request is refused until the reset."""
     clock = Clock()
     account = Account(Rate(None, 1000, dynamic=Dynamic(start=1)), clock=clock)
     account.admit(M, 400)

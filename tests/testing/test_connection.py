@@ -108,7 +108,7 @@ async def test_pipelined_requests_pause_when_nobody_reads():
 
 
 async def test_a_plan_that_cannot_be_carried_out_is_a_500_and_raised_at_the_end():
-    """A body without an end has no content-length: the client is told, and so is the author."""
+    """A body without an end has no content-length: the client gets a 500, and the author the error."""
 
     async def talk() -> None:
         faults = Insert(after_token=0, data=b"x", times=math.inf) + Frame("length")
@@ -129,7 +129,7 @@ async def test_a_pipelined_request_after_a_cut_was_never_seen():
 
 @virtual
 async def test_a_stall_before_raw_bytes():
-    """What is listed as a fault happens."""
+    """A listed fault happens."""
     async with EmulatorServer(TEXT, faults=Stall() + Raw(b"x")) as server, await Client.to(server) as client:
         client.writer.write(post())
         assert await client.silence() == b""

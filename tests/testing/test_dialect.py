@@ -1,4 +1,4 @@
-"""The shapes in which servers write one answer: the same said in each, streamed and whole, and as samples have it."""
+"""Dialects: the same answer in each, streamed and whole, with the keys of recorded samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ everywhere = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
 
 def answer(script: Replies | None, **fields: Any) -> Generation:
-    """What the emulator would make of a script and a request."""
+    """The emulator's generation for a script and a request."""
     request = ChatCompletionRequest(messages=MESSAGES, model="m", **fields)
     return Generation(
         id="em-1",
@@ -119,7 +119,7 @@ ANSWERS: dict[str, tuple[Replies | None, dict[str, Any]]] = {
 @everywhere
 @pytest.mark.parametrize(("script", "fields"), ANSWERS.values(), ids=ANSWERS)
 def test_a_stream_adds_up_to_the_whole_response(dialect, script, fields):
-    """Read with our own decoder and accumulator: the same completion, but for the usage of streams which tell none."""
+    """Read with our decoder and accumulator, both are the same completion, but for the usage of streams without it."""
     generation = answer(script, **fields)
     streamed, decoder, accumulator = added_up(dialect, generation)
     body = whole(dialect, generation)
@@ -132,7 +132,7 @@ def test_a_stream_adds_up_to_the_whole_response(dialect, script, fields):
 @everywhere
 @pytest.mark.parametrize(("script", "fields"), ANSWERS.values(), ids=ANSWERS)
 def test_every_token_is_in_one_event(dialect, script, fields):
-    """The events' counts add up to the answer's, which the usage tells."""
+    """The tokens of the events add up to those of the usage."""
     generation = answer(script, **fields)
     assert sum(event.tokens for event in events(dialect, generation)) == generation.tokens
     assert completion(dialect, generation)["usage"]["completion_tokens"] == generation.tokens
@@ -201,7 +201,7 @@ def test_a_whole_llama_response_has_the_keys_and_types_of_the_service():
 
 
 def test_the_text_beside_a_delta_repeats_its_content():
-    """TOGETHER and DEEPSEEK say each token twice, in `text` and in `delta.content`, with an id that is its own."""
+    """TOGETHER and DEEPSEEK send each token twice, in `text` and in `delta.content`, with its own id."""
     for dialect in (TOGETHER, DEEPSEEK):
         choices = [chunk["choices"][0] for chunk in chunks(dialect, answer("a b a"))]
         assert [choice["text"] for choice in choices] == ["a", " b", " a", ""]
@@ -283,7 +283,7 @@ def test_tool_calls_of_a_whole_response_are_as_the_service_has_them():
     ids=DIALECTS,
 )
 def test_the_finish_reason_of_calls_comes_twice_from_together(dialect, times):
-    """`tool_calls` twice, the usage beside the second; `stop` and `length` once everywhere."""
+    """`tool_calls` comes twice, the usage with the second; `stop` and `length` come once everywhere."""
     generation = answer(Reply(None, tool_calls=[WEATHER]))
     reasons = [c["choices"][0]["finish_reason"] for c in chunks(dialect, generation) if c["choices"]]
     assert reasons[-times:] == ["tool_calls"] * times
@@ -294,7 +294,7 @@ def test_the_finish_reason_of_calls_comes_twice_from_together(dialect, times):
 
 
 def test_the_usage_of_together_rides_with_the_last_finish_reason():
-    """Of three choices it is in the very last chunk, and null in all others."""
+    """With three choices it is in the very last chunk, and null in all others."""
     generation = answer(["a", "b c", "d"], n=3)
     usages = [chunk["usage"] for chunk in chunks(TOGETHER, generation)]
     assert usages[:-1] == [None] * (len(usages) - 1)
@@ -345,7 +345,7 @@ def test_reasoning_comes_under_the_key_of_the_server(dialect, key):
 
 
 def test_native_logprobs_are_numbers_in_chunks_and_lists_in_the_whole():
-    """A number beside each token, null beside none; three lists of one length, which say the same."""
+    """A number with each token, null without one; whole, three lists of equal length with the same values."""
     generation = answer(Reply(("a", " b")), logprobs=1)
     streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks(TOGETHER, generation)]
     listed = completion(TOGETHER, generation)["choices"][0]["logprobs"]

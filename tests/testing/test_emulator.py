@@ -1,4 +1,4 @@
-"""What the emulator answers: streams and whole responses, dialects, scripts, keys."""
+"""The emulator's answers: streams and whole responses, dialects, scripts, keys."""
 
 from __future__ import annotations
 

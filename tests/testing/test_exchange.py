@@ -55,7 +55,7 @@ class TestFile:
         ],
     )
     def test_a_bad_line_is_named(self, path: Path, change: Any, reason: str) -> None:
-        """File, number of the line, and what is wrong with it."""
+        """The message has the file, the line's number, and the mistake."""
         path.write_text(self.GOOD + "\n" + change(self.GOOD) + "\n", "utf-8")
         with pytest.raises(ValueError, match=reason) as caught:
             Recording.load(path)

@@ -24,7 +24,7 @@ from together_async.testing.fault import Faults, members
 
 
 def test_faults_add_up_in_order():
-    """A sum of sums is flat; all are applied, and it says False when one had no place."""
+    """A sum of sums is flat; all are applied, and `apply` returns False if one had no place."""
     sum_ = (Split(every=3) + Gzip()) + (Frame("close") + Stall())
     assert members(sum_) == (Split(every=3), Gzip(), Frame("close"), Stall())
     assert isinstance(sum_, Faults)
@@ -35,7 +35,7 @@ def test_faults_add_up_in_order():
 
 @pytest.mark.parametrize("other", [None, Chance(0.5, Gzip()), "x", [Gzip()]], ids=repr)
 def test_only_faults_add_up(other):
-    """A rule goes around the sum, and the error says so."""
+    """A rule can't be added to a fault; the error explains that it goes around the sum."""
     with pytest.raises(TypeError, match="expected a fault to add"):
         _ = Gzip() + other
 
@@ -61,7 +61,7 @@ def test_a_fault_without_an_edit_is_not_one():
     ],
 )
 def test_a_repr_says_what_was_written(fault, text):
-    """What differs from the defaults."""
+    """The arguments that differ from the defaults."""
     assert repr(fault) == text
 
 

@@ -170,7 +170,7 @@ def test_line_endings_of_a_stream(ending):
 
 
 def test_without_done_and_without_finish_reason():
-    """Each takes just its own away, and says when there was nothing to take."""
+    """Each removes only its own part, and returns False if there was none."""
     response = stream()
     assert WithoutDone().apply(response)
     assert data(response) == STREAM[: ENDS[4]]
@@ -194,7 +194,7 @@ def test_a_whole_response_without_finish_reason():
 @pytest.mark.parametrize("shape", ["object", "text", "flat", "detail", "named", "named_text", "beside"])
 @pytest.mark.parametrize("done", [False, True])
 def test_an_error_in_a_stream_ends_it(shape, done):
-    """Nothing of the answer follows, `[DONE]` only when asked for; the HTTP body ends in good order."""
+    """Nothing of the answer follows, `[DONE]` only on request; the HTTP body ends in good order."""
     response = stream()
     assert ErrorInStream(after_token=2, shape=shape, message="broke off", done=done).apply(response)
     assert data(response).startswith(STREAM[: ENDS[2]])
@@ -207,7 +207,7 @@ def test_an_error_in_a_stream_ends_it(shape, done):
 
 
 def test_garbage_is_an_event_and_an_insert_any_bytes():
-    """Put in between, with what follows unharmed."""
+    """They are put in between, and the rest is unchanged."""
     response = stream()
     Garbage(after_token=1, data=b"no JSON").apply(response)
     Insert(at_byte=3, data=b"xyz", times=2).apply(response)
@@ -219,7 +219,7 @@ def test_garbage_is_an_event_and_an_insert_any_bytes():
 
 @pytest.mark.parametrize("size", [1, 65_535, 65_536, 1_000_000])
 def test_a_huge_line_is_one_event_of_that_size(size):
-    """It takes no memory for what is repeated."""
+    """Repeated blocks take no memory."""
     response = stream()
     HugeLine(size=size, after_token=1).apply(response)
     inserted = response.body[1:4]
@@ -231,7 +231,7 @@ def test_a_huge_line_is_one_event_of_that_size(size):
 
 @pytest.mark.parametrize("how", ["reset", "close", "chunk", "end"])
 def test_how_a_cut_ends(how):
-    """RST, FIN, FIN inside a promised chunk, or the body's end in good order."""
+    """RST, FIN, FIN inside an announced chunk, or the body's end in good order."""
     response = stream()
     Cut(after_token=1, how=how).apply(response)
     ends = [(piece.data, piece.end, piece.raw) for piece in response.body[1:]]
@@ -248,7 +248,7 @@ def test_how_a_cut_ends(how):
 
 @pytest.mark.parametrize(("how", "length"), [("reset", 10), ("close", 10), ("chunk", 10), ("end", 4)])
 def test_a_cut_of_a_body_with_a_length_breaks_the_promise_of_the_whole(how, length):
-    """But with `end`, which makes a short body in good order."""
+    """Except with `end`, which makes a short body in good order."""
     response = whole()
     Cut(at_byte=4, how=how).apply(response)
     assert f"content-length: {length}\r\n".encode() in response.head()
@@ -256,7 +256,7 @@ def test_a_cut_of_a_body_with_a_length_breaks_the_promise_of_the_whole(how, leng
 
 
 def test_framing_faults():
-    """Frame, Gzip, WrongLength, CloseAfter and Raw set what the plan says of the transfer."""
+    """Frame, Gzip, WrongLength, CloseAfter and Raw change the plan's transfer."""
     response = stream()
     Frame("close").apply(response)
     assert b"connection: close\r\n" in response.head()

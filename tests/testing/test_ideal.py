@@ -1,4 +1,4 @@
-"""The oracle: no client gets more than it says, and some get as much."""
+"""The oracle: no client gets more, and some get as much."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_a_steady_client_gets_what_the_oracle_says(rate, seconds, tokens):
 
 @pytest.mark.parametrize(("rate", "seconds", "tokens"), DYNAMIC)
 def test_the_oracle_can_be_reached(rate, seconds, tokens):
-    """Who takes all capacity in the moment it is there gets the oracle's number less one, all along the curve."""
+    """A client that takes all capacity at once gets at least the oracle's number less one, all along the curve."""
     for until in (0, seconds / 20, seconds / 4, seconds):
         ideal = ideal_requests(rate, until, tokens)
         got = greedy(rate, until, tokens)
@@ -71,7 +71,7 @@ def test_the_oracle_of_a_dynamic_rate():
 
 @given(RATES.filter(lambda rate: rate != Rate()), st.floats(0, 1e6), st.integers(0, 10**5))
 def test_the_oracles_are_inverse(rate, requests, tokens):
-    """So many seconds admit so many requests, and so many requests need so many seconds."""
+    """The requests of some seconds need that many seconds."""
     seconds = ideal_seconds(rate, requests, tokens)
     back = ideal_requests(rate, seconds, tokens)
     assert back >= requests * (1 - 1e-9)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
     ids=lambda value: repr(value)[:40],
 )
 async def test_what_is_no_request_is_refused_and_the_connection_closed(garbage, status):
-    """A body that says why, and a FIN; the journal has no entry."""
+    """The body has the reason, and a FIN follows; the journal has no entry."""
     async with EmulatorServer() as server, await Client.to(server) as client:
         answer = await client.ask(garbage)
         assert answer.status == status

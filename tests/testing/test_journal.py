@@ -59,7 +59,7 @@ async def test_a_client_that_leaves_is_seen_at_once(goodbye, tokens):
             client.writer.write(post(stream=True))
             await client.reader.readuntil(b"\r\n\r\n")
             entry = server.journal[0]
-            while entry.tokens_written < tokens:  # noqa: ASYNC110 - nothing tells of single tokens
+            while entry.tokens_written < tokens:  # noqa: ASYNC110 - no event for single tokens
                 await asyncio.sleep(0.001)
             if goodbye == "rst":
                 sock = client.writer.get_extra_info("socket")
@@ -82,13 +82,13 @@ async def test_a_client_that_leaves_between_requests_leaves_no_trace():
             client.writer.write(post()[:30])
             await client.silence()
             assert server.open_connections >= 1
-        while server.open_connections:  # noqa: ASYNC110 - nothing tells of connections
+        while server.open_connections:  # noqa: ASYNC110 - no event for connections
             await asyncio.sleep(0.001)
         assert [entry.outcome for entry in server.journal] == ["complete"]
 
 
 async def test_what_does_not_happen_is_an_assertion_error():
-    """With what was waited for."""
+    """The message names the event that was waited for."""
     async with EmulatorServer(TEXT, faults=Stall()) as server, await Client.to(server) as client:
         with pytest.raises(AssertionError, match=r"request number 1 \(0 came\) did not happen within 0.01 s"):
             await server.journal.wait(timeout=0.01)

@@ -1,4 +1,4 @@
-"""What must not be in a recording: keys and prompts, however they are spelled."""
+"""Privacy: no key and no prompt is in a recording, however it is spelled."""
 
 import itertools
 import json
@@ -96,7 +96,7 @@ class TestPrivacy:
         assert exchange.status in {400, 422}
         assert exchange.request.get("model", "m") == "m"
         if repeats not in {"nothing", "plain"}:
-            json.loads(body_of(exchange))  # what was taken out left JSON behind
+            json.loads(body_of(exchange))  # still JSON without them
 
     @pytest.mark.parametrize("stream", [True, False])
     @pytest.mark.parametrize("prompt", [PROMPT, "short"])
@@ -147,7 +147,7 @@ class TestPrivacy:
         assert body_of(without_private(recorded, [], keep_prompts=False)) == answer
 
     def test_an_escape_is_not_cut_in_two(self) -> None:
-        """The text begins with what is half an escape in the answer: a line feed, and "ice"."""
+        """The secret begins inside an escape of the answer: a line feed, then "ice"."""
         answer = json.dumps({"a": "so\nice weather", "b": 1}).encode()
         kept = without_private(
             RecordedExchange(200, {}, ((0.0, answer),), asking("nice weather")), [], keep_prompts=False

@@ -21,7 +21,7 @@ def test_values(value):
 
 
 def test_per_minute():
-    """A sixtieth of it per second; what is not given stays unlimited."""
+    """A sixtieth of it per second; an omitted one stays unlimited."""
     assert Rate.per_minute(600, 60_000) == Rate(10, 1000)
     assert Rate.per_minute(tokens=60, burst_s=2, dynamic=Dynamic()) == Rate(None, 1, 2, Dynamic())
     assert Rate.per_minute() == Rate()
@@ -46,6 +46,6 @@ NO_NUMBERS = [0, -1, math.nan, math.inf, True, "5", [], 10**400, 10**5000]
     ],
 )
 def test_what_is_no_rate(name, make, value):
-    """Zero, negative, NaN, infinite, bool, text, far too large: refused by name, with what was got and is expected."""
+    """Zero, negative, NaN, infinite, bool, text, far too large: the error has name, value and expectation."""
     with pytest.raises(ValueError, match=rf"^{re.escape(name)}: got .*, expected a number "):
         make(value)

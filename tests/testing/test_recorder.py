@@ -65,7 +65,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("split", [Split(every=1), Split(inside="utf-8"), Split(every=7)], ids=repr)
     async def test_pieces_end_anywhere(self, path: Path, split: Fault) -> None:
-        """Also inside a character, where a piece is no text."""
+        """Also inside a character, where a piece is not text."""
         got = await recorded_once(path, RAINBOW, faults=split)
         exchange = only(path)
         assert body_of(exchange) == got.body
@@ -86,7 +86,7 @@ class TestBytes:
         assert only(path).complete
 
     async def test_compressed_although_nobody_asked(self, path: Path) -> None:
-        """Passed on and recorded as what it says, or prompts would hide in it; the server is asked for plain bytes."""
+        """It is passed on and recorded decompressed, or prompts would hide in it; plain bytes are requested."""
         async with recording(path, TEXT, faults=Gzip()) as (server, recorder):
             got = await post(recorder.base_url, asking())
         assert got.body.endswith(b"data: [DONE]\n\n")
@@ -95,7 +95,7 @@ class TestBytes:
         assert server.journal[0].headers["accept-encoding"] == "identity"
 
     async def test_a_raw_client(self, path: Path) -> None:
-        """Bytes on a socket: a request with what HTTP needs and no more gets no more headers on its way."""
+        """Bytes on a socket: a request with a minimum of headers gets no more on its way."""
         async with recording(path, TEXT) as (server, recorder):
             host, port = recorder.base_url.removeprefix("http://").removesuffix("/v1").split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
@@ -167,7 +167,7 @@ class TestProxy:
     async def test_credentials_of_the_machine_stay_there(
         self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A .netrc is not asked, neither in place of the client's key nor where there is none."""
+        """A .netrc is not read, neither in place of the client's key nor without one."""
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password hunter2\n")
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         async with recording(path, TEXT) as (server, recorder), aiohttp.ClientSession() as session:
@@ -205,7 +205,7 @@ class TestProxy:
         assert path.read_bytes() == b""
 
     async def test_an_upstream_that_leaves_before_its_head(self, path: Path) -> None:
-        """The proxy does the same, so that the client learns what it would have learnt; there is nothing to record."""
+        """The proxy does the same, so that the client sees the same error; there is nothing to record."""
         async with recording(path, faults=Cut()) as (_, recorder):
             with pytest.raises(aiohttp.ServerDisconnectedError):
                 await post(recorder.base_url, asking())

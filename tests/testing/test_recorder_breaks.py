@@ -53,8 +53,10 @@ class TestBreaks:
         ids=repr,
     )
     async def test_an_upstream_that_breaks_off(self, path: Path, fault: Fault) -> None:
-        """So does the proxy, after the same bytes; so does the replay."""
-        faults = Stall(after_token=1, seconds=0.02) + fault  # so that something is out before a RST takes it away
+        """The proxy breaks off after the same bytes, and so does the replay."""
+        faults = (
+            Stall(after_token=1, seconds=0.02) + fault
+        )  # so that some bytes have arrived before a RST discards the rest
         async with (
             recording(path, TEXT, faults=faults) as (_, recorder),
             AsyncTogether(KEY, base_url=recorder.base_url) as client,
@@ -81,14 +83,14 @@ class TestBreaks:
         assert again.body == got.body
 
     async def test_an_end_that_only_its_content_tells(self, path: Path) -> None:
-        """A stream without [DONE] in good HTTP is complete for the proxy: it knows nothing of the protocol."""
+        """A stream without [DONE] in valid HTTP is complete for the proxy, which does not know the protocol."""
         got = await recorded_once(path, TEXT, faults=WithoutDone())
         assert only(path).complete
         assert (await replayed(path)).body == got.body
         assert b"[DONE]" not in got.body
 
     async def test_a_client_that_leaves(self, path: Path) -> None:
-        """The upstream is left within 100 ms, and what came is recorded as incomplete."""
+        """The proxy leaves the upstream at once, and records the part that came as incomplete."""
         recorded = asyncio.Event()
         async with (
             EmulatorServer(TEXT, faults=Stall(after_token=2)) as server,
@@ -118,7 +120,7 @@ class TestBreaks:
         assert path.read_bytes() == b""
 
     async def test_stopping_does_not_wait_for_streams(self, path: Path) -> None:
-        """Both ends are let go at once, and what came is in the file."""
+        """Both ends are closed at once, and the part that came is in the file."""
         async with EmulatorServer(TEXT, faults=Stall(after_token=1)) as server:
             async with Recorder(path, upstream=server.base_url) as recorder:
                 tasks = [asyncio.create_task(post(recorder.base_url, asking())) for _ in range(3)]
@@ -148,7 +150,7 @@ class TestFile:
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     async def test_a_full_disk(self) -> None:
-        """The client has its answer; the next is refused before it costs anything, and the end says why."""
+        """The client has its answer; the next request is refused at no cost, and leaving raises the error."""
         async with EmulatorServer(TEXT) as server:
             recorder = await Recorder("/dev/full", upstream=server.base_url).__aenter__()
             first = await post(recorder.base_url, asking())
@@ -199,10 +201,10 @@ class TestFile:
 
 class TestMemory:
     async def test_a_long_stream_costs_its_recording(self, path: Path) -> None:
-        """At the peak a few times what is written, and nothing afterwards."""
+        """At the peak a few times the size of the recording, and nothing afterwards."""
         size = 4 * 1024 * 1024
         async with recording(path, TEXT, faults=HugeLine(size=size)) as (_, recorder):
-            await post(recorder.base_url, asking())  # what is allocated once
+            await post(recorder.base_url, asking())  # for one-time allocations
             path.unlink()
             tracemalloc.start()
             try:
@@ -226,7 +228,7 @@ class TestMemory:
                 pass
 
     async def test_a_client_that_does_not_read_stops_the_upstream(self, path: Path) -> None:
-        """What is under way is bounded by sockets' buffers, not by what the server has to say."""
+        """The bytes under way are bounded by the sockets' buffers, not by the size of the response."""
         size = 64 * 1024 * 1024
         async with recording(path, TEXT, faults=HugeLine(size=size)) as (server, recorder):
             host, port = recorder.base_url.removeprefix("http://").removesuffix("/v1").split(":")

@@ -85,7 +85,7 @@ class TestTiming:
         assert times[-1] * least - 0.005 <= time.monotonic() - started < times[-1] * 0.9
 
     async def test_the_wait_for_the_head_and_for_the_end_are_kept(self, path: Path) -> None:
-        """A server which is late with the head, and one which is late with the end, are so again."""
+        """A late head and a late end are replayed late."""
         faults = Stall(seconds=0.1) + Stall(seconds=0.1, at_byte=0) + Cut(at_byte=1, how="close")
         await recorded_once(path, TEXT, faults=faults)
         exchange = attrs.evolve(only(path), ended_s=0.3)
@@ -98,7 +98,7 @@ class TestTiming:
         assert sum(piece.wait_s for piece in response.body) == pytest.approx((0.3 - exchange.began_s) / 2)
 
     def test_a_complete_answer_ends_as_late_as_it_did(self) -> None:
-        """Half a second after its last piece, at the speed asked for, and in good order."""
+        """Half a second after its last piece, scaled by the speed, and in good order."""
         exchange = RecordedExchange(200, {}, ((0.25, b"x"),), ended_s=0.75)
         response = ResponsePlan()
         replay(exchange, response, speed=2.0)
@@ -108,7 +108,7 @@ class TestTiming:
         ]
 
     async def test_each_piece_is_passed_on_at_once(self, path: Path) -> None:
-        """The head, then the first token, are here while the server holds back what follows."""
+        """The head, and then the first token, arrive while the server holds back the rest."""
         faults = Stall(after_token=0) + Stall(after_token=1)
         async with (
             recording(path, TEXT, faults=faults) as (server, recorder),
@@ -161,14 +161,14 @@ class TestReplay:
         assert [loaded.choose(request, turn) for turn in range(3)] == [first, second, first]
 
     def test_asking_for_usage_is_the_same_question(self) -> None:
-        """A client that asks for it finds what another recorded without."""
+        """A request with `include_usage` finds the exchange recorded without it."""
         other = RecordedExchange(200, {}, (), asking("other"))
         asked = RecordedExchange(200, {}, (), asking(stream_options={"include_usage": True}))
         request = ChatCompletionRequest(messages="Why?", model="m")
         assert Recording((other, asked)).choose(request, 0) is asked
 
     def test_the_kind_of_answer_is_heeded_when_it_is_known(self) -> None:
-        """Who asks for a stream gets one, if there is one."""
+        """A request for a stream gets a recorded stream, if there is one."""
         whole, stream = (RecordedExchange(200, {"x": str(on)}, (), asking("other", stream=on)) for on in (False, True))
         loaded = Recording((whole, stream))
         request = ChatCompletionRequest(messages="Why?", model="m")

@@ -1,4 +1,4 @@
-"""The plan of a response: places in it, and what splitting does to its pieces. No socket here."""
+"""The plan of a response: places in it, and splitting. No socket here."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_place_after_so_many_tokens_of_a_whole_response_is_that_share_of_it(to
 )
 @pytest.mark.parametrize("fault", [Stall, Cut, ErrorInStream, Garbage, HugeLine], ids=lambda fault: fault.__name__)
 def test_a_place_beyond_the_end_is_none(fault, place):
-    """The response stays as it was, and the fault says that it had no place."""
+    """The response stays as it was, and `apply` returns False."""
     response = stream()
     assert not fault(**place).apply(response)
     assert response == stream()

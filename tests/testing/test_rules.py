@@ -22,7 +22,7 @@ from together_async.testing import (
 )
 from together_async.testing.rules import Rule, choose
 
-ANY: Any = "1"  # what a checker of types would refuse
+ANY: Any = "1"  # a type checker would refuse it
 GZIP, RESET, STALL = Gzip(), Cut(), Stall()
 
 
@@ -31,7 +31,7 @@ def request(model: str = "m", n: int = 1) -> ChatCompletionRequest:
 
 
 def chosen(rule: Rule, requests: int = 1, *, seed: int = 0, model: str = "m") -> list[list[Fault]]:
-    """What a rule chooses for so many requests, one after the other."""
+    """The faults that a rule chooses for each of so many requests."""
     turns: dict[int, int] = {}
     return [choose(rule, request(model), Random(f"{seed}/{number}"), turns) for number in range(requests)]
 
@@ -77,7 +77,7 @@ def test_two_rules_in_turn_count_by_themselves():
 
 
 def test_chance_and_one_of_repeat_with_the_seed():
-    """The same seed picks the same requests, another seed others."""
+    """The same seed picks the same requests; another seed picks others."""
     rule = [Chance(0.5, GZIP), OneOf(RESET, STALL, None)]
     assert chosen(rule, 50) == chosen(rule, 50)
     assert chosen(rule, 50) != chosen(rule, 50, seed=1)
@@ -98,6 +98,6 @@ def test_one_of_takes_each_as_often():
 
 @pytest.mark.parametrize("rule", ["x", b"x", 5, {"m": GZIP}, [5], lambda _: "x", InTurn(5), Chance(1, ANY)], ids=repr)
 def test_what_is_no_rule_is_a_type_error(rule):
-    """The text says what came."""
+    """The message names the type."""
     with pytest.raises(TypeError, match="among the faults, expected a fault"):
         chosen(rule)

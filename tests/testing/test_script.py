@@ -1,4 +1,4 @@
-"""What the pretended model says to a request: scripts, and the request's own limits."""
+"""Scripts: the model's replies to a request, within the request's limits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def text(choice: GeneratedChoice) -> str:
 
 @pytest.mark.parametrize("script", ["Hello there!", Reply("Hello there!"), ["Hello there!"], [Reply("Hello there!")]])
 def test_a_text_a_reply_or_a_list_of_these(script):
-    """All say the same: the tokens of the text, once, with reason `stop`."""
+    """All give the same: the tokens of the text, once, with reason `stop`."""
     (choice,) = choices_of(script)
     assert choice.content == ("Hello", " there", "!")
     assert (choice.index, choice.finish_reason, choice.reasoning, choice.calls) == (0, "stop", (), ())
@@ -70,7 +70,7 @@ def test_choices_get_the_replies_in_turn(script, texts):
 
 @pytest.mark.parametrize("replies", [5, b"x", [], [5], {"a": 1}, object()])
 def test_what_is_no_reply_is_a_type_error(replies):
-    """The text says what came."""
+    """The message names the type."""
     with pytest.raises(TypeError, match="the script returned"):
         choices_of(lambda _: replies)
 
@@ -84,7 +84,7 @@ def test_the_tokens_may_be_given():
 
 
 def test_a_reply_may_say_how_it_ended():
-    """`finish_reason` in place of what follows from the content."""
+    """`finish_reason` replaces the one that follows from the content."""
     (choice,) = choices_of(Reply("x", finish_reason="content_filter"))
     assert choice.finish_reason == "content_filter"
 
@@ -138,7 +138,7 @@ MIXED = Reply(["a", "b"], reasoning=["r", "s"], tool_calls=[Call("f", "{}", id="
 
 
 def test_max_tokens_cuts_in_the_order_of_generation():
-    """Reasoning, content, calls: at every limit exactly so many tokens, a prefix of what would have been said."""
+    """Reasoning, content, tool calls: every limit gives exactly so many tokens, a prefix of the whole reply."""
     (full,) = choices_of(MIXED)
     assert full.tokens >= 6
     flat = [*full.reasoning, *(full.content or ()), *(p for call in full.calls for p in call.pieces)]
@@ -177,7 +177,7 @@ def test_generated_text_depends_on_request_and_seed_alone():
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_generated_text_is_cut_by_max_tokens(limit):
-    """It had more to say, and says so with `length`."""
+    """The text goes on, as the reason `length` shows."""
     (choice,) = choices_of(None, max_tokens=limit)
     assert (choice.tokens, choice.finish_reason) == (limit, "length")
 
@@ -199,7 +199,7 @@ def test_generated_text_is_cut_by_max_tokens(limit):
     ],
 )
 def test_a_tool_is_called_where_one_is_asked_for(fields, name):
-    """The first unless one is named; none when told so, or when a tool has just answered."""
+    """The first unless one is named; none with `tool_choice="none"`, or after a tool's answer."""
     (choice,) = choices_of(None, tools=[TOOL, OTHER_TOOL], **fields)
     assert [call.name for call in choice.calls] == ([] if name is None else [name])
     assert (choice.content is None) is (name is not None)
@@ -222,7 +222,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
     ids=lambda wanted: wanted["type"],
 )
 def test_a_response_format_with_a_schema_is_honoured(wanted):
-    """The text is JSON with just what the schema asks for."""
+    """The text is JSON that fits the schema."""
     (choice,) = choices_of(None, response_format=wanted)
     value = json.loads(text(choice))
     assert list(value) == ["n"]
@@ -258,7 +258,7 @@ def test_a_format_without_a_solution_is_a_value_error(wanted):
 
 
 def test_a_script_does_not_heed_the_format():
-    """What the author wrote is what comes, though the request wants JSON or a call."""
+    """A script's reply is sent as it is, even if the request asks for JSON or a tool call."""
     (choice,) = choices_of("no JSON", response_format={"type": "json_object"}, tools=[TOOL], tool_choice="required")
     assert text(choice) == "no JSON"
     assert choice.calls == ()
@@ -285,7 +285,7 @@ def test_the_seed_asked_for_is_the_seed_told(seed):
     ],
 )
 def test_the_text_of_a_content(content, found):
-    """A str, or the text parts of a list; everything else is none."""
+    """A str, or the text parts of a list; anything else counts as empty."""
     assert text_of(content) == found
 
 

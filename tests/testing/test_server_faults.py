@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("tokens", range(5))
 @pytest.mark.parametrize(("how", "end"), [("reset", "reset"), ("close", "eof"), ("chunk", "eof")])
 async def test_a_cut_after_a_token_of_a_stream(how, end, tokens):
-    """The events before it, in good framing; then RST, FIN, or FIN inside a promised chunk."""
+    """The events before it, correctly framed; then RST, FIN, or FIN inside an announced chunk."""
     _, events = await plain(stream=True)
     async with EmulatorServer(TEXT, faults=Cut(after_token=tokens, how=how)) as server:
         got, ended = await raw(server, post(stream=True))
@@ -50,7 +50,7 @@ async def test_a_cut_after_a_token_of_a_stream(how, end, tokens):
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 @pytest.mark.parametrize("how", ["reset", "close"])
 async def test_a_cut_at_a_byte_in_each_framing(framing, where, how):
-    """Exactly so many bytes of the body come, whether framed by chunks, a length or the connection's end."""
+    """Exactly so many bytes of the body come, in each framing."""
     body, _ = await plain(stream=True)
     at = {"first": 0, "middle": len(body) // 2, "last": len(body)}[where]
     async with EmulatorServer(TEXT, faults=Frame(framing) + Cut(at_byte=at, how=how)) as server:
@@ -66,7 +66,7 @@ async def test_a_cut_at_a_byte_in_each_framing(framing, where, how):
 @pytest.mark.parametrize("at", [0, 1, 9, 40, 10_000])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_cut_in_the_head(at, stream):
-    """So many of its bytes, at most all of them, and nothing of the body."""
+    """That many bytes of the head, at most all, and nothing of the body."""
     async with EmulatorServer(TEXT) as server:
         full, _, _ = (await raw(server, post(stream=stream, headers="") + b"junk\r\n\r\n"))[0].partition(b"\r\n\r\n")
         server.journal.clear()
@@ -87,7 +87,7 @@ async def test_a_cut_before_the_first_byte(stream):
 @pytest.mark.parametrize("at", [0, 1, 100])
 @pytest.mark.parametrize(("how", "end"), [("reset", "reset"), ("close", "eof"), ("chunk", "eof")])
 async def test_a_cut_of_a_whole_response(how, end, at):
-    """The length promised the whole, so it is too short whichever way it ends."""
+    """The length announces the whole body, so it is too short, however it ends."""
     body, _ = await plain(stream=False)
     async with EmulatorServer(TEXT, faults=Cut(at_byte=at, how=how)) as server:
         got, ended = await raw(server, post())
@@ -111,7 +111,7 @@ def answer_id(answer: Answer) -> bytes:
 
 
 async def test_a_cut_beyond_the_end_is_no_fault():
-    """The response is whole, and the journal says that nothing went wrong."""
+    """The response is whole, and the journal lists no fault."""
     async with EmulatorServer(TEXT, faults=Cut(after_token=5) + Stall(at_byte=10**6)) as server:
         assert (await ask(server, post(stream=True))).text == TEXT
         assert server.journal[0].faults == ()
@@ -123,7 +123,7 @@ SHAPES = ["object", "text", "flat", "detail", "named", "named_text", "beside"]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("done", [False, True])
 async def test_an_error_in_a_stream(shape, done):
-    """After the tokens before it, as one event; the HTTP body ends in good order."""
+    """It comes after the tokens, as one event; the HTTP body ends in good order."""
     _, events = await plain(stream=True)
     fault = ErrorInStream(after_token=2, shape=shape, message="broke off", code=503, done=done)
     async with EmulatorServer(TEXT, faults=fault) as server:

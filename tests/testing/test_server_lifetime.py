@@ -74,7 +74,7 @@ async def test_the_end_of_the_server_ends_everything():
 
 
 async def test_a_script_that_raises_is_a_500_and_raised_at_the_end():
-    """The client learns that it was the emulator; the author, what it was."""
+    """The client gets a 500 that names the emulator; the author gets the error."""
 
     def script(request: Any) -> str:
         raise KeyError("mine")
@@ -148,7 +148,7 @@ async def test_a_port_in_use_is_an_os_error():
 
 
 async def test_an_emulator_is_entered_once_at_a_time():
-    """Twice at once is a mistake, twice one after the other is not; without a port there is no address before."""
+    """Entering it while it runs is an error, entering it again later is not; before the first time there is no port."""
     server = EmulatorServer("x")
     assert repr(server) == "<EmulatorServer not running, 0 requests>"
     for call in (lambda: server.base_url, server.release, server.drop_connections):
@@ -308,7 +308,7 @@ async def test_a_failed_handshake_leaves_no_connection(authority):
         with pytest.raises(ssl.SSLError):
             await Client.to(server, ssl=ssl.create_default_context())
         async with asyncio.timeout(5):
-            while server.open_connections:  # noqa: ASYNC110 - nothing tells of connections
+            while server.open_connections:  # noqa: ASYNC110 - no event for connections
                 await asyncio.sleep(0.001)
 
 

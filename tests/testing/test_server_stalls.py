@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
     ids=repr,
 )
 async def test_a_stall_is_silence_until_it_is_released(fault, tokens):
-    """What comes before is out, the connection open; `release` brings the rest."""
+    """The part before it has arrived, the connection is open; `release` brings the rest."""
     _, events = await plain(stream=True)
     async with EmulatorServer(TEXT, faults=fault) as server, await Client.to(server) as client:
         client.writer.write(post(stream=True))
@@ -82,7 +82,7 @@ async def test_release_where_nothing_stalls_does_nothing():
 
 
 async def test_pings_while_it_stalls():
-    """One each so many seconds, whole ones, until released."""
+    """A whole ping at each interval, until released."""
     _, events = await plain(stream=True)
     async with (
         EmulatorServer(TEXT, faults=Stall(after_token=1, ping_every=0.01)) as server,

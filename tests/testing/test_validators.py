@@ -26,7 +26,7 @@ from together_async.testing import (
     WrongLength,
 )
 
-ANY: Any = "1"  # what a checker of types would refuse
+ANY: Any = "1"  # a type checker would refuse it
 BAD: list[tuple[Any, str]] = [
     (lambda: Status(99), "code: got 99, expected an HTTP status, 200 to 599"),
     (lambda: Status(600), "code: got 600, expected"),

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 @virtual
 @pytest.mark.parametrize("framing", ["chunked", "close"])
 async def test_gzip_is_decompressed_as_it_comes(framing):
-    """A cut of a compressed body is one of what is inside, each event can be inflated when it is out."""
+    """The place counts uncompressed bytes, and each event can be decompressed as soon as it has arrived."""
     body, events = await plain(stream=True)
     fault = Gzip() + Frame(framing) + Stall(after_token=2)
     async with EmulatorServer(TEXT, faults=fault) as server, await Client.to(server) as client:
@@ -130,7 +130,7 @@ ENDLESS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("fault", ENDLESS.values(), ids=ENDLESS)
 async def test_a_flood_stops_when_nobody_reads_and_ends_when_the_client_leaves(fault):
-    """What is written stays what the kernel took; then the leaving is seen, and nothing is left."""
+    """No more is written than the kernel takes; when the client leaves, everything is freed."""
     async with EmulatorServer(TEXT, faults=fault) as server:
         async with await Client.to(server, sock=narrow()) as client:
             client.writer.write(post(stream=True))
@@ -148,7 +148,7 @@ async def test_a_flood_stops_when_nobody_reads_and_ends_when_the_client_leaves(f
 
 
 async def test_a_stream_pauses_when_nobody_reads_and_goes_on():
-    """`tokens_written` stops short of the end; the reader who comes back gets every token."""
+    """`tokens_written` stops short of the end; when the client reads again, it gets every token."""
     tokens = [f" {number:x}".ljust(4_000, "x") for number in range(2_000)]
     async with EmulatorServer(Reply(tokens)) as server, await Client.to(server, sock=narrow()) as client:
         client.writer.write(post(stream=True))
@@ -171,7 +171,7 @@ async def test_a_stream_pauses_when_nobody_reads_and_goes_on():
     ids=["close", "HTTP/1.0"],
 )
 async def test_a_client_that_reads_to_the_end(request_):
-    """Who says so, and who speaks HTTP/1.0, gets the end of the connection after the response."""
+    """With `connection: close` or HTTP/1.0, the connection ends after the response."""
     async with EmulatorServer(TEXT) as server, await Client.to(server) as client:
         client.writer.write(request_)
         await client.read_to_end()

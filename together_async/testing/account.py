@@ -151,7 +151,7 @@ class _ModelUsage:
 
 
 class Account:
-    """An organisation's account: what it may use of each model, and what it has used.
+    """An organisation's account: its limits for each model, and its use so far.
 
     Args:
         rate: The rate of every model that `per_model` does not name, each with buckets of its own; None does not limit.

@@ -1,4 +1,4 @@
-"""What the emulator answers to a request: script, faults, account and journal, without any socket."""
+"""The emulator without a socket: a request in, its entry in the journal and the plan of its response out."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Emulator:
 
     @property
     def script(self) -> Script | Recording | Chooser:
-        """What the models answer; setting it starts `InTurn` and `Recording` again."""
+        """The script of the answers; setting it starts `InTurn` and `Recording` again."""
         return self._script
 
     @script.setter
@@ -93,7 +93,7 @@ class Emulator:
 
     @property
     def faults(self) -> Rule:
-        """What goes wrong; setting it starts `InTurn` again."""
+        """The faults; setting them starts `InTurn` again."""
         return self._faults
 
     @faults.setter

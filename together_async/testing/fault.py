@@ -1,4 +1,4 @@
-"""What a fault is: an edit of a response's plan, which may have a place, and which `+` combines with others."""
+"""The base of all faults: an edit of a response's plan, perhaps at a place; `+` combines several."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from together_async.wire.sse import encode_event
 _BLOCK = 65_536
 """Bytes written at once where a fault sends many."""
 PING = b": ping\n\n"
-"""An event stream's comment, which is no event."""
+"""A comment of an event stream, which is not an event."""
 
 
 # ------------------------------------------------------------------------------------------------------------ responses

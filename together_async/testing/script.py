@@ -67,7 +67,7 @@ class Reply:
 
 
 Replies: TypeAlias = str | Reply | Sequence[str | Reply]
-"""What a script returns: a text, a reply, or a sequence of them, one for each choice."""
+"""The result of a script: a text, a reply, or a sequence of them, one for each choice."""
 Script: TypeAlias = Replies | Callable[[ChatCompletionRequest], Replies] | None
 """What an emulator takes as `script`; None is the built-in """
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a ValueError that names the argument, the value and what was expected."""
+"""Checks of arguments: each raises a ValueError with the argument's name, its value and the expectation."""
 
 from __future__ import annotations
 

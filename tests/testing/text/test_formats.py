@@ -1,4 +1,4 @@
-"""Formats: what is made for each is what jsonschema takes for that format."""
+"""Formats: every text is valid to jsonschema."""
 
 from __future__ import annotations
 

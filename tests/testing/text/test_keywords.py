@@ -41,7 +41,7 @@ def test_types(schema, types):
     ],
 )
 def test_merged(schema, other, both):
-    """The stricter limit, what both have in common, or `allOf` of the two."""
+    """The stricter limit, the common values, or `allOf` of the two."""
     assert merged(schema, other) == both
 
 
@@ -71,7 +71,7 @@ def test_items():
 
 
 def test_resolve():
-    """By JSON pointer, with its escapes; what points out of the schema or to no schema is an error."""
+    """By JSON pointer, with its escapes; a reference out of the schema, or to something else, is an error."""
     document = SchemaDocument({"$defs": {"a/b c": {"type": "null"}, "list": [True]}, "title": "T"})
     assert document.resolve("#/$defs/a~1b%20c") == {"type": "null"}
     assert document.resolve("#/$defs/list/0") is True
@@ -95,5 +95,5 @@ def test_resolve():
     ids=str,
 )
 def test_heights(schema: Any, height: float):
-    """How many values must be inside one another; infinite where there is no end, or no value at all."""
+    """The number of values that must be inside one another; infinite without an end, or without any value."""
     assert SchemaDocument(schema).height(schema) == height

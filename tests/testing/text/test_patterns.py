@@ -60,14 +60,14 @@ def test_matching_any_pattern(pattern, rng):
 
 @pytest.mark.parametrize("pattern", ["(", "[z-a]", "a{99999999999999999999}", "(?P<a>", r"\p{L}", "(?<name>x)"])
 def test_not_a_pattern(pattern):
-    """What `re` doesn't read is refused, with the pattern."""
+    """A pattern that `re` doesn't accept is refused; the message quotes it."""
     with pytest.raises(ValueError, match=rf"^pattern {re.escape(repr(pattern))}: not a regular expression \("):
         matching(pattern, Random(1))
 
 
 @pytest.mark.parametrize("pattern", ["a^b", "(?!x)x", r"(?>a)b", "((a{999}){999}){999}", r"[^\x00-\U0010ffff]"])
 def test_no_text_for_a_pattern(pattern):
-    """What matches nothing, is beyond rstr or is far too long ends soon, in an error."""
+    """A pattern that matches nothing, is unknown to rstr or far too long soon ends in an error."""
     before = time.process_time()
     with pytest.raises(ValueError, match=r"use (a simpler one|fewer)"):
         matching(pattern, Random(1))
@@ -75,7 +75,7 @@ def test_no_text_for_a_pattern(pattern):
 
 
 def test_matching_without_rstr(monkeypatch):
-    """The error of a missing library says what to install; whatever needs no pattern works without."""
+    """The error of a missing library says how to install it; everything without a pattern works."""
     real = builtins.__import__
 
     def missing(name, *others):

@@ -34,7 +34,7 @@ def test_text_of_so_many_tokens(rng, tokens):
 
 @pytest.mark.parametrize("tokens", range(300))
 def test_text_of_every_length(tokens):
-    """No length is left out between sentences, paragraphs and what is shorter than either."""
+    """No length is left out: sentences, paragraphs, and anything shorter."""
     assert [len(tokens_of(plausible_text(Random(seed), tokens))) for seed in range(5)] == [tokens] * 5
 
 

@@ -86,14 +86,14 @@ class Owner(pydantic.BaseModel):
 
 @pytest.mark.parametrize("kind", [Node, Invoice, Shipment, list[Invoice], dict[str, Node]], ids=str)
 def test_schemas_of_msgspec(kind):
-    """What msgspec says of a class is kept, and msgspec makes a value of that class from it."""
+    """The value fits msgspec's schema of a class, and msgspec decodes it into that class."""
     for value in check(msgspec.json.schema(kind)):
         msgspec.json.decode(json.dumps(value), type=kind)
 
 
 @pytest.mark.parametrize("kind", [Cat, Dog, Owner])
 def test_schemas_of_pydantic(kind):
-    """What pydantic says of a model is kept, and pydantic makes the model from it."""
+    """The value fits pydantic's schema of a model, and pydantic makes the model from it."""
     for value in check(kind.model_json_schema()):
         kind.model_validate_json(json.dumps(value))
 
@@ -175,7 +175,7 @@ SCHEMAS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
 def test_instances(schema):
-    """Keyword by keyword, what is made is what jsonschema accepts."""
+    """Keyword by keyword, jsonschema accepts the values."""
     check(schema)
 
 
@@ -219,7 +219,7 @@ ANY_SCHEMA = st.recursive(
 @settings(max_examples=150)
 @given(ANY_SCHEMA, st.integers(0, 99))
 def test_any_schema(schema, seed):
-    """However odd the schema: a value that jsonschema accepts, or a `ValueError` that says where; soon.
+    """Any schema soon gives a value that jsonschema accepts, or a `ValueError` that says where.
 
     Where jsonschema itself trips, over a reference to nothing or to itself, any value is as good as another.
     """
@@ -273,7 +273,7 @@ def test_no_schema(schema):
     ids=str,
 )
 def test_no_instance(schema, where):
-    """What no value satisfies, or none that ends, is an error that says where in the schema."""
+    """A schema without a value, or without one that ends, is an error that says where in the schema."""
     before = time.process_time()
     with pytest.raises(ValueError, match=where):
         instance_of(schema, Random(1))
@@ -290,7 +290,7 @@ def test_a_schema_nested_too_deeply():
 
 
 def test_choices_that_never_work_end_soon():
-    """Nested choices of which none fits are given up after so many values, not after so many to the power of levels."""
+    """A search among nested choices, none of which fits, ends after a number of values that depth does not raise."""
     schema: dict[str, Any] = {"type": "string", "const": 1}
     for _ in range(12):
         schema = {"anyOf": [{"properties": {"a": schema}, "required": ["a"]}] * 2}
@@ -309,7 +309,7 @@ def test_examples_are_the_last_resort():
 
 
 def test_instances_are_their_own():
-    """Changing what was made from `const` or `enum` changes no schema."""
+    """Changing a value made from `const` or `enum` does not change the schema."""
     schema = {"enum": [{"a": []}]}
     instance_of(schema, Random(1))["a"].append(1)
     assert schema == {"enum": [{"a": []}]}
@@ -360,7 +360,7 @@ def test_a_tool_without_parameters(parameters):
 
 
 def test_parameters_without_a_type():
-    """Parameters are an object even if they don't say so, `$ref` included; if they say otherwise, they are refused."""
+    """Parameters without a type describe an object, `$ref` included; any other type is refused."""
     assert tool_arguments({"$ref": "#/$defs/A", "$defs": {"A": {"required": ["a"]}}}, Random(1)).startswith('{"a": ')
     with pytest.raises(ValueError, match=r"got parameters of type 'null', expected 'object'"):
         tool_arguments({"type": "null"}, Random(1))

@@ -1,4 +1,4 @@
-"""The whole package: the same text from the same seed in every process, what it imports, its speed."""
+"""The whole package: the same text from the same seed in every process, its imports, its speed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_not_loaded_at_import(module):
 
 
 def test_speed():
-    """Cutting and writing cost well below what a stream's token does; ten times the usual, for slow machines."""
+    """Cutting and writing cost well below a stream's token; the limits are ten times the usual, for slow machines."""
     rng = Random(1)
     before = time.process_time()
     text = plausible_text(rng, 50_000)

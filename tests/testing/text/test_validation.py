@@ -1,4 +1,4 @@
-"""Validation: jsonschema, asked about the same values, says the same."""
+"""Validation: the same verdicts as jsonschema."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def test_limits_of_draft_4():
 
 
 def test_a_step_is_met_as_floats_see_it():
-    """0.3 is no multiple of 0.1 to validators, which divide floats."""
+    """0.3 is not a multiple of 0.1 to validators, which divide floats."""
     schema = {"multipleOf": 0.1}
     assert [fits(value, schema, SchemaDocument(schema)) for value in (0.3, 0.5)] == [False, True]
