@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
                 self.task = self._loop.create_task(self._carry_out(entry, response))
 
     def _answer_at_once(self, entry: Entry, response: ResponsePlan) -> None:
-        entry.count(response.tokens)
+        entry.record_tokens(response.tokens)
         self.record_end(response)
         self._write(_at_once(response))
         self._end_exchange(_outcome(response))
@@ -144,12 +144,12 @@ class Connection(asyncio.Protocol):
         entry = self._entry
         if entry is not None:
             entry.first_byte_at = entry.first_byte_at or time.monotonic()
-            entry.end(_outcome(response))
+            entry.record_end(_outcome(response))
 
     def _end_exchange(self, outcome: Outcome) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
-            entry.end(outcome)
+            entry.record_end(outcome)
             self._handler.record_end(entry)
 
     # -------------------------------------------------------------------------------------------------------- response

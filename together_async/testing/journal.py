@@ -161,13 +161,13 @@ class Entry:
         """
         return await self._ended.wait(timeout, f"the end of request {self.number}")
 
-    def count(self, tokens: int) -> None:
+    def record_tokens(self, tokens: int) -> None:
         """Records that so many tokens are being written; called by the server."""
         if tokens and self.first_token_at is None:
             self.first_token_at = time.monotonic()
         self.tokens_written += tokens
 
-    def end(self, outcome: Outcome) -> None:
+    def record_end(self, outcome: Outcome) -> None:
         """Records how the exchange ended; called by the server. Only the first call counts."""
         if self.outcome != "open":
             return

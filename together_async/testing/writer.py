@@ -101,14 +101,14 @@ class PlanWriter:
         return True
 
     async def _write(self, piece: Piece) -> None:
-        self._entry.count(piece.tokens)
+        self._entry.record_tokens(piece.tokens)
         await self._connection.send(piece.data if piece.raw else self._framed(self._squeezed(piece.data)))
 
     async def _flush(self) -> None:
         if self._batch:
             batch, self._batch, self._batch_size = self._batch, [], 0
             data = b"".join(piece.data for piece in batch)
-            self._entry.count(sum(piece.tokens for piece in batch))
+            self._entry.record_tokens(sum(piece.tokens for piece in batch))
             await self._connection.send(self._framed(self._squeezed(data)))
 
     def _squeezed(self, data: bytes) -> bytes:
