@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import sys
 from typing import Self
 
@@ -11,16 +12,18 @@ import pytest
 
 from support.paths import ROOT
 
-pty = pytest.importorskip("pty", reason="terminals and signals as Unix has them")
+pty = pytest.importorskip("pty", reason="needs Unix terminals and signals")
+
+# A shell makes its background jobs ignore SIGINT, and children inherit that: Ctrl-C would not end the command, ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMMAND = [sys.executable, "-X", "dev", "-m", "together_async"]
-
-
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The test's environment without the variables the command reads, and with these."""
+    """The test's environment without the variables that the command reads, and with these."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TOGETHER_")}
     return {**inherited, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "TERM": "xterm", **variables}
 
@@ -40,18 +43,18 @@ async def start(
 
 
 async def run(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") -> tuple[int, str, str]:
-    """Run the command to its end; returns the exit code and what both its streams said."""
+    """Runs the command to its end; returns the exit code and the text of both streams."""
     process = await start(*arguments, env=env)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), PATIENCE_S)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), TIMEOUT_S)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 
 
 class Terminal:
-    """The command on a terminal of its own, so that Ctrl-C and Ctrl-D are keys."""
+    """The command on its own terminal, so that Ctrl-C and Ctrl-D are keys."""
 
     # The child makes the terminal its controlling one: only then does the kernel turn the keys into signals.
-    TAKE = (
+    TAKE_TERMINAL = (
         "import fcntl, os, sys, termios\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
         "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n"
@@ -66,7 +69,7 @@ class Terminal:
     async def __aenter__(self) -> Self:
         self._master, slave = pty.openpty()
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", self.TAKE, *COMMAND[1:], *self._arguments,
+            sys.executable, "-c", self.TAKE_TERMINAL, *COMMAND[1:], *self._arguments,
             stdin=slave, stdout=slave, stderr=slave, env=self._env, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
@@ -83,7 +86,7 @@ class Terminal:
     def _read(self) -> None:
         try:
             self._seen += os.read(self._master, 65536).decode("utf-8", "replace")
-        except OSError:  # Linux's way to say that the other side is closed
+        except OSError:  # on Linux: the other side is closed
             asyncio.get_running_loop().remove_reader(self._master)
         self._changed.set()
 
@@ -91,9 +94,9 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     async def interrupt(self, pattern: str) -> None:
-        """Press Ctrl-C at the prompt until it is answered.
+        """Presses Ctrl-C at the prompt until the pattern appears.
 
-        CPython's readline looks for signals, then waits for keys; one that comes in between is seen at the next.
+        CPython's readline checks for signals, then waits for keys: a signal in between is noticed only at the next key.
         """
         for _ in range(10):
             self.press("\x03")
@@ -103,9 +106,9 @@ class Terminal:
         return pytest.fail(f"{pattern!r} never came; the screen: {self._seen!r}")
 
     async def expect(self, pattern: str) -> None:
-        """Wait until the pattern is on the screen; everything up to its end is then forgotten."""
+        """Waits until the pattern is on the screen, then forgets everything up to its end."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await self._see(pattern)
         except TimeoutError:
             pytest.fail(f"{pattern!r} never came; the screen: {self._seen!r}")
@@ -117,4 +120,4 @@ class Terminal:
         self._seen = self._seen[found.end() :]
 
     async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT_S)

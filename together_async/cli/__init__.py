@@ -1,4 +1,4 @@
-"""The command `together-async`. It needs the extra `cli`; nothing of it is imported before `main` runs."""
+"""The command `together-async`. It needs the extra `cli`, of which nothing is imported before `main` runs."""
 
 import sys
 
@@ -25,8 +25,8 @@ def main() -> int:
 
 
 def run() -> int:
-    """Run click's command, and say how it ended rather than end the process."""
-    import click  # noqa: PLC0415 - optional
+    """Run click's command; return its exit code rather than end the process."""
+    import click  # noqa: PLC0415 - an optional package
 
     from together_async.cli.app import app  # noqa: PLC0415 - imports click
 

@@ -1,4 +1,4 @@
-"""The table of subcommands; each is imported when it is asked for, so that none pays for the others."""
+"""The table of subcommands; each is imported when it is used, so that no command pays for the others."""
 
 import os
 from importlib import import_module
@@ -17,28 +17,28 @@ SUBCOMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group which finds its commands in `SUBCOMMANDS`, and ends the way a Unix command does."""
+    """A group that finds its commands in `SUBCOMMANDS`, and ends as a Unix command does."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a subcommand. Left to click, Ctrl-C and a closed pipe would both be exit code 1."""
+        """Run a subcommand. In click, Ctrl-C and a closed pipe would both be exit code 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # The reader (`| head`) has what it wanted. The interpreter flushes both streams once more at its end, and
-            # would complain about the same pipe.
+            # The reader (`| head`) has what it wanted. The interpreter flushes both streams again at its end, and would
+            # report the same pipe.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
             os.close(nowhere)
             ctx.exit(EXIT_DONE)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Name the subcommands in the table's order."""
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """List the subcommands in the table's order."""
         return list(SUBCOMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """Import one subcommand."""
         if cmd_name not in SUBCOMMANDS:
             return None

@@ -1,4 +1,4 @@
-"""What a person sees while the local model starts: a bar and a spinner, or plain lines when it is not a terminal."""
+"""What is shown while the local model starts: a bar and a spinner, or plain lines if it is not a terminal."""
 
 import sys
 from types import TracebackType
@@ -10,7 +10,7 @@ from together_async.local import MODEL_NOTICE
 
 
 class QuietStart:
-    """Nothing but whose model it is, and that only when it is put together: once in a machine's life."""
+    """Shows only whose model it is, when the model is put together: once on each machine."""
 
     def __init__(self) -> None:
         self._began = False
@@ -23,40 +23,40 @@ class QuietStart:
     ) -> None: ...
 
     def on_progress(self, done: int, total: int) -> None:
-        """Take what `LocalServer(on_progress=...)` reports, in bytes."""
+        """The callback for `LocalServer(on_progress=...)`; both numbers are bytes."""
         if not self._began:
             self._began = True
             self.begin(total)
         self.advance(done, total)
 
-    def begin(self, total: int) -> None:  # noqa: ARG002
-        """Show that the model is being put together."""
+    def begin(self, total: int) -> None:  # noqa: ARG002 - subclasses show it
+        """Show whose model it is."""
         click.echo(MODEL_NOTICE, err=True)
 
     def advance(self, done: int, total: int) -> None:
-        """Show how far it is."""
+        """Show the progress."""
 
 
 class PlainStart(QuietStart):
-    """One line for each stage."""
+    """Shows a line for each stage."""
 
     def __enter__(self) -> Self:
         click.echo("Starting the local model ...", err=True)
         return self
 
     def begin(self, total: int) -> None:
-        """Add how much there is to do."""
+        """Show the size as well."""
         super().begin(total)
         click.echo(f"Putting the model together ({total / 1e6:.0f} MB, once) ...", err=True)
 
 
 class TerminalStart(QuietStart):
-    """A spinner, and a bar while the model is put together; both are gone when the first token comes."""
+    """Shows a spinner, and a bar while the model is put together; both disappear before the first token."""
 
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: PLC0415 - as above
 
         console = Console(stderr=True)
         self._spinner = console.status("Starting the local model")
@@ -75,13 +75,13 @@ class TerminalStart(QuietStart):
         self._spinner.stop()
 
     def begin(self, total: int) -> None:
-        """Put the bar in the spinner's place."""
+        """Replace the spinner by the bar."""
         self._spinner.stop()
         super().begin(total)
         self._bar.start()
 
     def advance(self, done: int, total: int) -> None:
-        """Move the bar; at its end the spinner returns, since the model still has to be loaded."""
+        """Move the bar; at its end the spinner returns, as the model still has to be loaded."""
         self._bar.update(self._task, completed=done, total=total)
         if done >= total:
             self._bar.stop()
@@ -89,7 +89,7 @@ class TerminalStart(QuietStart):
 
 
 def start_display(*, quiet: bool) -> QuietStart:
-    """Choose how to show the start."""
+    """Return the display for standard error."""
     if quiet:
         return QuietStart()
     return TerminalStart() if sys.stderr.isatty() else PlainStart()

@@ -1,4 +1,4 @@
-"""An option for each field of a request, from one table."""
+"""Options for the fields of a request, from tables."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,22 +8,22 @@ from typing import Any
 import click
 
 NUMBERS: Mapping[str, tuple[Any, str]] = {
-    "max_tokens": (click.INT, "Tokens after which the answer is cut."),
+    "max_tokens": (click.INT, "Cut the answer after this many tokens."),
     "temperature": (click.FLOAT, "0 picks the likeliest token."),
     "top_p": (click.FLOAT, "Nucleus sampling, 0 to 1."),
-    "top_k": (click.INT, "Sample among this many tokens."),
-    "min_p": (click.FLOAT, "Least probability relative to the best token's."),
+    "top_k": (click.INT, "Sample among this many of the likeliest tokens."),
+    "min_p": (click.FLOAT, "Least probability, relative to the likeliest token's."),
     "repetition_penalty": (click.FLOAT, "Above 1 discourages repetition."),
     "presence_penalty": (click.FLOAT, "-2 to 2."),
     "frequency_penalty": (click.FLOAT, "-2 to 2."),
     "logprobs": (click.INT, "How many of the likeliest tokens to report, 0 to 20."),
     "n": (click.INT, "Answers for each request, 1 to 128."),
-    "seed": (click.INT, "For repeatable sampling."),
+    "seed": (click.INT, "Seed for repeatable sampling."),
 }
 TEXTS: Mapping[str, str] = {
     "safety_model": "Name of a moderation model.",
     "context_length_exceeded_behavior": "error or truncate.",
-    "reasoning_effort": "low, medium, high, or what the model knows.",
+    "reasoning_effort": "low, medium, high, or another value that the model knows.",
     "compliance": "The service's compliance mode.",
     "prompt_cache_key": "Groups requests with a common prefix.",
 }
@@ -35,21 +35,21 @@ OBJECTS: Mapping[str, str] = {
     "response_format": 'As {"type": "json_object"}.',
     "tools": "Functions that the model may call, a list.",
     "tool_choice": '"auto", "required", "none" (in quotes), or an object.',
-    "logit_bias": "Token id to bias.",
+    "logit_bias": "Biases by token id.",
     "reasoning": 'As {"enabled": false}.',
     "chat_template_kwargs": "Passed to the model's chat template.",
-    "stream_options": "Of a stream.",
+    "stream_options": "Options of a stream.",
     "extra_body": "Anything else, merged into the body.",
 }
 
 
-class JSONType(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click alone
-    """A value of JSON, or `@file` with one."""
+class JSONType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
+    """A JSON value, or `@FILE` with one."""
 
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it."""
+        """Parse the text, or the file that it names."""
         if not isinstance(value, str):
             return value
         try:
@@ -61,7 +61,7 @@ class JSONType(click.ParamType):  # type: ignore[type-arg]  # generic in new ver
 
 
 def request_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add them to a command."""
+    """Add the options to a command."""
     options = [
         *(click.option(_flag(name), type=kind, metavar="N", help=text) for name, (kind, text) in NUMBERS.items()),
         click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends the answer; may be repeated."),

@@ -16,7 +16,7 @@ class LocalModel:
     """A model to run here, in place of a server to call.
 
     Attributes:
-        path: A GGUF file, or None for the one that the extra `local` brings.
+        path: A GGUF file; None for the model of the extra `local`.
     """
 
     path: Path | None
@@ -28,9 +28,9 @@ class Remote:
 
     Attributes:
         base_url: Its address, ending in `/v1`.
-        api_key: The key it gets.
+        api_key: The key to send.
         model: The model's name, as the server knows it.
-        stop: Texts that end an answer of this model, where it can't tell by itself.
+        stop: Texts that end an answer, for a model that does not end it by itself; None for no such text.
     """
 
     base_url: str
@@ -40,7 +40,7 @@ class Remote:
 
 
 def refuse_with_local(ctx: click.Context) -> None:
-    """Refuse options which a local model would silently ignore; variables, set for other calls, are ignored."""
+    """Refuse options that a local model would ignore silently; environment variables may stay set."""
     for name in ("model", "base_url"):
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             flag = "--" + name.replace("_", "-")
@@ -51,15 +51,15 @@ def refuse_with_local(ctx: click.Context) -> None:
 
 
 def remote(base_url: str | None, model: str, *, needs_key: bool = True) -> Remote:
-    """Find the address and the key.
+    """Return the server of the options and the environment.
 
     Args:
-        base_url: From the option or its variable; None or an empty string for Together AI.
+        base_url: From the option or its variable; None or empty for Together AI.
         model: The model to ask for.
-        needs_key: Whether anything is going to be asked.
+        needs_key: Whether any request is going to be sent.
 
     Raises:
-        click.UsageError: Together AI is to be called and there is no key.
+        click.UsageError: The address is not a URL, or Together AI is to be called without a key.
     """
     base_url = (base_url or DEFAULT_BASE_URL).rstrip("/")
     if not base_url.startswith(("http://", "https://")):
@@ -71,4 +71,4 @@ def remote(base_url: str | None, model: str, *, needs_key: bool = True) -> Remot
             "  export TOGETHER_API_KEY=...       with a key from your Together AI account, or\n"
             f"  {click.get_current_context().command_path} --local ...   a small model on this machine, without a key"
         )
-    return Remote(base_url, api_key or "none", model)  # other servers want any key, or none at all
+    return Remote(base_url, api_key or "none", model)  # other servers accept any key, or none

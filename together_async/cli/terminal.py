@@ -1,4 +1,4 @@
-"""What the subcommands share of the terminal: text out, notes beside it, and errors a person can act on."""
+"""What the subcommands share: output, notes next to it, and errors with a hint."""
 
 import io
 import sys
@@ -24,10 +24,10 @@ CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) 
 
 
 class Output:
-    """Standard output, one piece at a time and each at once on the screen.
+    """Standard output, flushed after each piece.
 
     Args:
-        machine: Whether a program reads it: always UTF-8 then. A person's terminal gets what its encoding can show.
+        machine: Whether a program reads it, which always gets UTF-8. A terminal gets what its encoding can show.
     """
 
     def __init__(self, *, machine: bool) -> None:
@@ -36,11 +36,11 @@ class Output:
         cast("io.TextIOWrapper", sys.stdout).reconfigure(encoding="utf-8" if machine else None, errors="replace")
 
     def write(self, text: str) -> None:
-        """Show the text now, not when some buffer is full.
+        """Write the text and flush it.
 
         Raises:
             BrokenPipeError: The reader left.
-            click.ClickException: It cannot be written for another reason, such as a full disk.
+            click.ClickException: The text cannot be written for another reason, such as a full disk.
         """
         if self._is_terminal:
             text = text.translate(CONTROL_CHARACTERS)
@@ -55,28 +55,28 @@ class Output:
             self._at_line_start = text.endswith("\n")
 
     def end_line(self) -> None:
-        """Start a new line unless the text just ended one."""
+        """Start a new line, unless the cursor is at the start of one."""
         if not self._at_line_start:
             self.write("\n")
 
 
 def as_unicode(text: str) -> str:
-    """Replace bytes that are not UTF-8, which Python smuggles through arguments and lines as lone surrogates."""
+    """Replace bytes that are not UTF-8, which Python keeps in arguments and lines as lone surrogates."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def note(text: str) -> None:
-    """Say something beside the answer: on standard error, dim on a terminal."""
+    """Print a note next to the answer: on standard error, dim on a terminal."""
     click.secho(text, err=True, dim=True)
 
 
 def report(error: TogetherError, *, base_url: str = "", has_answer: bool = False) -> None:
-    """Say on standard error what went wrong and what to do about it.
+    """Print on standard error what went wrong, and what to do about it.
 
     Args:
         error: What the client raised.
-        base_url: Where the request went, or an empty string when there was none.
-        has_answer: Whether some of the answer is on the screen already.
+        base_url: Where the request went; empty if no request was sent.
+        has_answer: Whether part of the answer has been printed.
     """
     text = str(error)
     if isinstance(error, APIConnectionError) and base_url.removesuffix("/v1") not in text:

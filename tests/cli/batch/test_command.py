@@ -15,7 +15,7 @@ import click
 import pytest
 import pytest_asyncio
 
-from support.terminal import PATIENCE_S, Terminal, environment, run, start
+from support.terminal import TIMEOUT_S, Terminal, environment, run, start
 from together_async import ChatCompletionRequest
 from together_async.batch import BatchOptions
 from together_async.cli.batch.command import batch
@@ -234,7 +234,7 @@ class TestRefused:
         given, out = write(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
         server.first_token_s = 30
         first = await start("batch", str(given), "-o", str(out), env=env(server))
-        await server.journal.wait(2, PATIENCE_S)
+        await server.journal.wait(2, TIMEOUT_S)
         code, _, beside = await ask(server, given, "-o", out)
         assert (code, "in use by another run" in beside) == (1, True)
         first.kill()
@@ -252,9 +252,9 @@ class TestStopping:
         given, out = write(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
         server.first_token_s = 0.3
         process = await start("batch", str(given), "-o", str(out), "--concurrency", "4", env=env(server))
-        await server.journal.wait(4, PATIENCE_S)
+        await server.journal.wait(4, TIMEOUT_S)
         process.send_signal(number)
-        _, beside = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        _, beside = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
         assert process.returncode == code
         assert word.encode() in beside
         assert f"together-async batch {given} -o {out} --concurrency 4".encode() in beside
@@ -272,11 +272,11 @@ class TestStopping:
         server.first_token_s = 600
         process = await start("batch", str(given), "-o", str(out), "--concurrency", "4", env=env(server))
         assert process.stderr is not None
-        await server.journal.wait(5, PATIENCE_S)  # the prices, and all four
+        await server.journal.wait(5, TIMEOUT_S)  # the prices, and all four
         process.send_signal(signal.SIGINT)
-        assert b"again to stop at once" in await asyncio.wait_for(process.stderr.readline(), PATIENCE_S)
+        assert b"again to stop at once" in await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
         process.send_signal(signal.SIGINT)
-        _, beside = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        _, beside = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
         assert (process.returncode, b"Stopped at once" in beside) == (130, True)
 
     @pytest.mark.parametrize(

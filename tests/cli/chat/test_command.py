@@ -18,7 +18,7 @@ from typing import Any, Self
 import pytest
 
 from support.paths import ROOT
-from support.terminal import COMMAND, PATIENCE_S, Terminal, environment, run, start
+from support.terminal import COMMAND, TIMEOUT_S, Terminal, environment, run, start
 
 pty = pytest.importorskip("pty", reason="terminals and signals as Unix has them")
 
@@ -61,7 +61,7 @@ class Exchange:
 
     async def left(self) -> None:
         """Wait until the client has dropped the connection."""
-        await asyncio.wait_for(self._reader.read(), PATIENCE_S)
+        await asyncio.wait_for(self._reader.read(), TIMEOUT_S)
 
 
 Script = Callable[[Exchange], Awaitable[None]]
@@ -123,7 +123,7 @@ class TestOneAnswer:
         async with ScriptedServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
             assert process.stdout is not None
-            assert await asyncio.wait_for(process.stdout.readexactly(3), PATIENCE_S) == b"Hel"
+            assert await asyncio.wait_for(process.stdout.readexactly(3), TIMEOUT_S) == b"Hel"
             shown.set()
             out, _ = await process.communicate()
         assert (out, process.returncode) == (b"lo\n", 0)
@@ -363,10 +363,10 @@ class TestLeaving:
         async with ScriptedServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
             assert process.stdout is not None
-            await asyncio.wait_for(process.stdout.readexactly(7), PATIENCE_S)
+            await asyncio.wait_for(process.stdout.readexactly(7), TIMEOUT_S)
             process.send_signal(signal.SIGINT)
             out, err = await process.communicate()
-            await asyncio.wait_for(left.wait(), PATIENCE_S)
+            await asyncio.wait_for(left.wait(), TIMEOUT_S)
         assert (process.returncode, out) == (130, b"\n")
         assert err.decode() == "Interrupted: the answer above is partial.\n"
 
@@ -379,7 +379,7 @@ class TestLeaving:
 
         async with ScriptedServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
-            await asyncio.wait_for(asked.wait(), PATIENCE_S)
+            await asyncio.wait_for(asked.wait(), TIMEOUT_S)
             process.send_signal(signal.SIGINT)
             out, err = await process.communicate()
         assert (process.returncode, out, err) == (130, b"", b"Interrupted: nothing had come yet.\n")
@@ -390,10 +390,10 @@ class TestLeaving:
         async with ScriptedServer(self.endless) as server:
             process = await start("chat", "--base-url", server.base_url, "hi", *arguments)
             assert process.stdout is not None
-            await asyncio.wait_for(process.stdout.readexactly(5), PATIENCE_S)
+            await asyncio.wait_for(process.stdout.readexactly(5), TIMEOUT_S)
             process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
             assert process.stderr is not None
-            err = await asyncio.wait_for(process.stderr.read(), PATIENCE_S)
+            err = await asyncio.wait_for(process.stderr.read(), TIMEOUT_S)
             assert (await process.wait(), err) == (0, b"")
 
 

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from support.servers import KEY
-from support.terminal import PATIENCE_S, Terminal, environment, run, start
+from support.terminal import TIMEOUT_S, Terminal, environment, run, start
 from together_async import AsyncTogether
 from together_async.cli.serve.fault_spec import FAULTS, read_rule, table
 from together_async.testing import (
@@ -81,11 +81,11 @@ class Serving:
         await self.process.communicate()
 
     async def line(self, stream: asyncio.StreamReader | None = None) -> str:
-        return (await asyncio.wait_for((stream or self.out).readline(), PATIENCE_S)).decode()
+        return (await asyncio.wait_for((stream or self.out).readline(), TIMEOUT_S)).decode()
 
     async def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> tuple[int | None, str, str]:
         self.process.send_signal(signal_number)
-        out, err = await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
+        out, err = await asyncio.wait_for(self.process.communicate(), TIMEOUT_S)
         return self.process.returncode, out.decode(), err.decode()
 
     async def ask(self, prompt: str = "Why?", *, key: str = KEY, **fields: Any) -> tuple[int, bytes]:
@@ -113,7 +113,7 @@ class TestStart:
                 shell = await asyncio.create_subprocess_shell(
                     "\n".join(curl), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
                 )
-                answer, _ = await asyncio.wait_for(shell.communicate(), PATIENCE_S)
+                answer, _ = await asyncio.wait_for(shell.communicate(), TIMEOUT_S)
                 assert answer.endswith(b"data: [DONE]\n\n")
                 assert re.fullmatch(
                     r"\d\d:\d\d:\d\d  200 complete       2/2 tokens  first token \d\.\d\d s"
@@ -170,7 +170,7 @@ class TestRequests:
             {**whole, "model": "m", "stream": True, "status": 400, "outcome": "refused", "tokens": 0,
              "tokens_written": 0},
         ]  # fmt: skip
-        assert all(0 <= (line["first_token_s"] or 0) <= line["elapsed_s"] < PATIENCE_S for line in told)
+        assert all(0 <= (line["first_token_s"] or 0) <= line["elapsed_s"] < TIMEOUT_S for line in told)
         assert "secret" not in "".join(lines)
         assert KEY not in "".join(lines)
 
@@ -321,7 +321,7 @@ class TestStopping:
         async with Serving() as serving:
             serving.process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
             await serving.ask()
-            err = await asyncio.wait_for(serving.err.read(), PATIENCE_S)
+            err = await asyncio.wait_for(serving.err.read(), TIMEOUT_S)
             assert (await serving.process.wait(), err) == (0, b"")
 
 

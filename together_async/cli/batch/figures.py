@@ -1,4 +1,4 @@
-"""Figures and lines as a person reads them: durations, money, progress, the summary."""
+"""Texts for a person: durations, amounts of money, progress, the summary."""
 
 import datetime as dt
 import math
@@ -7,7 +7,7 @@ from together_async.batch import BatchProgress, BatchSummary
 
 
 def duration(seconds: float) -> str:
-    """Return a span as a person reads it: `12 s`, `3:05 min`, `2:41:09`."""
+    """Return a duration as text: `12 s`, `3:05 min`, `2:41:09`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     whole = dt.timedelta(seconds=round(seconds))
@@ -15,14 +15,14 @@ def duration(seconds: float) -> str:
 
 
 def money(dollars: float) -> str:
-    """Return an amount of US dollars, small ones to two digits that say something."""
+    """Return an amount of US dollars, small amounts with two significant digits."""
     if 0 < dollars < 0.1:
         return f"${dollars:.{1 - math.floor(math.log10(dollars))}f}"
     return f"${dollars:,.2f}"
 
 
 def plain_line(progress: BatchProgress) -> str:
-    """Return how it stands in one line."""
+    """Return the progress in one line."""
     finished = progress.done + progress.failed
     parts = [
         f"{finished:,} of {progress.total:,}" + (f" ({finished / progress.total:.0%})" if progress.total else ""),
@@ -41,7 +41,7 @@ def plain_line(progress: BatchProgress) -> str:
 
 
 def closing_text(summary: BatchSummary) -> str:
-    """Return how it ended, in a line or two."""
+    """Return the summary in a few lines."""
     run = summary.done + summary.failed - summary.resumed
     parts = [
         f"{summary.done:,} of {summary.total:,} answered",

@@ -1,4 +1,4 @@
-"""What the command's options say, checked, for the run and its display."""
+"""The command's options, checked, for the run and its display."""
 
 import datetime as dt
 import re
@@ -13,14 +13,14 @@ from together_async.cli.target import LocalModel, Remote
 
 
 @attrs.frozen(kw_only=True)
-class Shown:
-    """How the command tells what it does.
+class OutputOptions:
+    """What the command prints, and whether it sends anything.
 
     Attributes:
-        quiet: Nothing but errors.
-        as_json: Lines of JSON on standard output, for a program.
-        check: Only look at the input.
-        dry_run: Only estimate.
+        quiet: Whether only errors are printed.
+        as_json: Whether standard output gets lines of JSON, for a program.
+        check: Whether only the input is checked.
+        dry_run: Whether only an estimate is made.
     """
 
     quiet: bool
@@ -30,13 +30,13 @@ class Shown:
 
 
 @attrs.frozen(kw_only=True)
-class Limiting:
-    """What the person says about the limits.
+class LimitOptions:
+    """Limits that the person sets.
 
     Attributes:
-        concurrency: Requests under way at once, or None.
-        requests_per_minute: Or None for what the service tells.
-        tokens_per_minute: The same.
+        concurrency: Requests under way at once; None for the client's own limits.
+        requests_per_minute: Of each model; None for what the service reports.
+        tokens_per_minute: Of each model; None for what the service reports.
     """
 
     concurrency: int | None
@@ -46,33 +46,33 @@ class Limiting:
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """What the person asks for.
+    """A batch to run.
 
     Attributes:
-        target: Who answers.
+        target: The server or local model that answers.
         input: The file of requests.
-        output: The file of results; None where nothing is asked.
-        shown: How it is told, and whether anything is asked at all.
-        limiting: What the person says about the limits.
+        output: The file of results; None if nothing is sent.
+        output_options: What is printed, and whether anything is sent.
+        limit_options: Limits that the person sets.
         others: The other options: fields of `BatchOptions` and of a request.
     """
 
     target: LocalModel | Remote
     input: Path
     output: Path | None
-    shown: Shown
-    limiting: Limiting
+    output_options: OutputOptions
+    limit_options: LimitOptions
     others: Mapping[str, Any]
 
 
-class Deadline(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click alone
-    """When to begin nothing more: `90m`, `8h30m`, `07:30`, or a date with a time."""
+class Deadline(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
+    """When to stop beginning requests: `90m`, `8h30m`, `07:30`, or a date with a time."""
 
     name = "when"
     _SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it."""
+        """Turn the text into a span or a time; anything else but text is left as it is."""
         if not isinstance(value, str):
             return value
         if value and (span := self._SPAN.fullmatch(value)):

@@ -16,12 +16,12 @@ _BAR_WIDTH = 40
 
 
 def panel(progress: BatchProgress, title: str, notes: Sequence[str]) -> RenderableType:
-    """Return what to draw.
+    """Return the panel's content.
 
     Args:
-        progress: How the batch stands.
-        title: What it is.
-        notes: What has been said beside it; the last one counts.
+        progress: The batch's progress.
+        title: The batch's title.
+        notes: Messages so far; the last is shown.
     """
     lines: list[RenderableType] = [_head(progress, title), _counts(progress), _rates(progress)]
     models = sorted(progress.limits.models.values(), key=lambda model: -model.in_flight - model.queued)
@@ -72,7 +72,7 @@ def _rates(progress: BatchProgress) -> RenderableType:
 
 
 def _model(model: ModelState) -> RenderableType:
-    """What is known about the limits of one model."""
+    """The known limits of one model."""
     text = Text(f"  {model.model}: ", style="dim")
     text.append(
         _limit(model.requests_per_minute, "requests/min") + ", " + _limit(model.tokens_per_minute, "tokens/min")

@@ -1,4 +1,4 @@
-"""How a batch looks while it runs: a live panel on a terminal, a line now and then elsewhere, or JSON for a program."""
+"""How a running batch is shown: a live panel on a terminal, a line now and then elsewhere, or JSON for a program."""
 
 import asyncio
 import datetime as dt
@@ -21,7 +21,7 @@ JSON_S = 1.0
 
 
 def display_for(batch: Batch, *, quiet: bool, as_json: bool) -> "Display":
-    """Choose how to show a batch."""
+    """Return the display for these options."""
     if as_json:
         return JSONDisplay(batch)
     if quiet:
@@ -33,7 +33,7 @@ class Display:
     """Shows nothing: what `--quiet` asks for.
 
     Args:
-        batch: What runs.
+        batch: The running batch.
     """
 
     every_s = JSON_S
@@ -49,27 +49,27 @@ class Display:
     ) -> None: ...
 
     async def show(self) -> None:
-        """Show how it stands, again and again, until it is cancelled."""
+        """Show the progress every `every_s` seconds, until cancelled."""
         while True:
             await asyncio.sleep(self.every_s)
             self.update(self._batch.progress)
 
     def update(self, progress: BatchProgress) -> None:
-        """Show how it stands."""
+        """Show the progress."""
 
     def note(self, text: str) -> None:
-        """Say something beside it."""
+        """Show a message."""
         note(text)
 
-    def tell(self, summary: BatchSummary) -> None:
-        """Say how it ended."""
+    def show_summary(self, summary: BatchSummary) -> None:
+        """Show the summary."""
 
 
 class JSONDisplay(Display):
     """A line of JSON a second, and one at the end, on standard output."""
 
     def update(self, progress: BatchProgress) -> None:
-        """Write how it stands."""
+        """Write the progress."""
         limits = progress.limits
         self._write(
             {
@@ -89,10 +89,10 @@ class JSONDisplay(Display):
         )
 
     def note(self, text: str) -> None:
-        """Write it as an event."""
+        """Write the message as an event."""
         self._write({"event": "note", "text": text})
 
-    def tell(self, summary: BatchSummary) -> None:
+    def show_summary(self, summary: BatchSummary) -> None:
         """Write the summary."""
         self._write({"event": "summary", **attrs.asdict(summary), "remaining": summary.remaining, "ok": summary.ok})
 
@@ -106,23 +106,23 @@ class PlainDisplay(Display):
     every_s = PLAIN_S
 
     def update(self, progress: BatchProgress) -> None:
-        """Write how it stands."""
-        click.echo(f"{dt.datetime.now():%H:%M:%S} {plain_line(progress)}", err=True)  # noqa: DTZ005 - for the person here
+        """Write the progress."""
+        click.echo(f"{dt.datetime.now():%H:%M:%S} {plain_line(progress)}", err=True)  # noqa: DTZ005 - local time, for the person at the terminal
 
-    def tell(self, summary: BatchSummary) -> None:
+    def show_summary(self, summary: BatchSummary) -> None:
         """Write the summary."""
         click.echo(closing_text(summary), err=True)
 
 
 class LiveDisplay(Display):
-    """A panel that is drawn anew four times a second."""
+    """A panel that is redrawn four times a second."""
 
     every_s = LIVE_S
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
         from rich.console import Console  # noqa: PLC0415 - only a terminal needs it
-        from rich.live import Live  # noqa: PLC0415
+        from rich.live import Live  # noqa: PLC0415 - only a terminal needs it
 
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -138,16 +138,16 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def update(self, progress: BatchProgress) -> None:
-        """Draw how it stands."""
+        """Redraw the panel."""
         from together_async.cli.batch.panel import panel  # noqa: PLC0415 - imports rich
 
         self._live.update(panel(progress, self._batch.title, self._notes), refresh=True)
 
     def note(self, text: str) -> None:
-        """Show it in the panel."""
+        """Show the message in the panel."""
         self._notes.append(text)
         self.update(self._batch.progress)
 
-    def tell(self, summary: BatchSummary) -> None:
-        """Write the summary, where the panel was."""
+    def show_summary(self, summary: BatchSummary) -> None:
+        """Write the summary in place of the panel."""
         click.echo(closing_text(summary), err=True)

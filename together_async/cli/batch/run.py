@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import json
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from importlib import import_module
 
@@ -15,28 +14,25 @@ import click
 
 from together_async import AsyncTogether, Limits, TogetherError
 from together_async.batch import Batch, BatchOptions, BatchSummary, OutputError
-from together_async.batch.plan import Estimate, Plan
-from together_async.cli.batch.figures import duration, money
-from together_async.cli.batch.options import Job, Limiting, Shown
+from together_async.cli.batch.options import Job
+from together_async.cli.batch.plan_report import show_plan
 from together_async.cli.batch.progress import Display, display_for
 from together_async.cli.target import LocalModel, Remote
 from together_async.cli.terminal import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, note, report
 from together_async.pricing import Price
 
-EXIT_USAGE = 2
 EXIT_STOPPED = 3
 EXIT_TERMINATED = 143
 LOCAL_CONCURRENCY = 4
-"""What the local server works on at once."""
+"""How many requests the local server works on at once."""
 SIGNALS = {"SIGINT": ("interrupted", EXIT_INTERRUPTED), "SIGTERM": ("terminated", EXIT_TERMINATED)}
 _OPTIONS = frozenset(field.name for field in attrs.fields(BatchOptions))
-_LISTED = 20
 
 
 def run_batch(job: Job) -> int:
-    """Run a batch until it is done, or somebody stops it. Returns the exit code."""
-    import_module("together_async.http.transport")  # it takes 0.1 s, which the first request need not wait for
-    command = _Command(job)
+    """Run a batch to its end, or until it is stopped. Returns the exit code."""
+    import_module("together_async.http.transport")  # takes 0.1 s: not in the time of the first request
+    command = BatchCommand(job)
     try:
         return asyncio.run(command.main())
     except asyncio.CancelledError:
@@ -45,51 +41,55 @@ def run_batch(job: Job) -> int:
         report(error)
         return EXIT_FAILED
     except OutputError as error:
-        raise _Failure(error.args[-1]) from error
+        raise BatchFailure(error.args[-1]) from error
     except OSError as error:
-        raise _Failure(f"{error.filename or job.input}: {error.strerror or error}") from error
+        raise BatchFailure(f"{error.filename or job.input}: {error.strerror or error}") from error
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
-class _Failure(click.ClickException):
-    """An error that is not the person's, in one line."""
+class BatchFailure(click.ClickException):
+    """An error that is not a usage error, in one line."""
 
     exit_code = EXIT_FAILED
 
 
-class _Command:
+class BatchCommand:
+    """The resources and signals around one run."""
+
     def __init__(self, job: Job) -> None:
         self._target = job.target
         self._input = job.input
         self._output = job.output
-        self._shown = job.shown
-        self._limiting = job.limiting
+        self._output_options = job.output_options
+        self._limit_options = job.limit_options
         given = {name: value for name, value in job.others.items() if value not in (None, ())}
         self._settings = {name: value for name, value in given.items() if name in _OPTIONS}
         self._fields = {name: value for name, value in given.items() if name not in _OPTIONS}
         self.interrupted_by: tuple[str, int] | None = None
 
     async def main(self) -> int:
+        """Run the batch, or only check it. Returns the exit code."""
         async with AsyncExitStack() as resources:
             client, model = await self._open(resources)
             fields = {"model": model or None, **self._fields}
             options = BatchOptions(
-                concurrency=self._limiting.concurrency,
+                concurrency=self._limit_options.concurrency,
                 prices=not isinstance(self._target, LocalModel),
                 **self._settings,
             )
             nowhere = self._input.with_name(f"{self._input.name}.results.jsonl")
             batch = Batch(client, self._input, self._output or nowhere, options, fields)
-            if self._shown.check or self._shown.dry_run:
+            if self._output_options.check or self._output_options.dry_run:
                 plan = await batch.check()
-                prices = await self._prices(client) if self._shown.dry_run else None
-                return _tell_plan(plan, prices, self._limiting, self._shown, self._input.name)
+                prices = await self._prices(client) if self._output_options.dry_run else None
+                return show_plan(plan, prices, self._limit_options, self._output_options, self._input.name)
             return await self._run(batch)
 
     async def _open(self, resources: AsyncExitStack) -> tuple[AsyncTogether, str]:
         limits = Limits(
-            requests_per_minute=self._limiting.requests_per_minute, tokens_per_minute=self._limiting.tokens_per_minute
+            requests_per_minute=self._limit_options.requests_per_minute,
+            tokens_per_minute=self._limit_options.tokens_per_minute,
         )
         target = self._target
         if isinstance(target, LocalModel):
@@ -105,13 +105,13 @@ class _Command:
 
     @property
     def _asks_nothing(self) -> bool:
-        return self._shown.check or self._shown.dry_run
+        return self._output_options.check or self._output_options.dry_run
 
     async def _start(self, target: LocalModel, resources: AsyncExitStack) -> Remote:
         from together_async.cli.local_model import start_display  # noqa: PLC0415 - only for --local
-        from together_async.local import LocalServer  # noqa: PLC0415
+        from together_async.local import LocalServer  # noqa: PLC0415 - as above
 
-        with start_display(quiet=self._shown.quiet or self._shown.as_json) as display:
+        with start_display(quiet=self._output_options.quiet or self._output_options.as_json) as display:
             server = LocalServer(target.path, slots=LOCAL_CONCURRENCY, on_progress=display.on_progress)
             await resources.enter_async_context(server)
         return Remote(server.base_url, "none", server.model, server.stop or None)
@@ -124,10 +124,8 @@ class _Command:
         except TogetherError:
             return {}
 
-    # ---------------------------------------------------------------------------------------------------------- running
-
     async def _run(self, batch: Batch) -> int:
-        display = display_for(batch, quiet=self._shown.quiet, as_json=self._shown.as_json)
+        display = display_for(batch, quiet=self._output_options.quiet, as_json=self._output_options.as_json)
         async with self._signals(batch, display):
             with display:
                 showing = asyncio.create_task(display.show())
@@ -137,13 +135,13 @@ class _Command:
                     showing.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await showing
-        display.tell(summary)
-        self._tell_how_to_go_on(summary)
+        display.show_summary(summary)
+        self._note_how_to_resume(summary)
         return self._exit_code(summary)
 
     @contextlib.asynccontextmanager
     async def _signals(self, batch: Batch, display: Display) -> AsyncIterator[None]:
-        """The first signal drains, the second stops."""
+        """The first signal drains the batch, the second stops it."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def handle(why: str, code: int) -> None:
@@ -156,12 +154,12 @@ class _Command:
 
         try:
             for name, (why, code) in SIGNALS.items():
-                with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
+                with contextlib.suppress(NotImplementedError):  # on Windows Ctrl-C is a KeyboardInterrupt
                     loop.add_signal_handler(getattr(signal, name), handle, why, code)
             yield
         except asyncio.CancelledError:
             if self.interrupted_by is not None:
-                note(f"Stopped at once. {self._again()}")
+                note(f"Stopped at once. {self._resume_text()}")
             raise
         finally:
             for name in SIGNALS:
@@ -173,102 +171,14 @@ class _Command:
             return EXIT_STOPPED if self.interrupted_by is None else self.interrupted_by[1]
         return EXIT_DONE if summary.ok else EXIT_FAILED
 
-    def _tell_how_to_go_on(self, summary: BatchSummary) -> None:
-        if self._shown.quiet or self._shown.as_json:
+    def _note_how_to_resume(self, summary: BatchSummary) -> None:
+        if self._output_options.quiet or self._output_options.as_json:
             return
         if summary.stopped is not None:
-            note(self._again())
+            note(self._resume_text())
         elif summary.failed:
             note(f"The errors are in {summary.output}; the same command with --retry-errors asks them again.")
 
-    def _again(self) -> str:
+    def _resume_text(self) -> str:
         words = ["together-async", *sys.argv[1:]]
         return f"What is in {self._output} counts. To go on, the same again:\n  {shlex.join(words)}"
-
-
-# ---------------------------------------------------------------------------------------------------- check and dry run
-
-
-def _tell_plan(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, shown: Shown, name: str) -> int:
-    tell: Callable[[Plan, Mapping[str, Price] | None, Limiting, str], None] = (
-        _plan_as_json if shown.as_json else _plan_as_text
-    )
-    if not shown.quiet or plan.wrong:
-        tell(plan, prices, limiting, name)
-    return EXIT_USAGE if plan.wrong else EXIT_DONE
-
-
-def _plan_as_json(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, name: str) -> None:
-    click.echo(
-        json.dumps(
-            {
-                "event": "plan",
-                "input": name,
-                "total": plan.total,
-                "to_do": plan.to_do,
-                "done": plan.done,
-                "failed": plan.failed,
-                "wrong": plan.wrong,
-                "errors": [{"line": error.line, "message": error.text} for error in plan.errors],
-                "models": {
-                    model: {**attrs.asdict(estimate), "cost": _cost(estimate, (prices or {}).get(model))}
-                    for model, estimate in plan.by_model.items()
-                },
-                "least_minutes": _least_minutes(plan, limiting),
-            }
-        )
-    )
-
-
-def _plan_as_text(plan: Plan, prices: Mapping[str, Price] | None, limiting: Limiting, name: str) -> None:
-    for error in plan.errors[:_LISTED]:
-        click.echo(f"{name} {error}", err=True)
-    if plan.wrong > _LISTED:
-        click.echo(f"... and {plan.wrong - _LISTED} more", err=True)
-    click.echo(
-        f"{name}: {plan.total:,} requests, {plan.done:,} answered, {plan.failed:,} with an error, "
-        f"{plan.to_do:,} to ask, {plan.wrong:,} that can't be asked"
-    )
-    for model, estimate in plan.by_model.items():
-        click.echo(f"  {model}: {_estimate(estimate)}{_price(estimate, model, prices)}")
-    minutes = _least_minutes(plan, limiting)
-    if minutes is not None:
-        click.echo(f"  at least {duration(minutes * 60)} within the limits given")
-    elif plan.to_do:
-        click.echo(
-            "  time: the service tells its limits with its first answer; --requests-per-minute and "
-            "--tokens-per-minute make an estimate"
-        )
-
-
-def _estimate(estimate: Estimate) -> str:
-    most = estimate.most_completion_tokens
-    answers = "answers of unknown length (no max_tokens)" if most is None else f"at most {most:,} tokens of answers"
-    return f"{estimate.requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts, {answers}"
-
-
-def _price(estimate: Estimate, model: str, prices: Mapping[str, Price] | None) -> str:
-    """What it costs, where that was asked for."""
-    if prices is None:
-        return ""
-    price = prices.get(model)
-    cost = _cost(estimate, price)
-    return f"; at most {money(cost)}" if cost is not None else "; cost unknown" if price else "; price unknown"
-
-
-def _cost(estimate: Estimate, price: Price | None) -> float | None:
-    if price is None or estimate.most_completion_tokens is None:
-        return None
-    return price.of(estimate.prompt_tokens, estimate.most_completion_tokens)
-
-
-def _least_minutes(plan: Plan, limiting: Limiting) -> float | None:
-    """The time that the rates alone ask for, by the model that has the most to do."""
-    minutes = []
-    for estimate in plan.by_model.values():
-        if limiting.requests_per_minute is not None:
-            minutes.append(estimate.requests / limiting.requests_per_minute)
-        if limiting.tokens_per_minute is not None:
-            tokens = estimate.prompt_tokens + (estimate.most_completion_tokens or 0)
-            minutes.append(tokens / limiting.tokens_per_minute)
-    return max(minutes, default=None)

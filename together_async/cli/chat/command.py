@@ -19,18 +19,18 @@ Examples:
 
 \b
 Exit codes:
-  0    done (or the reader of the output left)
-  1    the API, the connection or the stream failed; what was shown is incomplete
+  0    done, or the reader of the output left
+  1    the API, the connection or the stream failed; the answer shown is incomplete
   2    used wrongly: no key, or an option that does not fit
   130  interrupted with Ctrl-C
 """
 
 
-@click.command(epilog=EPILOG, short_help="Ask once, or talk: the answer streams as it is written.")
+@click.command(epilog=EPILOG, short_help="Ask once, or hold a conversation: answers stream as they are written.")
 @click.argument("prompt", nargs=-1)
 @click.option("--model", metavar="NAME", envvar="TOGETHER_MODEL", show_envvar=True, help=f"Default: {DEFAULT_MODEL}")
 @click.option("--system", metavar="TEXT", help="System message, before everything else.")
-@click.option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Tokens after which the answer is cut.")
+@click.option("--max-tokens", metavar="N", type=click.IntRange(min=1), help="Cut the answer after this many tokens.")
 @click.option(
     "--temperature", metavar="0..2", type=click.FloatRange(0, 2), help="0 picks the likeliest token, 2 nearly any."
 )
@@ -40,7 +40,7 @@ Exit codes:
     metavar="URL",
     envvar="TOGETHER_BASE_URL",
     show_envvar=True,
-    help="Another server of the same protocol.",
+    help="Another server that speaks the same protocol.",
 )
 @click.option("--local", is_flag=True, help="Run a small base model on this machine: no key, no network.")
 @click.option(
@@ -48,7 +48,7 @@ Exit codes:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Run this GGUF file on this machine (implies --local).",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No closing line with timings and usage.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no closing line with timings and usage.")
 @click.pass_context
 def chat(
     ctx: click.Context,
@@ -66,8 +66,8 @@ def chat(
 ) -> None:
     """Ask a model and stream its answer.
 
-    The PROMPT is the arguments joined; "-" among them stands for standard input. Without one it is read from standard
-    input, and if that is a terminal, a conversation begins. The key is read from TOGETHER_API_KEY.
+    PROMPT is all arguments, joined; "-" among them stands for standard input. Without PROMPT it is read from standard
+    input; if that is a terminal, a conversation begins. The key is read from TOGETHER_API_KEY.
     """
     target: LocalModel | Remote
     if local or local_model is not None:
@@ -83,10 +83,9 @@ def chat(
         quiet=quiet,
     )
     question = None if not prompt and sys.stdin.isatty() else read_prompt(prompt)
-    # Not at the top: it loads aiohttp, which --help and wrong options need not wait for.
-    from together_async.cli.chat.session import converse, once  # noqa: PLC0415
+    from together_async.cli.chat.conversation import answer_once, converse  # noqa: PLC0415 - loads aiohttp
 
-    ctx.exit(converse(target, options) if question is None else once(target, options, question))
+    ctx.exit(converse(target, options) if question is None else answer_once(target, options, question))
 
 
 def read_prompt(words: tuple[str, ...]) -> str:

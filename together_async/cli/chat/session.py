@@ -1,10 +1,8 @@
-"""One event loop, one client, and the answers: what runs behind `together-async chat`."""
+"""One event loop and one client: what answers the questions of `together-async chat`."""
 
 import asyncio
 import contextlib
 import json
-import re
-import sys
 from collections.abc import Generator
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -17,24 +15,18 @@ import click
 from together_async import AsyncTogether, ChatCompletion, StreamStats, TogetherError
 from together_async.cli.chat.options import ChatOptions
 from together_async.cli.target import LocalModel, Remote
-from together_async.cli.terminal import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Output, as_unicode, note, report
-
-HELP = """\
-/clear   forget the conversation so far
-/help    this text
-/exit    end (Ctrl-D does too)
-Ctrl-C stops an answer. What you type is sent line by line."""
+from together_async.cli.terminal import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Output, note, report
 
 Message = dict[str, str]
 
 
 @attrs.frozen
-class Answer:
-    """What of an answer has been shown; it outlives the coroutine that shows it, which may be interrupted.
+class ShownAnswer:
+    """The part of an answer that was shown. It outlives the coroutine that shows it, which may be interrupted.
 
     Attributes:
-        exit_code: What the command would end with after it.
-        text: All of it, or what came before it broke or was stopped.
+        exit_code: The command's exit code if this is the last answer.
+        text: The answer, or the part before it broke or was stopped.
     """
 
     exit_code: int
@@ -42,11 +34,11 @@ class Answer:
 
 
 class Session:
-    """The loop, the client and, for a local model, its server: open for one answer or for many.
+    """The event loop, the client and, for a local model, its server: open for one answer or many.
 
     Args:
-        target: Where the answers come from.
-        options: What to ask, and how to show it.
+        target: The server or local model that answers.
+        options: How to ask, and how to show the answer.
     """
 
     def __init__(self, target: LocalModel | Remote, options: ChatOptions) -> None:
@@ -63,8 +55,8 @@ class Session:
         return self._remote.model
 
     def __enter__(self) -> Self:
-        # The client loads aiohttp at its first call, which takes 0.1 s: not with the loop running, nor on the answer's
-        # clock.
+        # The client loads aiohttp at its first call, which takes 0.1 s: do it before the loop runs and the answer's
+        # time counts.
         import_module("together_async.http.transport")
         try:
             self._runner.run(self._open())
@@ -92,15 +84,15 @@ class Session:
 
     async def _start(self, target: LocalModel) -> Remote:
         from together_async.cli.local_model import start_display  # noqa: PLC0415 - only for --local
-        from together_async.local import LocalServer  # noqa: PLC0415
+        from together_async.local import LocalServer  # noqa: PLC0415 - as above
 
         with start_display(quiet=self._options.quiet) as display:
             server = LocalServer(target.path, on_progress=display.on_progress)
             await self._resources.enter_async_context(server)
         return Remote(server.base_url, "none", server.model, server.stop or None)
 
-    def ask(self, messages: list[Message]) -> Answer:
-        """Stream one answer to standard output, and say on standard error how it went.
+    def ask(self, messages: list[Message]) -> ShownAnswer:
+        """Stream one answer to standard output; print its figures, or an error, on standard error.
 
         Args:
             messages: The conversation so far, ending with the question.
@@ -118,7 +110,7 @@ class Session:
             exit_code = EXIT_FAILED
         else:
             exit_code = EXIT_DONE
-        return Answer(exit_code, "".join(shown))
+        return ShownAnswer(exit_code, "".join(shown))
 
     async def _stream(self, messages: list[Message], shown: list[str]) -> None:
         with usage_errors():
@@ -143,14 +135,14 @@ class Session:
             "max_tokens": self._options.max_tokens,
             "temperature": self._options.temperature,
             "stop": self._remote.stop,
-            "stream_options": {"include_usage": True},  # Together tells without; llama.cpp and vLLM have to be asked
+            "stream_options": {"include_usage": True},  # Together always reports it; llama.cpp and vLLM must be asked
         }
         return {name: value for name, value in fields.items() if value is not None}
 
 
 @contextlib.contextmanager
 def usage_errors() -> Generator[None]:
-    """Turn the client's refusal of a value, before anything is sent, into the command's own."""
+    """Turn the client's ValueError, raised before anything is sent, into a usage error."""
     try:
         yield
     except ValueError as error:
@@ -158,7 +150,7 @@ def usage_errors() -> Generator[None]:
 
 
 def closing_line(completion: ChatCompletion, stats: StreamStats) -> str:
-    """Sum up an answer: how fast it came, what it cost, and whether it was cut."""
+    """Sum up an answer: its speed, its tokens, and whether it was cut."""
     parts: list[str] = []
     if stats.first_token_s is not None:
         parts.append(f"first token {stats.first_token_s:.2f} s")
@@ -169,99 +161,3 @@ def closing_line(completion: ChatCompletion, stats: StreamStats) -> str:
     if any(choice.finish_reason == "length" for choice in completion.choices):
         parts.append("cut off at the token limit (finish_reason length): raise --max-tokens for more")
     return "[" + ", ".join(parts) + "]" if parts else ""
-
-
-def once(target: LocalModel | Remote, options: ChatOptions, prompt: str) -> int:
-    """Answer one prompt.
-
-    Args:
-        target: Where the answer comes from.
-        options: What to ask, and how to show it.
-        prompt: The user's message.
-
-    Returns:
-        The exit code.
-    """
-    try:
-        with Session(target, options) as session:
-            return session.ask([*system_message(options), {"role": "user", "content": prompt}]).exit_code
-    except TogetherError as error:
-        report(error)
-        return EXIT_FAILED
-
-
-def converse(target: LocalModel | Remote, options: ChatOptions) -> int:
-    """Hold a conversation on the terminal until it is ended with `/exit` or Ctrl-D.
-
-    Args:
-        target: Where the answers come from.
-        options: What to ask, and how to show it.
-
-    Returns:
-        The exit code.
-    """
-    with contextlib.suppress(ImportError):  # not on Windows; with it, `input` has line editing and history
-        import_module("readline")
-    try:
-        with Session(target, options) as session:
-            if not options.quiet:
-                note(f"Talking to {session.model}. /help lists the commands, Ctrl-D ends.")
-            talk(session, system_message(options))
-    except TogetherError as error:
-        report(error)
-        return EXIT_FAILED
-    return EXIT_DONE
-
-
-def talk(session: Session, opening: list[Message]) -> None:
-    """Read, ask, remember; until the person is done."""
-    messages = [*opening]
-    while True:
-        try:
-            line = read_line()
-            if line is None or line == "/exit":
-                return
-            if line == "/clear":
-                messages = [*opening]
-                note("Cleared.")
-            elif line == "/help":
-                note(HELP)
-            elif re.fullmatch(r"/[a-z]+", line):
-                note(f"No command {line}; /help lists them.")
-            elif line:
-                messages += exchange(session, messages, line)
-        except KeyboardInterrupt:  # at the prompt; `ask` has its own
-            click.echo(err=True)
-            note("/exit or Ctrl-D ends.")
-
-
-def exchange(session: Session, messages: list[Message], line: str) -> list[Message]:
-    """Ask one question and return what to remember of it.
-
-    A stopped answer is kept, as the person saw it; a question without any answer is as if it had not been asked.
-    """
-    question: Message = {"role": "user", "content": line}
-    answer = session.ask([*messages, question])
-    return [question, {"role": "assistant", "content": answer.text}] if answer.text else []
-
-
-def read_line() -> str | None:
-    """Read a line from the person, without the loop: nothing is open in between that needs it.
-
-    Returns:
-        The line, or None when they are done.
-    """
-    prompt = "> "
-    if not sys.stdout.isatty():  # input() would mix its prompt with the answers
-        click.echo(prompt, nl=False, err=True)
-        prompt = ""
-    try:
-        return as_unicode(input(prompt)).strip()
-    except EOFError:
-        click.echo(err=True)
-        return None
-
-
-def system_message(options: ChatOptions) -> list[Message]:
-    """Return what every conversation opens with."""
-    return [{"role": "system", "content": options.system}] if options.system else []

@@ -1,10 +1,10 @@
-"""Faults in words: what `together-async serve --fault` takes, read by a table of the faults there are.
+"""Faults in words, as `together-async serve --fault` takes them.
 
 status:429                                  a name, and its arguments after a colon
 cut:after_token=3,how=close                 several arguments, separated by commas
-status:503,message='Later, please'          quotes around what holds a comma or a space
-status:429,headers.retry-after=2            an entry of an argument which has several
-cut:after_token=3 + split:every=1           two at once
+status:503,message='Later, please'          quotes around a value with a comma or a space
+status:429,headers.retry-after=2            one entry of an argument that has several
+cut:after_token=3 + split:every=1           two faults in one response
 10% status:429                              one request in ten
 model=slow-model drip                       the requests for one model
 first=2 status:429                          the first two requests
@@ -44,17 +44,17 @@ FAULTS: Mapping[str, type[Fault]] = {
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, Fault) and value not in {Fault, Faults, PlacedFault}
 }
-"""Every fault there is, by its name here."""
+"""Every fault, by its name in a text."""
 
 
 def read_rule(spec: str) -> Rule:
     """Returns the rule that a text describes.
 
     Args:
-        spec: Conditions, if any, then one fault or several with ` + ` between them.
+        spec: Conditions, if any, then one fault or several, separated by ` + `.
 
     Raises:
-        ValueError: It can't be read; the text says what there is instead.
+        ValueError: The text can't be read; the message says what is expected.
     """
     words = _split(_WORD, spec, r"\s+")
     conditions: list[Callable[[Rule], Rule]] = []
@@ -75,9 +75,9 @@ def read_rule(spec: str) -> Rule:
 
 
 def table() -> Iterator[tuple[str, str, str]]:
-    """Yields of each fault its name, its arguments as they are written, and what it does."""
+    """Yields, for each fault, its name, its arguments as they are written, and what it does."""
     for name, fault in FAULTS.items():
-        arguments = ", ".join(_shown(fault, field) for field in attrs.fields(fault))
+        arguments = ", ".join(_written(fault, field) for field in attrs.fields(fault))
         yield name, arguments, _summary(fault)
 
 
@@ -100,8 +100,8 @@ def _split(pattern: re.Pattern[str], text: str, between: str) -> list[str]:
 
 
 def _condition(word: str) -> Callable[[Rule], Rule] | None:
-    if chance := _CHANCE.fullmatch(word):
-        probability = float(chance[1]) / 100
+    if percentage := _CHANCE.fullmatch(word):
+        probability = float(percentage[1]) / 100
         if probability > 1:
             raise ValueError(f"{word}: expected 0% to 100%")
         return lambda rule: Chance(probability, rule)
@@ -120,14 +120,14 @@ def _condition(word: str) -> Callable[[Rule], Rule] | None:
 
 
 def _read_fault(word: str) -> Fault:
-    name, _, told = word.partition(":")
+    name, _, arguments = word.partition(":")
     wanted = re.sub("[-_]", "", name).lower()
     fault = next((fault for fault in FAULTS.values() if fault.__name__.lower() == wanted), None)
     if fault is None:
         raise ValueError(f"unknown fault {name!r}, expected one of {', '.join(FAULTS)}")
     name = _spelling(fault.__name__)
     try:
-        return fault(**_arguments(fault, _split(_ARGUMENT, told, ",")))
+        return fault(**_arguments(fault, _split(_ARGUMENT, arguments, ",")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {_reason(fault, error)}") from error
 
@@ -135,15 +135,15 @@ def _read_fault(word: str) -> Fault:
 def _reason(fault: type[Fault], error: Exception) -> str:
     text = str(error.args[0]) if error.args else str(error)
     missing = [field.name for field in attrs.fields(fault) if field.default is attrs.NOTHING]
-    # The only TypeError of a constructor whose arguments are all known.
+    # The names were checked before, so a TypeError of the constructor means that arguments are missing.
     return f"needs {' and '.join(missing)}" if isinstance(error, TypeError) else text
 
 
-def _arguments(fault: type[Fault], told: list[str]) -> dict[str, Any]:
+def _arguments(fault: type[Fault], words: list[str]) -> dict[str, Any]:
     fields = attrs.fields_dict(fault)
     hints = typing.get_type_hints(fault)
     found: dict[str, Any] = {}
-    for position, argument in enumerate(told):
+    for position, argument in enumerate(words):
         named = _NAMED.fullmatch(argument)
         name, text = (named[1].replace("-", "_"), named[2]) if named else (_positional(fault, position), argument)
         holder, _, entry = (named[1] if named else "").partition(".")
@@ -152,7 +152,7 @@ def _arguments(fault: type[Fault], told: list[str]) -> dict[str, Any]:
         if entry and holder in fields and _is_mapping(hints[holder]):
             found.setdefault(holder, {})[entry] = _unquoted(text) or None
         elif name not in fields:
-            known = ", ".join(_shown(fault, field) for field in fields.values())
+            known = ", ".join(_written(fault, field) for field in fields.values())
             raise ValueError(f"no argument {name!r}, expected {known or 'none'}")
         else:
             try:
@@ -165,7 +165,7 @@ def _arguments(fault: type[Fault], told: list[str]) -> dict[str, Any]:
 def _positional(fault: type[Fault], position: int) -> str:
     names = [str(field.name) for field in attrs.fields(fault) if not field.kw_only]
     if position >= len(names):
-        known = ", ".join(_shown(fault, field) for field in attrs.fields(fault))
+        known = ", ".join(_written(fault, field) for field in attrs.fields(fault))
         raise ValueError(f"expected arguments by name: {known or 'it has none'}")
     return names[position]
 
@@ -179,10 +179,10 @@ def _is_mapping(hint: Any) -> bool:
 
 
 def _read(hint: Any, text: str) -> Any:
-    """The value of a type that a text stands for.
+    """Read a value of this type from a text.
 
     Raises:
-        ValueError: What is expected instead, as words.
+        ValueError: The text is not one; the message says what is expected.
     """
     match typing.get_origin(hint):
         case typing.Literal:
@@ -250,8 +250,8 @@ def _escaped(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _shown(fault: type[Fault], field: Any) -> str:
-    """An argument as it is written: its name, then its default, or what it takes."""
+def _written(fault: type[Fault], field: Any) -> str:
+    """An argument as it is written: its name, then its default or the kind of its value."""
     hint = typing.get_type_hints(fault)[field.name]
     members = typing.get_args(hint) if typing.get_origin(hint) in {Union, types.UnionType} else (hint,)
     if any(_is_mapping(member) for member in members) and len(members) == 1:

@@ -1,4 +1,4 @@
-"""What the command's options say, for the server."""
+"""The command's options, checked, for the run."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ class Address:
 
     Attributes:
         host: The address.
-        port: 0 for a free one.
+        port: The port; 0 for a free one.
     """
 
     host: str
@@ -19,12 +19,12 @@ class Address:
 
 
 @attrs.frozen(kw_only=True)
-class Shown:
-    """What the command says.
+class OutputOptions:
+    """What the command prints.
 
     Attributes:
-        as_json: Whether standard output gets a JSON object for each request, and nothing else.
-        quiet: Whether nothing is shown but the base_url (and errors).
+        as_json: Whether standard output gets only a JSON object for each request.
+        quiet: Whether only the base_url and errors are printed.
     """
 
     as_json: bool
@@ -32,24 +32,24 @@ class Shown:
 
 
 @attrs.frozen(kw_only=True)
-class Emulated:
-    """What the emulator says, how fast, and where it breaks. None is the emulator's default everywhere.
+class EmulatorOptions:
+    """What the emulator answers, how fast, and where it breaks. None stands for the emulator's default.
 
     Attributes:
-        say: A text.
-        script: A file and the name of a function in it, with a colon between them.
-        replay: A recording.
-        replay_speed: How many times as fast as it was.
-        tokens_per_second: Of each choice's stream.
-        first_token: Seconds before it.
+        say: The text of every answer.
+        script: A file and the name of a function in it, separated by a colon.
+        replay: A recording to answer with.
+        replay_speed: How many times as fast as recorded.
+        tokens_per_second: The speed of each choice's stream.
+        first_token: Seconds before the first token.
         jitter: By how much gaps differ, as a fraction.
-        seed: Of all chance.
-        models: The only models there are.
-        dialect: The name of the shape in which they answer.
-        api_key: The only key that is accepted.
-        faults: What goes wrong, in words.
-        requests_per_minute: The account's, for each model.
-        tokens_per_minute: The account's, for each model.
+        seed: The seed of everything random.
+        models: The only models that exist; empty for any name.
+        dialect: The name of the dialect in which they answer.
+        api_key: The only key that is accepted; None for any.
+        faults: The faults, as `--fault` takes them.
+        requests_per_minute: The account's limit for each model.
+        tokens_per_minute: The account's limit for each model.
     """
 
     say: str | None
@@ -69,11 +69,11 @@ class Emulated:
 
 
 @attrs.frozen(kw_only=True)
-class Recorded:
-    """What the recorder is to do.
+class RecorderOptions:
+    """What the recorder does.
 
     Attributes:
-        path: The file.
+        path: The file to append to.
         upstream: The server's `base_url`.
         keep_prompts: Whether requests are recorded with their texts.
     """
