@@ -99,23 +99,30 @@ MODULES = {
         __init__:
         figures:
         options:
-        panel:     figures
-        progress:  figures | panel
-        run:       figures options progress
-        command:   options | run
+        panel:        figures
+        plan_report:  figures options
+        progress:     figures | panel
+        run:          options plan_report progress
+        command:      options | run
     """,
     "cli.chat": """
         __init__:
         options:
-        session:   options
-        command:   options | session
+        session:       options
+        conversation:  options session
+        command:       options | conversation
     """,
     "cli.serve": """
         __init__:
         fault_spec:
         options:
-        run:         fault_spec options
-        command:     options | fault_spec run
+        banner:        options
+        request_line:
+        printer:       options request_line
+        script_file:
+        servers:       fault_spec options printer request_line script_file
+        run:           banner options printer servers
+        command:       options | fault_spec run
     """,
     "examples": """
         __init__:
