@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.fanout import KINDS, SECRET, all_of, emulated, prompts, virtual
+from support.fanout import KINDS, SECRET, all_of, emulated, prompts, tidy
 from support.servers import MODEL
 from together_async import (
     ChatCompletionRequest,
@@ -16,7 +16,7 @@ from together_async import (
 from together_async.fanout.defaults import Defaults, checked_concurrency
 
 
-@virtual
+@tidy
 async def test_every_kind_of_request() -> None:
     """A str, dicts, `Message`s, a whole request as a dict or as a value: all in one input."""
     message = {"role": "user", "content": "dicts"}
@@ -42,7 +42,7 @@ async def test_every_kind_of_request() -> None:
     assert not any(entry.streamed for entry in server.journal)
 
 
-@virtual
+@tidy
 async def test_defaults_fill_what_a_request_does_not_say() -> None:
     """They never replace a value of the request, not even 0; None in a dict counts as absent."""
     given: list[Any] = [
@@ -69,7 +69,7 @@ async def test_defaults_fill_what_a_request_does_not_say() -> None:
     assert all(entry.body["stop"] == ["x"] for entry in server.journal)
 
 
-@virtual
+@tidy
 async def test_one_request_does_not_change_the_next() -> None:
     """The shared template is not changed: each request has its own messages, and the caller's defaults stay as they
     were."""
@@ -105,7 +105,7 @@ BAD: dict[str, Any] = {
 
 @KINDS
 @pytest.mark.parametrize("name", BAD)
-@virtual
+@tidy
 async def test_an_element_that_is_no_request(name: str, stream: bool) -> None:
     """Its result has a ValueError, and no prompt in any text; nothing is sent for it, and the others go on."""
     async with emulated() as (server, client):
@@ -122,7 +122,7 @@ async def test_an_element_that_is_no_request(name: str, stream: bool) -> None:
     assert 0 == bad.timing.queued_s <= bad.timing.total_s
 
 
-@virtual
+@tidy
 async def test_a_wrong_default_is_an_error_of_each_request() -> None:
     """Nothing is sent for a request that relies on it; one with a valid value of its own succeeds."""
     given = ["a", "b", {"messages": "c", "model": MODEL, "temperature": 1}]
@@ -132,7 +132,7 @@ async def test_a_wrong_default_is_an_error_of_each_request() -> None:
         assert server.prompts == ["c"]
 
 
-@virtual
+@tidy
 async def test_no_model_anywhere() -> None:
     """The error says how to name one."""
     async with emulated() as (server, client):

@@ -28,7 +28,7 @@ from support.fanout import (
     leave,
     prompts,
     source_of,
-    virtual,
+    tidy,
 )
 from support.leaks import open_sockets
 from support.servers import KEY, MODEL
@@ -48,7 +48,7 @@ from together_async.testing import (
 @KINDS
 @pytest.mark.parametrize("way", WAYS)
 @SOURCES
-@virtual
+@tidy
 async def test_leaving_ends_everything(kind: str, way: str, stream: bool) -> None:
     """No task, reservation or connection is left, and the server sees the client leave, though only the loop's iterator
     was dropped."""
@@ -70,7 +70,7 @@ async def test_leaving_ends_everything(kind: str, way: str, stream: bool) -> Non
         assert len(server.journal) == before
 
 
-@virtual
+@tidy
 async def test_a_map_that_is_never_read() -> None:
     """Nothing is read from the input and nothing is sent; dropping, closing or leaving it gives no warning."""
     read: list[Any] = []
@@ -87,7 +87,7 @@ async def test_a_map_that_is_never_read() -> None:
         assert not server.journal
 
 
-@virtual
+@tidy
 async def test_the_first_result_of_a_map_that_nobody_keeps() -> None:
     """`await anext(client.map(...))` returns the first result, and then the other requests are ended."""
     async with emulated(first_token_s=1.0) as (server, client):
@@ -100,7 +100,7 @@ async def test_the_first_result_of_a_map_that_nobody_keeps() -> None:
         assert len(server.journal) <= 7
 
 
-@virtual
+@tidy
 async def test_a_wait_that_is_given_up_loses_nothing() -> None:
     """A `wait_for(anext(results))` that times out ends only that wait; the results come later."""
     async with emulated(first_token_s=1.0) as (_, client):
@@ -111,7 +111,7 @@ async def test_a_wait_that_is_given_up_loses_nothing() -> None:
         check_complete(await all_of(results), prompts(3))
 
 
-@virtual
+@tidy
 async def test_a_wait_in_a_block_that_is_given_up_loses_nothing() -> None:
     """The same within `async with`, also for a loop's own iterator."""
     async with emulated(first_token_s=1.0) as (_, client):
@@ -122,7 +122,7 @@ async def test_a_wait_in_a_block_that_is_given_up_loses_nothing() -> None:
             check_complete(await all_of(results), prompts(3))
 
 
-@virtual
+@tidy
 async def test_a_result_and_a_cancellation_in_the_same_turn() -> None:
     """The result is kept for the next read."""
     for turns in range(12):
@@ -138,7 +138,7 @@ async def test_a_result_and_a_cancellation_in_the_same_turn() -> None:
             check_complete([*got, *await all_of(results)], prompts(2))
 
 
-@virtual
+@tidy
 async def test_two_readers_share() -> None:
     """Each result comes to one of them. If both wait at the same time, the second gets a clear error, and neither the
     first nor the map is affected."""
@@ -155,7 +155,7 @@ async def test_two_readers_share() -> None:
             check_complete(got, prompts(9))
 
 
-@virtual
+@tidy
 async def test_a_crash_in_a_child_comes_out_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected exception within a request is not a result, and is never swallowed."""
 
@@ -176,7 +176,7 @@ async def test_a_crash_in_a_child_comes_out_when_all_have_ended(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 30])
-@virtual
+@tidy
 async def test_a_child_that_somebody_cancels(turns: int) -> None:
     """As a test's tear-down may do: the reader gets an error and never waits for ever, whenever it happens."""
     async with emulated(faults=Stall()) as (_, client):
@@ -193,7 +193,7 @@ async def test_a_child_that_somebody_cancels(turns: int) -> None:
         check_idle(client)
 
 
-@virtual
+@tidy
 async def test_closing_from_within_on_chunk() -> None:
     """A request's own callback may end its map."""
     box: list[Any] = []
@@ -208,7 +208,7 @@ async def test_closing_from_within_on_chunk() -> None:
         check_idle(client)
 
 
-@virtual
+@tidy
 async def test_closing_while_another_task_waits() -> None:
     """The loop of that task ends at once."""
     async with emulated(faults=Stall()) as (_, client):
@@ -220,7 +220,7 @@ async def test_closing_while_another_task_waits() -> None:
         check_idle(client)
 
 
-@virtual
+@tidy
 async def test_closing_the_client_in_the_middle() -> None:
     """Every request that is under way or would follow gets an error; the loop ends."""
     async with emulated(faults=InTurn(None, then=Stall())) as (_, client):
@@ -236,7 +236,7 @@ async def test_closing_the_client_in_the_middle() -> None:
 
 @KINDS
 @pytest.mark.parametrize("blocked", [False, True], ids=["loop", "block"])
-@virtual
+@tidy
 async def test_cancelled_at_every_await(blocked: bool, stream: bool) -> None:
     """After any number of turns of the event loop, nothing is under way after the cancellation, and the next map on the
     same client is complete."""
@@ -263,7 +263,7 @@ async def test_cancelled_at_every_await(blocked: bool, stream: bool) -> None:
         assert await read() == 5
 
 
-@virtual
+@tidy
 async def test_cancelled_twice() -> None:
     """The second cancellation cuts short the wait for the tasks, which have been cancelled all the same."""
     async with emulated(faults=Stall()) as (_, client):
@@ -367,7 +367,7 @@ def test_a_map_read_while_its_own_loop_runs() -> None:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="from Python 3.12 on")
 @ORDERS
-@virtual
+@tidy
 async def test_tasks_that_begin_at_once(ordered: bool) -> None:
     """With `asyncio.eager_task_factory` a task may have ended before the group knows it: nothing is lost, and more
     tasks do not recurse deeper."""

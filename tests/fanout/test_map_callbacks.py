@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from support.fanout import ORDERS, all_of, check_complete, check_idle, children, emulated, prompts, virtual
+from support.fanout import ORDERS, all_of, check_complete, check_idle, children, emulated, prompts, tidy
 from support.servers import MODEL
 from together_async import (
     APIConnectionError,
@@ -28,7 +28,7 @@ from together_async.testing import (
 
 
 @ORDERS
-@virtual
+@tidy
 async def test_raise_raises_the_first_and_ends_the_others(ordered: bool) -> None:
     """The error names the request; the connections of the others are closed before it is raised."""
     faults = InTurn(None, Status(400), then=Stall())
@@ -47,7 +47,7 @@ async def test_raise_raises_the_first_and_ends_the_others(ordered: bool) -> None
         assert await all_of(results) == []
 
 
-@virtual
+@tidy
 async def test_raise_with_an_element_that_is_no_request() -> None:
     """A ValueError is raised like any other error."""
     async with emulated() as (_, client):
@@ -56,7 +56,7 @@ async def test_raise_with_an_element_that_is_no_request() -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-@virtual
+@tidy
 async def test_a_function_decides(is_async: bool) -> None:
     """It gets only results with an error; what it returns replaces the result, None leaves it out."""
     seen = []
@@ -80,7 +80,7 @@ async def test_a_function_decides(is_async: bool) -> None:
     assert [(result.index, result.error) for result in results] == [(0, None), (2, None), (3, None), (4, None)]
 
 
-@virtual
+@tidy
 async def test_a_function_that_leaves_all_out() -> None:
     """The loop ends when the input does, and the function has seen every result."""
     seen: list[int] = []
@@ -104,7 +104,7 @@ async def test_a_function_that_leaves_all_out() -> None:
     ],
     ids=repr,
 )
-@virtual
+@tidy
 async def test_a_function_that_raises(error: BaseException, comes_out: type[BaseException], is_async: bool) -> None:
     """Its error ends the map and leaves the loop; it never looks like the end of the results."""
 
@@ -126,7 +126,7 @@ async def test_a_function_that_raises(error: BaseException, comes_out: type[Base
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-@virtual
+@tidy
 async def test_each_chunk_is_shown_with_its_index(is_async: bool) -> None:
     """In the order of its stream; the completion is what the chunks add up to."""
     texts = defaultdict[int, str](str)
@@ -146,7 +146,7 @@ async def test_each_chunk_is_shown_with_its_index(is_async: bool) -> None:
     assert {result.index: result.completion.text for result in results if result.completion} == texts
 
 
-@virtual
+@tidy
 async def test_a_slow_on_chunk_slows_its_own_stream() -> None:
     """The other streams go on meanwhile."""
 
@@ -175,7 +175,7 @@ async def test_a_slow_on_chunk_slows_its_own_stream() -> None:
     ],
     ids=lambda value: repr(value)[:30] if isinstance(value, BaseException) else "",
 )
-@virtual
+@tidy
 async def test_what_on_chunk_raises_ends_the_map(
     error: BaseException, comes_out: type[BaseException], is_async: bool
 ) -> None:
@@ -202,7 +202,7 @@ async def test_what_on_chunk_raises_ends_the_map(
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-@virtual
+@tidy
 async def test_what_on_chunk_raises_is_not_put_off_by_a_slow_reader(ordered: bool) -> None:
     """The next result is always ready; even so nothing more is read or sent, and the error comes after the results that
     are ready."""

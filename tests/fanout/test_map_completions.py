@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.fanout import all_of, check_idle, client_of, prompts, virtual
+from support.fanout import all_of, check_idle, client_of, prompts, tidy
 from support.servers import MODEL, ScriptedServer, answers, delta, response, sse, whole
 from together_async import (
     TogetherError,
@@ -15,7 +15,7 @@ from together_async import (
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7])
-@virtual
+@tidy
 async def test_a_body_that_came_with_its_head(pieces: int) -> None:
     """It is read as one that comes in pieces is, and its connection is used again."""
     data = response(whole("Hello " * 500), extra=b"x-request-id: r1\r\n")
@@ -38,7 +38,7 @@ async def test_a_body_that_came_with_its_head(pieces: int) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"  \n", b"{", b"<html>", b'{"error": {"message": "no", "code": 500}}'])
-@virtual
+@tidy
 async def test_a_body_at_hand_that_is_no_completion(body: bytes) -> None:
     """The result has one of our errors, and the connection is not leaked."""
     async with ScriptedServer(answers(response(body))) as server, client_of(server) as client:
@@ -47,7 +47,7 @@ async def test_a_body_at_hand_that_is_no_completion(body: bytes) -> None:
         check_idle(client)
 
 
-@virtual
+@tidy
 async def test_a_body_at_hand_above_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, as one that comes slowly is."""
     from together_async.http.response import HTTPResponse
@@ -96,7 +96,7 @@ CHUNKS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("name", CHUNKS)
-@virtual
+@tidy
 async def test_a_completion_is_the_same_however_its_stream_was_read(name: str) -> None:
     """By `map`, which reads it as a text; chunk by chunk; by its text; and by `completion()` after a part of either."""
     data = b"".join(sse(chunk) for chunk in CHUNKS[name]) + sse(b"[DONE]")

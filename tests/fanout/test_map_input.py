@@ -23,7 +23,7 @@ from support.fanout import (
     now,
     prompts,
     source_of,
-    virtual,
+    tidy,
 )
 from support.servers import KEY, MODEL
 from together_async import (
@@ -43,7 +43,7 @@ from together_async.testing import (
 @KINDS
 @ORDERS
 @SOURCES
-@virtual
+@tidy
 async def test_every_request_has_its_result(kind: str, ordered: bool, stream: bool) -> None:
     """For any kind of input, whole or streamed, in order or as they finish; with no more connections than requests at
     once."""
@@ -63,7 +63,7 @@ async def test_every_request_has_its_result(kind: str, ordered: bool, stream: bo
 @pytest.mark.parametrize(
     "bad", ["a prompt", b"bytes", {"messages": "hi"}, 5, None, ChatCompletionRequest(messages="hi", model="m")]
 )
-@virtual
+@tidy
 async def test_what_is_no_input(bad: Any) -> None:
     """A single prompt or request is refused: otherwise each of its characters would be a prompt."""
     async with AsyncTogether(KEY) as client:
@@ -92,7 +92,7 @@ async def test_what_is_no_input(bad: Any) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-@virtual
+@tidy
 async def test_an_argument_out_of_range_is_found_at_the_call(options: dict[str, Any], message: str) -> None:
     """Before anything is read from the input."""
     read: list[str] = []
@@ -102,7 +102,7 @@ async def test_an_argument_out_of_range_is_found_at_the_call(options: dict[str, 
     assert not read
 
 
-@virtual
+@tidy
 async def test_an_unknown_option_is_a_type_error() -> None:
     """As for `create`."""
     async with AsyncTogether(KEY) as client:
@@ -111,7 +111,7 @@ async def test_an_unknown_option_is_a_type_error() -> None:
 
 
 @SOURCES
-@virtual
+@tidy
 async def test_an_empty_input(kind: str) -> None:
     """No results, no connection."""
     async with emulated() as (server, client):
@@ -119,7 +119,7 @@ async def test_an_empty_input(kind: str) -> None:
         assert server.connections == 0
 
 
-@virtual
+@tidy
 async def test_a_sequence_by_its_index() -> None:
     """A data set with `__len__` and `__getitem__`, but without `__iter__`, is an input too."""
 
@@ -140,7 +140,7 @@ async def test_a_sequence_by_its_index() -> None:
 @ORDERS
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
 @pytest.mark.parametrize("after", [0, 1, 3, 20])
-@virtual
+@tidy
 async def test_an_input_that_raises(kind: str, after: int, ordered: bool) -> None:
     """All results of requests under way come first, then the input's own error."""
 
@@ -160,7 +160,7 @@ async def test_an_input_that_raises(kind: str, after: int, ordered: bool) -> Non
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), StopAsyncIteration(), StopIteration()], ids=repr)
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
-@virtual
+@tidy
 async def test_an_input_that_ends_by_what_looks_like_an_end(kind: str, error: BaseException) -> None:
     """An input that is cut off never looks like one that has ended, as when it awaits a cancelled task or asks an empty
     iterator."""
@@ -201,7 +201,7 @@ async def test_an_input_that_ends_by_what_looks_like_an_end(kind: str, error: Ba
         assert got >= 2
 
 
-@virtual
+@tidy
 async def test_an_input_whose_task_was_cancelled() -> None:
     """An async generator that awaits a task which is cancelled: an error, not the end."""
 
@@ -220,7 +220,7 @@ async def test_an_input_whose_task_was_cancelled() -> None:
         assert got in ([], [0])
 
 
-@virtual
+@tidy
 async def test_an_input_that_waits() -> None:
     """Results come while the input has nothing more, and the next request is sent as soon as it is there."""
     more = asyncio.Queue[str | None]()
@@ -246,7 +246,7 @@ async def test_an_input_that_waits() -> None:
         assert len(server.journal) == 3
 
 
-@virtual
+@tidy
 async def test_a_blocked_input_does_not_hold_up_the_end() -> None:
     """Leaving ends an input that waits for something that never comes; its `finally` has run by then."""
     ended = []
@@ -266,7 +266,7 @@ async def test_a_blocked_input_does_not_hold_up_the_end() -> None:
         assert not children()
 
 
-@virtual
+@tidy
 async def test_an_input_that_does_not_care_for_cancellation() -> None:
     """It swallows its cancellation and yields once more: that request is not sent, and leaving does not wait for
     ever."""
@@ -286,7 +286,7 @@ async def test_an_input_that_does_not_care_for_cancellation() -> None:
         assert server.prompts == ["a"]
 
 
-@virtual
+@tidy
 async def test_a_generator_that_was_left_goes_on_elsewhere() -> None:
     """A caller's own generator is not closed: it still has what the map has not read."""
     source = iter(prompts(10))
@@ -296,7 +296,7 @@ async def test_a_generator_that_was_left_goes_on_elsewhere() -> None:
         assert next(source) == "prompt 3"
 
 
-@virtual
+@tidy
 async def test_an_async_input_is_let_go_of() -> None:
     """After leaving nothing refers to it: it is closed without a garbage collection."""
     ended = []
@@ -331,7 +331,7 @@ async def test_an_async_input_is_let_go_of() -> None:
 @KINDS
 @ORDERS
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
-@virtual
+@tidy
 async def test_a_slow_reader_slows_an_endless_input(kind: str, ordered: bool, stream: bool) -> None:
     """The requests read and not taken are never more than `concurrency`, in order twice that; neither are the results
     kept."""
@@ -355,7 +355,7 @@ async def test_a_slow_reader_slows_an_endless_input(kind: str, ordered: bool, st
 
 
 @pytest.mark.parametrize("kind", ["generator", "async generator"])
-@virtual
+@tidy
 async def test_in_order_the_slowest_holds_up_a_bounded_number(kind: str) -> None:
     """While the first request takes a minute, `2 * concurrency` are sent, and no more are read."""
     read: list[Any] = []
@@ -372,7 +372,7 @@ async def test_in_order_the_slowest_holds_up_a_bounded_number(kind: str) -> None
 
 @KINDS
 @pytest.mark.parametrize("concurrency", [1, 2, 16])
-@virtual
+@tidy
 async def test_the_server_never_has_more_at_once(concurrency: int, stream: bool) -> None:
     """And it always has as many as it may, while there are requests left."""
     async with emulated(first_token_s=1.0) as (server, client):
@@ -383,7 +383,7 @@ async def test_the_server_never_has_more_at_once(concurrency: int, stream: bool)
         assert 32 / concurrency <= now() - began < 32 / concurrency * 1.1 + 0.5
 
 
-@virtual
+@tidy
 async def test_concurrency_is_that_of_the_limits_if_none_is_given() -> None:
     """The limits hold also when the map may have more."""
     for concurrency, peak in ((None, 3), (10, 3), (2, 2)):
@@ -396,7 +396,7 @@ async def test_concurrency_is_that_of_the_limits_if_none_is_given() -> None:
             assert server.peak == peak
 
 
-@virtual
+@tidy
 async def test_nothing_is_kept_of_what_was_taken() -> None:
     """Hundreds of results are dropped: none is left to the garbage collector, not even one with an error."""
     async with emulated(faults=OneOf(Status(400), None)) as (_, client):

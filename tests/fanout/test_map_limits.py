@@ -19,7 +19,7 @@ from support.fanout import (
     now,
     prompts,
     source_of,
-    virtual,
+    tidy,
 )
 from support.servers import MODEL
 from together_async import (
@@ -41,7 +41,7 @@ from together_async.testing import (
 
 @pytest.mark.default_retry
 @pytest.mark.parametrize("concurrency", [None, 8, 50, 300])
-@virtual
+@tidy
 async def test_an_account_with_limits(concurrency: int | None) -> None:
     """At five requests a second every prompt gets its completion and few are refused, whatever concurrency the caller
     asks for; the wait is reported."""
@@ -59,7 +59,7 @@ async def test_an_account_with_limits(concurrency: int | None) -> None:
 
 
 @pytest.mark.parametrize(("concurrency", "most"), [(None, 1), (100, 4), (2, 2)])
-@virtual
+@tidy
 async def test_a_service_that_has_reported_no_limits(concurrency: int | None, most: int) -> None:
     """It gets few requests at first; more if the caller has given a concurrency."""
     async with emulated(first_token_s=0.9) as (server, client):
@@ -73,7 +73,7 @@ async def test_a_service_that_has_reported_no_limits(concurrency: int | None, mo
 
 @pytest.mark.default_retry
 @KINDS
-@virtual
+@tidy
 async def test_a_pause_that_hits_all_at_once_loses_nobody(stream: bool) -> None:
     """64 calls are refused together, with a retry-after of a quarter of an hour: all of them succeed."""
     refused = 0
@@ -95,7 +95,7 @@ async def test_a_pause_that_hits_all_at_once_loses_nobody(stream: bool) -> None:
 
 
 @pytest.mark.default_retry
-@virtual
+@tidy
 async def test_a_pause_that_is_too_long_is_an_error() -> None:
     """Above a quarter of an hour the refused call fails; later ones are sent."""
     async with emulated(faults=InTurn(Status(429, headers={"retry-after": "1000"}))) as (_, client):
@@ -107,7 +107,7 @@ async def test_a_pause_that_is_too_long_is_an_error() -> None:
 
 
 @pytest.mark.default_retry
-@virtual
+@tidy
 async def test_a_retry_of_ones_own_holds() -> None:
     """A retry-after above the caller's `max_retry_after` is not waited for."""
     for retry, retry_after in ((Retry(max_retry_after=5), 6), (Retry(attempts=1), 1)):
@@ -118,7 +118,7 @@ async def test_a_retry_of_ones_own_holds() -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1, 5])
-@virtual
+@tidy
 async def test_a_full_queue_is_no_error_of_a_map(most: int) -> None:
     """`Limits.max_queued` is for calls that nothing else bounds: it neither refuses the calls of a map nor counts
     them."""
@@ -135,7 +135,7 @@ async def test_a_full_queue_is_no_error_of_a_map(most: int) -> None:
             check_complete([*got, *await all_of(results)], prompts(30))
 
 
-@virtual
+@tidy
 async def test_who_waits_for_an_answer_goes_first() -> None:
     """An interactive call gets the next free place, in front of a map's long queue."""
     async with emulated(limits=Limits(concurrency=1), first_token_s=1.0) as (server, client):
@@ -148,7 +148,7 @@ async def test_who_waits_for_an_answer_goes_first() -> None:
         assert server.prompts.index("live") == 2
 
 
-@virtual
+@tidy
 async def test_a_map_of_interactive_calls_waits_its_turn() -> None:
     """`priority="interactive"`: first come, first served."""
     async with emulated(limits=Limits(concurrency=1), first_token_s=1.0) as (server, client):
@@ -160,7 +160,7 @@ async def test_a_map_of_interactive_calls_waits_its_turn() -> None:
             await all_of(results)
 
 
-@virtual
+@tidy
 async def test_a_402_stops_what_waits_and_what_comes() -> None:
     """Each request gets the error; the server gets no more than were under way."""
     async with emulated(faults=Status(402), limits=Limits(concurrency=3)) as (server, client):
@@ -171,7 +171,7 @@ async def test_a_402_stops_what_waits_and_what_comes() -> None:
         assert sum(result.attempts for result in results) == len(server.journal)
 
 
-@virtual
+@tidy
 async def test_a_402_can_end_the_map() -> None:
     """By a function of the caller's own, which an endless input needs."""
 
@@ -187,7 +187,7 @@ async def test_a_402_can_end_the_map() -> None:
             )
 
 
-@virtual
+@tidy
 async def test_leaving_frees_those_who_wait_for_the_limits() -> None:
     """18 calls wait and leave nothing behind: the next call is sent at once."""
     async with emulated(limits=Limits(concurrency=2), faults=InTurn(None, then=Stall())) as (server, client):
@@ -204,7 +204,7 @@ async def test_leaving_frees_those_who_wait_for_the_limits() -> None:
 
 @ORDERS
 @SOURCES
-@virtual
+@tidy
 async def test_drained_what_is_under_way_still_comes(kind: str, ordered: bool) -> None:
     """Nothing more is read or sent; calls that wait for the limits are given up without a result; the loop ends."""
     async with emulated(limits=Limits(concurrency=3), first_token_s=1.0) as (server, client):
@@ -224,7 +224,7 @@ async def test_drained_what_is_under_way_still_comes(kind: str, ordered: bool) -
 
 @pytest.mark.parametrize("turns", range(6))
 @SOURCES
-@virtual
+@tidy
 async def test_drained_at_any_moment(kind: str, turns: int) -> None:
     """Before it is read, in the turn in which it begins, or after its end."""
     async with emulated() as (server, client):

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import pytest
 
-from support.fanout import ONE, QUICK, Mine, check_idle, emulated, prompts, source_of, virtual
+from support.fanout import ONE, QUICK, Mine, check_idle, emulated, prompts, source_of, tidy
 from support.servers import MODEL
 from together_async import (
     ChatCompletionRequest,
@@ -120,7 +120,7 @@ class Case:
 
 
 @pytest.mark.parametrize("part", range(4))
-@virtual
+@tidy
 async def test_any_map(part: int) -> None:
     """Random inputs, faults, limits, paces and ends: each index comes once, in order if asked for; each result has a
     correct completion or one of our errors; no foreign exception, and nothing left."""

@@ -27,7 +27,7 @@ from support.fanout import (
     leave,
     now,
     prompts,
-    virtual,
+    tidy,
 )
 from support.servers import MODEL
 from together_async import (
@@ -44,7 +44,7 @@ from together_async.testing import (
 
 
 @pytest.mark.parametrize("what", ["chunks", "texts", "entered"])
-@virtual
+@tidy
 async def test_many_streams_as_one(what: str) -> None:
     """All chunks of each stream in its order; from streams, from texts, and from streams that are open already."""
     async with emulated(tokens_per_second=50) as (_, client), contextlib.AsyncExitStack() as stack:
@@ -65,7 +65,7 @@ async def test_many_streams_as_one(what: str) -> None:
             assert (await stream.completion()).text == f"You said: {prompt}"
 
 
-@virtual
+@tidy
 async def test_streams_are_opened_when_they_are_read() -> None:
     """All of them at the first read, and not before."""
     async with emulated(first_token_s=1.0) as (server, client):
@@ -77,7 +77,7 @@ async def test_streams_are_opened_when_they_are_read() -> None:
         assert now() - began < 1.5
 
 
-@virtual
+@tidy
 async def test_a_slow_reader_of_many_streams() -> None:
     """64 chunks are read ahead, and one more of each stream; the reader slows them all."""
     made: list[Any] = []
@@ -91,7 +91,7 @@ async def test_a_slow_reader_of_many_streams() -> None:
                 break
 
 
-@virtual
+@tidy
 async def test_a_fast_stream_does_not_starve_the_others() -> None:
     """However fast one stream and however slow the reader, every stream advances."""
     seen = Counter[int]()
@@ -104,7 +104,7 @@ async def test_a_fast_stream_does_not_starve_the_others() -> None:
     assert min(seen[key] for key in range(5)) >= 20, seen
 
 
-@virtual
+@tidy
 async def test_each_stream_keeps_its_order() -> None:
     """At any speed."""
     seen: dict[int, list[int]] = {}
@@ -113,7 +113,7 @@ async def test_each_stream_keeps_its_order() -> None:
     assert seen == {key: list(range(200)) for key in range(10)}
 
 
-@virtual
+@tidy
 async def test_no_streams() -> None:
     """It ends at once."""
     assert [pair async for pair in merge({})] == []
@@ -122,21 +122,21 @@ async def test_no_streams() -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 5, "ab", ["a"], {"a": 5}, {"a": [1, 2]}], ids=repr)
-@virtual
+@tidy
 async def test_what_is_no_mapping_of_streams(bad: Any) -> None:
     """Refused at the call, before any stream is opened."""
     with pytest.raises(ValueError, match="streams: got a"):
         merge(bad)
 
 
-@virtual
+@tidy
 async def test_on_error_is_one_of_two() -> None:
     """Only `map` takes a function."""
     with pytest.raises(ValueError, match=r"on_error: got .*, expected 'raise' or 'return'"):
         merge({}, on_error=print)  # type: ignore[arg-type]  # the mistake under test
 
 
-@virtual
+@tidy
 async def test_one_stream_under_two_keys() -> None:
     """A clear error instead of an endless wait; two texts of one stream are noticed while reading."""
     async with emulated() as (_, client):
@@ -150,7 +150,7 @@ async def test_one_stream_under_two_keys() -> None:
         check_idle(client)
 
 
-@virtual
+@tidy
 async def test_the_first_error_ends_all_streams() -> None:
     """Its note names the stream by number: a key may be a prompt."""
     async with emulated(faults=InTurn(None, Status(400), then=Stall(after_token=1))) as (server, client):
@@ -167,7 +167,7 @@ async def test_the_first_error_ends_all_streams() -> None:
             await entry.wait_ended()
 
 
-@virtual
+@tidy
 async def test_an_error_is_not_put_off_by_a_slow_reader() -> None:
     """Next to a stream that always has another chunk ready."""
     taken = 0
@@ -178,7 +178,7 @@ async def test_an_error_is_not_put_off_by_a_slow_reader() -> None:
     assert taken <= 66
 
 
-@virtual
+@tidy
 async def test_returned_errors_come_in_a_chunks_place() -> None:
     """After all chunks of that stream; the others go on."""
     async with emulated(TEXT, faults=InTurn(None, Cut(after_token=2), Status(500))) as (_, client):
@@ -194,7 +194,7 @@ async def test_returned_errors_come_in_a_chunks_place() -> None:
 
 @pytest.mark.parametrize("on_error", ["raise", "return"])
 @pytest.mark.parametrize("error", [Mine(), asyncio.CancelledError()], ids=repr)
-@virtual
+@tidy
 async def test_a_foreign_error_always_comes_out(error: BaseException, on_error: Any) -> None:
     """From a stream that is not ours; a cancellation inside of it never looks like the reader's."""
     with pytest.raises(Mine if isinstance(error, Mine) else RuntimeError):
@@ -204,7 +204,7 @@ async def test_a_foreign_error_always_comes_out(error: BaseException, on_error: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@virtual
+@tidy
 async def test_leaving_a_merge_closes_all_streams(way: str) -> None:
     """Those that wait for a chunk, those that wait for the reader and those that are being opened."""
     async with emulated(TEXT, faults=InTurn(Stall(after_token=1), Stall(), then=Stall(after_token=2))) as (
@@ -224,7 +224,7 @@ async def test_leaving_a_merge_closes_all_streams(way: str) -> None:
             assert [pair async for pair in kept[0]] == []
 
 
-@virtual
+@tidy
 async def test_a_merge_cancelled_at_every_await() -> None:
     """After any number of turns of the event loop."""
 
@@ -246,7 +246,7 @@ async def test_a_merge_cancelled_at_every_await() -> None:
         assert turns > 5
 
 
-@virtual
+@tidy
 async def test_a_stream_that_does_not_care_for_cancellation() -> None:
     """It swallows its cancellation: leaving does not wait for ever, and none of its later chunks comes."""
 
@@ -264,7 +264,7 @@ async def test_a_stream_that_does_not_care_for_cancellation() -> None:
     assert not children()
 
 
-@virtual
+@tidy
 async def test_a_merge_of_maps() -> None:
     """Any async iterable will do: two maps, of two models, are read as one."""
     async with emulated() as (_, client):
@@ -273,7 +273,7 @@ async def test_a_merge_of_maps() -> None:
         assert sorted(got) == [(model, index) for model in ("one", "two") for index in range(5)]
 
 
-@virtual
+@tidy
 async def test_merged_says_how_many_it_reads() -> None:
     """Its repr has no keys."""
     async with merge({SECRET: counted(None), "b": counted(None)}) as merged:

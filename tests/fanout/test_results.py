@@ -19,7 +19,7 @@ from support.fanout import (
     client_of,
     emulated,
     prompts,
-    virtual,
+    tidy,
 )
 from support.servers import MODEL, ScriptedServer, delta, sse
 from together_async import (
@@ -38,7 +38,7 @@ from together_async.testing import (
 
 
 @ORDERS
-@virtual
+@tidy
 async def test_results_come_as_they_finish_or_in_order(ordered: bool) -> None:
     """The first request is the slowest."""
     faults = InTurn(Stall(seconds=3), Stall(seconds=2), Stall(seconds=1))
@@ -48,7 +48,7 @@ async def test_results_come_as_they_finish_or_in_order(ordered: bool) -> None:
 
 
 @KINDS
-@virtual
+@tidy
 async def test_timing(stream: bool) -> None:
     """`queued_s` is the wait for a place; `first_token_s` counts from the same moment, and only streams have it."""
     limits = Limits(concurrency=1)
@@ -68,7 +68,7 @@ async def test_timing(stream: bool) -> None:
 
 @KINDS
 @pytest.mark.default_retry
-@virtual
+@tidy
 async def test_a_retried_request_tells_of_it(stream: bool) -> None:
     """Attempts and their reasons; `queued_s` ends with the first attempt, and `total_s` includes the pauses."""
     faults = InTurn(Status(503, headers={"retry-after": "7"}), Status(429, headers={"retry-after": "11"}))
@@ -87,7 +87,7 @@ async def test_a_retried_request_tells_of_it(stream: bool) -> None:
 
 
 @KINDS
-@virtual
+@tidy
 async def test_errors_are_results(stream: bool) -> None:
     """Refused, broken off or lost: a `TogetherError` each, and no completion; the others succeed."""
     faults = InTurn(Cut(), Status(400), Status(500), None)
@@ -104,7 +104,7 @@ async def test_errors_are_results(stream: bool) -> None:
     assert all(result.completion for result in results[3:])
 
 
-@virtual
+@tidy
 async def test_a_stream_that_breaks_has_what_had_come() -> None:
     """`.partial`, and the time of the first token, without a completion."""
     async with emulated(TEXT, faults=InTurn(Cut(after_token=2))) as (_, client):
@@ -119,7 +119,7 @@ async def test_a_stream_that_breaks_has_what_had_come() -> None:
 
 @pytest.mark.default_retry
 @pytest.mark.parametrize("tokens", [0, 1])
-@virtual
+@tidy
 async def test_a_stream_that_breaks_before_its_first_token_is_asked_again(tokens: int) -> None:
     """A role alone is not a token; after one token the stream is not asked for again, and the token is in
     `.partial`."""
@@ -142,7 +142,7 @@ async def test_a_stream_that_breaks_before_its_first_token_is_asked_again(tokens
         assert (result.completion.text, result.attempts) == ("b", 2)
 
 
-@virtual
+@tidy
 async def test_a_result_says_nothing_of_what_was_said() -> None:
     """Its repr has no prompt and no answer; it can be pickled, and is frozen."""
     async with emulated(faults=InTurn(None, Status(400))) as (_, client):
@@ -156,7 +156,7 @@ async def test_a_result_says_nothing_of_what_was_said() -> None:
                 result.index = 5
 
 
-@virtual
+@tidy
 async def test_what_goes_on_is_shown() -> None:
     """How many requests are under way, wait and were read; zeros when it is over, at its end or before."""
     async with emulated(limits=Limits(concurrency=1), first_token_s=1.0) as (_, client):

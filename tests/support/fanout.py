@@ -51,8 +51,8 @@ ORDERS = pytest.mark.parametrize("ordered", [False, True], ids=["as they finish"
 SOURCES = pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
 
 
-def virtual(test: Callable[..., Any]) -> Callable[..., None]:
-    """Runs a test in a loop whose clock jumps; at its end no task, socket or failed callback is left."""
+def tidy(test: Callable[..., Any]) -> Callable[..., None]:
+    """Runs a test in a loop whose clock jumps, and checks that it leaves no task, socket or failed callback."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -73,6 +73,7 @@ def virtual(test: Callable[..., Any]) -> Callable[..., None]:
 
 
 def now() -> float:
+    """The time of the running loop, in seconds."""
     return asyncio.get_running_loop().time()
 
 

@@ -219,7 +219,7 @@ class MapGroup(Group[MapResult[R]]):
         under_way: How many requests have begun and not ended.
 
     Raises:
-        ValueError: `on_error` or `requests` is not what is expected.
+        ValueError: `on_error` is something else, or `requests` cannot be an input (see `_iterator`).
     """
 
     def __init__(

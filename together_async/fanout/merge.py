@@ -90,7 +90,7 @@ class MergeGroup(Group[tuple[K, C]]):
     def _note_taken(self) -> None:
         origin = self._origins.popleft()
         origin.waiting -= 1
-        if origin.waiting <= self._share // 2:
+        if origin.waiting == self._share // 2:  # it falls by one at a time, so it cannot skip this
             origin.room.wake()
 
 

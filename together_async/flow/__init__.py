@@ -1,1 +1,1 @@
-"""Between one stream and its readers: buffers, broadcasts, logs."""
+"""Between one stream and its readers: buffers, broadcasts, and logs of chunks."""

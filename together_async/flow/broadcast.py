@@ -94,7 +94,7 @@ class Cursor:
 
 
 class Broadcast:
-    """One stream for many consumers, who come and go as they like.
+    """One stream for many consumers, which may join and leave at any time.
 
     ```python
     broadcast = Broadcast(client.stream(prompt, model=MODEL))
@@ -138,7 +138,7 @@ class Broadcast:
         self.error: BaseException | None = None
         self.on_change: Callable[[], None] | None = None
         self._source: Source = source_of(stream)
-        # Without "coalesce" nobody may get a merged chunk, also when a whole batch comes at once.
+        # Without "coalesce" no consumer may get a merged chunk, not even after a whole batch at once.
         self._log = ChunkLog(size if on_slow == "coalesce" else size + MAX_BATCH)
         self._consumers: set[Cursor] = set()
         self._task: asyncio.Task[None] | None = None
@@ -274,7 +274,7 @@ class Broadcast:
             self._notify()
 
     def _shrink(self) -> None:
-        """Keeps only the texts, after the end: those who kept up have read the chunks as they came."""
+        """Keeps only texts once the stream has ended and no consumer is left to get the chunks as they came."""
         if self._over and not self._consumers:
             self._log.close()
 
@@ -304,7 +304,7 @@ class Broadcast:
     # ---------------------------------------------------------------------------------------------- for `Subscription`
 
     async def wait_until_open(self) -> None:
-        """Opens the stream if nobody has, and waits until it is open.
+        """Opens the stream if no consumer has, and waits until it is open.
 
         Raises:
             BaseException: The error that ended it before the first chunk.
@@ -386,7 +386,7 @@ class Subscription(Loopable):
         return self._cursor.position
 
     async def open(self) -> None:
-        """Opens the stream, if nobody has; raises what that raises."""
+        """Opens the stream if no consumer has. Raises the error that ended it before the first chunk."""
         await self._broadcast.wait_until_open()
 
     @property

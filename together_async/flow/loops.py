@@ -1,4 +1,4 @@
-"""Loops over what is read in batches: `Loopable` gives a source the iterators of a stream."""
+"""`Loopable`: gives a source, which is read in batches, the iterators of a stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from together_async.tasks import OwningIterator
 class Loopable(abc.ABC):
     """Something that is read in batches, and looped over chunk by chunk, or text by text, as a stream is.
 
-    Outside of `async with`, leaving the loop leaves what is read.
+    Outside of `async with`, leaving the loop calls `leave`.
     """
 
     __slots__ = ("_entered",)
@@ -47,7 +47,7 @@ class Loopable(abc.ABC):
         return TextLoop(self, choice, owner=not self._entered)
 
     async def completion(self) -> ChatCompletion:
-        """Reads what is left, and returns the completion of all chunks."""
+        """Reads to the end, and returns the completion of all chunks."""
         async for _ in self:
             pass
         return self.so_far()

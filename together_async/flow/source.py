@@ -200,7 +200,7 @@ async def close(source: Source) -> None:
 
 
 def direct_source_of(stream: Any) -> Source | None:
-    """Returns a stream, or what is a source already, as a source; None for anything else."""
+    """Returns the source that reads a stream, or the argument if it is a source; None for anything else."""
     if isinstance(stream, ChatCompletionStream):
         return StreamSource(stream)
     return stream if isinstance(stream, Source) else None
