@@ -301,7 +301,7 @@ def test_all_that_can_be_shown(together_client, together_server, together_env):
 """
 
 
-def test_failing_tests_end_and_tell_no_secrets(pytester: pytest.Pytester) -> None:
+def test_failing_tests_end_and_show_no_secrets(pytester: pytest.Pytester) -> None:
     """A test that fails in the middle of a stall ends at once; no output shows the key or the prompt."""
     pytester.makepyfile(FAILING)
     began = time.monotonic()

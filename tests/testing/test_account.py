@@ -55,7 +55,7 @@ def test_without_limits():
         ),
     ],
 )
-def test_headers_tell_what_is_limited(rate, names):
+def test_headers_are_those_of_the_limited_buckets(rate, names):
     """Every verdict, 200, 429 or 503, has the headers of the limited buckets and no others."""
     account = Account(rate, clock=Clock(), overloaded=[(0, 1)])
     assert account.admit(M, 1).status == 503
@@ -256,7 +256,7 @@ def test_state_and_repr():
     assert repr(Account(clock=clock)).endswith("models: none yet>")
 
 
-def test_a_limit_that_is_not_whole_is_told_exactly():
+def test_a_limit_that_is_not_whole_is_written_exactly():
     """100 a minute is not a whole number per second; a client that paces by the header is never refused."""
     clock = Clock()
     account = Account(Rate.per_minute(100, burst_s=0.001), clock=clock)

@@ -200,7 +200,7 @@ def test_a_whole_llama_response_has_the_keys_and_types_of_the_service():
     assert shape(completion(TOGETHER, answer(SKY, logprobs=1))) == shape(sample_body("together_llama"))
 
 
-def test_the_text_beside_a_delta_repeats_its_content():
+def test_the_text_next_to_a_delta_repeats_its_content():
     """TOGETHER and DEEPSEEK send each token twice, in `text` and in `delta.content`, with its own id."""
     for dialect in (TOGETHER, DEEPSEEK):
         choices = [chunk["choices"][0] for chunk in chunks(dialect, answer("a b a"))]
@@ -220,7 +220,7 @@ def test_a_gpt_oss_chunk_has_the_keys_and_types_of_the_service(at):
     assert shape(chunks(GPT_OSS, answer(Reply(("It is ", "4."), reasoning=("We need ", "2+2."))))[at]) == theirs
 
 
-def test_gpt_oss_tells_the_usage_in_a_last_chunk_without_choices():
+def test_gpt_oss_sends_the_usage_in_a_last_chunk_without_choices():
     """The chunk with the finish reason has none; the next has no choices, and nested details."""
     *_, finish, last = chunks(GPT_OSS, answer(THOUGHT))
     assert finish["choices"][0]["finish_reason"] == "stop"
@@ -237,7 +237,7 @@ def test_a_whole_gpt_oss_response_has_the_keys_and_types_of_the_service():
 
 
 @pytest.mark.xfail(strict=True, reason="gpt-oss choices lack matched_stop")
-def test_a_gpt_oss_choice_says_what_stopped_it():
+def test_a_gpt_oss_choice_has_what_stopped_it():
     """`matched_stop` stands in each choice, in chunks and whole."""
     generation = answer(THOUGHT)
     assert "matched_stop" in chunks(GPT_OSS, generation)[0]["choices"][0]
@@ -316,7 +316,7 @@ def test_include_usage_always_gets_a_last_chunk_without_choices(dialect):
 
 
 @pytest.mark.parametrize("dialect", [OPENAI, VLLM, TRANSFORMERS], ids=lambda dialect: dialect.name)
-def test_servers_which_tell_no_usage_in_a_stream_tell_it_in_a_whole_response(dialect):
+def test_servers_without_usage_in_a_stream_have_it_in_a_whole_response(dialect):
     """The stream has none unless asked."""
     generation = answer("a b")
     assert not any(chunk["usage"] for chunk in chunks(dialect, generation))
@@ -396,7 +396,7 @@ def test_echo_puts_the_prompt_into_the_first_chunk_and_the_whole(dialect):
     assert list(shape(part)[0]) == list(shape(sample_body("echo")["prompt"])[0])
 
 
-def test_vllm_puts_three_tokens_into_a_delta_and_the_finish_reason_beside_text():
+def test_vllm_puts_three_tokens_into_a_delta_and_the_finish_reason_next_to_text():
     """Four tokens are an opening, a delta of three and one of one with the reason."""
     got = [chunk["choices"][0] for chunk in chunks(VLLM, answer("a b c d"))]
     assert [(c["delta"].get("content"), c["finish_reason"]) for c in got] == [

@@ -116,7 +116,7 @@ async def test_the_same_seed_says_the_same():
     assert {status for status, _ in first} == {200, 429, 500}
 
 
-async def test_a_wrong_method_is_told_the_right_one():
+async def test_a_wrong_method_gets_the_right_one():
     """In `allow`."""
     async with EmulatorServer() as server:
         assert (await ask(server, get(CHAT))).headers["allow"] == "POST"

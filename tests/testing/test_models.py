@@ -33,6 +33,6 @@ async def test_models_are_a_bare_array():
     }
 
 
-def test_models_that_are_there_when_nothing_is_said():
+def test_models_by_default():
     """Three, one in each of the service's shapes; any other name is answered too."""
     assert [model.dialect.name for model in MODELS] == ["together", "gpt-oss", "deepseek"]

@@ -234,11 +234,11 @@ class TestProxy:
             assert task.result().body.count(b"[DONE]") == 1
 
     @pytest.mark.parametrize("upstream", ["localhost:80/v1", "ftp://x/v1", "http:///v1", "http://x/v1?key=1", ""])
-    def test_an_upstream_that_is_none(self, path: Path, upstream: str) -> None:
+    def test_an_upstream_that_is_not_a_url(self, path: Path, upstream: str) -> None:
         with pytest.raises(ValueError, match=r"upstream: got .*, expected http://"):
             Recorder(path, upstream=upstream)
 
-    async def test_what_it_says_of_itself(self, path: Path) -> None:
+    async def test_repr_and_address(self, path: Path) -> None:
         """Where and how many; no credentials of the address."""
         recorder = Recorder(path, upstream="http://me:hunter2@127.0.0.1:9/v1")
         assert repr(recorder) == f"<Recorder of http://127.0.0.1:9/v1 to {path}, 0 exchanges>"

@@ -82,7 +82,7 @@ class TestBreaks:
         assert (got.broken, again.broken, only(path).complete) == (True, True, False)
         assert again.body == got.body
 
-    async def test_an_end_that_only_its_content_tells(self, path: Path) -> None:
+    async def test_an_end_that_only_its_content_shows(self, path: Path) -> None:
         """A stream without [DONE] in valid HTTP is complete for the proxy, which does not know the protocol."""
         got = await recorded_once(path, TEXT, faults=WithoutDone())
         assert only(path).complete

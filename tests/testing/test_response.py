@@ -55,7 +55,7 @@ def test_a_place_after_so_many_tokens_of_a_whole_response_is_that_share_of_it(to
     ids=str,
 )
 @pytest.mark.parametrize("fault", [Stall, Cut, ErrorInStream, Garbage, HugeLine], ids=lambda fault: fault.__name__)
-def test_a_place_beyond_the_end_is_none(fault, place):
+def test_a_place_beyond_the_end_changes_nothing(fault, place):
     """The response stays as it was, and `apply` returns False."""
     response = stream()
     assert not fault(**place).apply(response)

@@ -83,7 +83,7 @@ def test_the_tokens_may_be_given():
     assert Reply(None).text == ""
 
 
-def test_a_reply_may_say_how_it_ended():
+def test_a_reply_may_set_its_finish_reason():
     """`finish_reason` replaces the one that follows from the content."""
     (choice,) = choices_of(Reply("x", finish_reason="content_filter"))
     assert choice.finish_reason == "content_filter"
@@ -265,7 +265,7 @@ def test_a_script_does_not_heed_the_format():
 
 
 @pytest.mark.parametrize("seed", [0, 7, 15924764223251450000])
-def test_the_seed_asked_for_is_the_seed_told(seed):
+def test_the_requested_seed_is_the_seed_reported(seed):
     """In each choice."""
     assert [choice.seed for choice in choices_of("x", seed=3, n=2)] != [seed, seed]
     assert [choice.seed for choice in generate_choices("x", request(seed=seed, n=2), seed=3)] == [seed, seed]
