@@ -1,6 +1,6 @@
-"""The fixtures in every kind of test people write, and what the plugin costs those who don't use it.
+"""The fixtures in every kind of test, and the cost of the plugin where it is not used.
 
-The inner test runs are people's own: they read no setting of ours and treat warnings as errors.
+The inner test runs are like those of users: they read no setting of ours and treat warnings as errors.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def test_one_loop_for_all(together_client, together_server):
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_every_kind_of_test(kind: str, pytester: pytest.Pytester) -> None:
-    """Server and client work and are closed, whatever runs the loop and whatever the test has left open."""
+    """Server and client work and are closed, whatever runs the loop and whatever the test left open."""
     options, source = KINDS[kind]
     pytester.makepyfile(test_app=TALK + source, test_last=LAST)
     result = pytester.runpytest_inprocess(*OPTIONS, *options)
@@ -190,7 +190,7 @@ def test_a_client_left_open_would_be_seen(pytester: pytest.Pytester, monkeypatch
 
 @pytest.mark.usefixtures("no_leaks")
 async def test_closing_within_the_running_loop(together_server: EmulatorServer) -> None:
-    """Where the test's thread is in its loop when fixtures end, as under some browser plugins, nothing is left."""
+    """If the test's loop still runs when fixtures end, as under some browser plugins, nothing is left open."""
     client = AsyncTogether(KEY, base_url=together_server.base_url, proxy="")
     await client.create("Count.", model=MODEL)
     together_server.faults = Stall(after_token=1)
@@ -221,7 +221,7 @@ def test_the_server_runs_in_one_thread_while_the_test_does(pytester: pytest.Pyte
             assert threading.enumerate() == before
 
         def test_one_thread(alone, together_server):
-            assert [one.name for one in threading.enumerate()][1:] == ["together-emulator"]
+            assert [thread.name for thread in threading.enumerate()][1:] == ["together-emulator"]
 
         def test_cheap():
             costs = []
@@ -250,7 +250,7 @@ def test_processes_do_not_collide(together_server: EmulatorServer, pytester: pyt
 
 
 def test_a_script_that_fails_is_an_error_of_its_test(pytester: pytest.Pytester) -> None:
-    """The app sees a status 500; the author sees what his script raised."""
+    """The app gets status 500; the author gets the error that the script raised."""
     pytester.makepyfile(
         """
         import asyncio
@@ -378,7 +378,7 @@ async def test_an_app_with_a_client_of_its_own(
 
 
 def test_the_environment_is_as_before(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test was given the next does not see; the server alone changes nothing."""
+    """One test's environment is not seen by the next; the server alone changes nothing."""
     monkeypatch.setenv("TOGETHER_API_KEY", "mine")
     monkeypatch.delenv("TOGETHER_BASE_URL", raising=False)
     pytester.makepyfile(
@@ -422,7 +422,7 @@ def test_who_does_not_use_it_does_not_pay(pytester: pytest.Pytester) -> None:
 
 
 def test_the_plugin_imports_nothing_by_itself() -> None:
-    """Beside pytest and the package's `__init__`, which Python loads first, there is nothing to load."""
+    """Apart from pytest and the package's `__init__`, which Python loads first, nothing is loaded."""
     code = (
         "import sys, pytest, together_async; before = set(sys.modules)\n"
         "import together_async.pytest_plugin; print(*sorted(set(sys.modules) - before))"
@@ -433,7 +433,7 @@ def test_the_plugin_imports_nothing_by_itself() -> None:
 
 
 def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:
-    """By pytest's own means."""
+    """By pytest's own option."""
     pytester.makepyfile("def test_it(together_server): pass")
     options = ("-p", "no:together_async", "-p", "no:asyncio", "-p", "no:anyio")
     result = pytester.runpytest_inprocess(*OPTIONS, *options)
