@@ -105,19 +105,19 @@ class Generation:
         return sum(choice.tokens for choice in self.choices)
 
 
-def usage_of(dialect: Dialect, answer: Generation) -> dict[str, Any]:
+def usage_of(dialect: Dialect, generation: Generation) -> dict[str, Any]:
     """Returns the usage; cached tokens are flat in a native dialect, nested in others."""
-    reasoning = sum(len(choice.reasoning) for choice in answer.choices)
+    reasoning = sum(len(choice.reasoning) for choice in generation.choices)
     usage: dict[str, Any] = {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.tokens,
-        "total_tokens": answer.prompt_tokens + answer.tokens,
+        "prompt_tokens": generation.prompt_tokens,
+        "completion_tokens": generation.tokens,
+        "total_tokens": generation.prompt_tokens + generation.tokens,
     }
     if dialect.native:
-        return {**usage, "cached_tokens": answer.cached_tokens}
+        return {**usage, "cached_tokens": generation.cached_tokens}
     return {
         **usage,
-        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": generation.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
@@ -125,29 +125,29 @@ def usage_of(dialect: Dialect, answer: Generation) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- whole
 
 
-def completion(dialect: Dialect, answer: Generation) -> dict[str, Any]:
+def completion(dialect: Dialect, generation: Generation) -> dict[str, Any]:
     """Returns the whole response's body."""
     body: dict[str, Any] = {
-        "id": answer.id,
+        "id": generation.id,
         "object": "chat.completion",
-        "created": answer.created,
-        "model": answer.model,
-        "choices": [_choice(dialect, answer, choice) for choice in answer.choices],
-        "usage": usage_of(dialect, answer),
+        "created": generation.created,
+        "model": generation.model,
+        "choices": [_choice(dialect, generation, choice) for choice in generation.choices],
+        "usage": usage_of(dialect, generation),
         **dialect.extra,
     }
-    if dialect.native or answer.echo is not None:
-        body["prompt"] = _prompt(answer)
+    if dialect.native or generation.echo is not None:
+        body["prompt"] = _prompt(generation)
     return body
 
 
-def _prompt(answer: Generation) -> list[dict[str, Any]]:
-    if answer.echo is None:
+def _prompt(generation: Generation) -> list[dict[str, Any]]:
+    if generation.echo is None:
         return []
-    return [{"text": answer.echo, "logprobs": None}]
+    return [{"text": generation.echo, "logprobs": None}]
 
 
-def _choice(dialect: Dialect, answer: Generation, choice: GeneratedChoice) -> dict[str, Any]:
+def _choice(dialect: Dialect, generation: Generation, choice: GeneratedChoice) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if choice.content is None else "".join(choice.content),
@@ -159,7 +159,9 @@ def _choice(dialect: Dialect, answer: Generation, choice: GeneratedChoice) -> di
         "index": choice.index,
         "message": message,
         "finish_reason": choice.finish_reason if dialect.finish_reasons else None,
-        "logprobs": _whole_logprobs(dialect, answer.logprobs, choice.content or ()) if answer.logprobs else None,
+        "logprobs": _whole_logprobs(dialect, generation.logprobs, choice.content or ())
+        if generation.logprobs
+        else None,
     }
     if dialect.native:
         body["seed"] = choice.seed
@@ -210,14 +212,14 @@ class Event:
     tokens: int = 0
 
 
-def events(dialect: Dialect, answer: Generation) -> list[Event]:
+def events(dialect: Dialect, generation: Generation) -> list[Event]:
     """Returns the stream's events in order, `[DONE]` included; the choices alternate."""
-    choices = answer.choices[::-1] if dialect.last_choice_first else answer.choices
-    shape = _ChunkShape(dialect, answer)
+    choices = generation.choices[::-1] if dialect.last_choice_first else generation.choices
+    shape = _ChunkShape(dialect, generation)
     found = [shape.opening(choice) for choice in choices] if dialect.opening != "none" else []
     found += _in_turn([_ChoiceEvents(shape, choice).each() for choice in choices], shape)
-    if answer.include_usage or dialect.usage == "last":
-        found.append(Event(shape.chunk([], usage=usage_of(dialect, answer))))
+    if generation.include_usage or dialect.usage == "last":
+        found.append(Event(shape.chunk([], usage=usage_of(dialect, generation))))
     if dialect.done:
         found.append(Event(DONE))
     return found
@@ -246,24 +248,24 @@ def _in_turn(sequences: Sequence[Iterator[dict[str, Any]]], shape: _ChunkShape) 
 class _ChunkShape:
     """The parts that all chunks of one stream have in common."""
 
-    def __init__(self, dialect: Dialect, answer: Generation) -> None:
+    def __init__(self, dialect: Dialect, generation: Generation) -> None:
         self.dialect = dialect
-        self.answer = answer
-        self._echo = [] if answer.echo is None else _prompt(answer)
+        self.generation = generation
+        self._echo = [] if generation.echo is None else _prompt(generation)
 
     def usage_with_finish(self) -> dict[str, Any] | None:
-        if self.dialect.usage != "finish" or self.answer.include_usage:
+        if self.dialect.usage != "finish" or self.generation.include_usage:
             return None
-        return usage_of(self.dialect, self.answer)
+        return usage_of(self.dialect, self.generation)
 
     def chunk(self, choices: list[dict[str, Any]], *, usage: dict[str, Any] | None = None) -> bytes:
-        answer = self.answer
+        generation = self.generation
         body: dict[str, Any] = {
-            "id": answer.id,
+            "id": generation.id,
             "object": "chat.completion.chunk",
-            "created": answer.created,
+            "created": generation.created,
             "choices": choices,
-            "model": answer.model,
+            "model": generation.model,
             "usage": usage,
             **self.dialect.extra,
         }
@@ -282,7 +284,7 @@ class _ChoiceEvents:
 
     def __init__(self, shape: _ChunkShape, choice: GeneratedChoice) -> None:
         self._dialect = shape.dialect
-        self._top = shape.answer.logprobs
+        self._top = shape.generation.logprobs
         self._choice = choice
 
     def each(self) -> Iterator[dict[str, Any]]:
