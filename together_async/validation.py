@@ -6,8 +6,6 @@ import operator
 import sys
 from typing import Any, Final
 
-import attrs
-
 FINITE: Final = sys.float_info.max
 """The largest finite float. Python's ints go beyond it."""
 
@@ -75,7 +73,6 @@ def number(
     return validate
 
 
-@attrs.frozen
 class NumberRange:
     """The numbers that a field of a request may hold. Without bounds, infinities and NaN are still refused.
 
@@ -85,9 +82,12 @@ class NumberRange:
         high: The largest.
     """
 
-    whole: bool
-    low: float = -FINITE
-    high: float = FINITE
+    __slots__ = ("high", "low", "whole")
+
+    def __init__(self, *, whole: bool, low: float = -FINITE, high: float = FINITE) -> None:
+        self.whole = whole
+        self.low = low
+        self.high = high
 
     def check(self, name: str, value: Any) -> int | float:
         """Returns the number as int or float; NumPy's scalars and the like are converted.

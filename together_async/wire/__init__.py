@@ -1,1 +1,1 @@
-"""Bytes to values and back. Pure: no event loop, socket, clock or chance; time is an argument."""
+"""Bytes to values and back. Pure: no event loop, socket, clock or randomness; time is an argument."""
