@@ -55,7 +55,7 @@ class ReportedError(Exception):
     Users do not see it: the stream raises StreamAPIError.
 
     Attributes:
-        facts: What the error object says.
+        facts: The content of the error object.
     """
 
     def __init__(self, facts: ErrorFacts) -> None:
@@ -79,15 +79,15 @@ class ChunkDecoder:
         ProtocolError: The media type is HTML's.
     """
 
-    __slots__ = ("_any", "_max_size", "_media_type", "_parser", "_sniffed", "_too_large", "_whole", "done")
+    __slots__ = ("_document", "_has_event", "_max_size", "_media_type", "_parser", "_sniffed", "_too_large", "done")
 
     def __init__(self, *, media_type: str = "text/event-stream", max_event_size: int = DEFAULT_MAX_EVENT_SIZE) -> None:
         self._parser = EventStreamParser(max_event_size=max_event_size)
         self._max_size = max_event_size
         self._media_type = media_type
-        self._any = False  # an event has come
+        self._has_event = False
         self._too_large: EventTooLargeError | None = None
-        self._whole: bytearray | None = None  # the body is one JSON document
+        self._document: bytearray | None = None  # of a body that is one JSON document
         self._sniffed = False
         self.done = False
         if media_type == "text/html":
@@ -107,26 +107,26 @@ class ChunkDecoder:
         """
         if not self._sniffed:
             self._sniff(data)
-        if self._whole is not None:
-            return self._feed_whole(data)
+        if self._document is not None:
+            return self._feed_document(data)
         plain = self._parser.feed_plain(data)
         if plain is not None:
-            self._any = True
+            self._has_event = True
             return plain
         try:
             events = self._parser.feed_any(data)
         except EventTooLargeError as error:
             self._too_large = error
             events = error.events
-        self._any = self._any or bool(events)
+        self._has_event = self._has_event or bool(events)
         payloads = [payload for event in events if (payload := _payload(event)) is not None]
         return payloads if self._too_large is None else [*payloads, _TOO_LARGE]
 
-    def _feed_whole(self, data: bytes) -> list[bytes]:
-        assert self._whole is not None  # noqa: S101 - for type checkers; feed() checks it
-        self._whole += data
-        if len(self._whole) > self._max_size:
-            self._whole = None
+    def _feed_document(self, data: bytes) -> list[bytes]:
+        assert self._document is not None  # noqa: S101 - for type checkers; feed() checks it
+        self._document += data
+        if len(self._document) > self._max_size:
+            self._document = None
             raise ProtocolError(
                 f"got a JSON document of more than {self._max_size} bytes, expected an event stream; "
                 "raise max_event_size if this is no attack"
@@ -142,7 +142,7 @@ class ChunkDecoder:
         if start == b"<":
             raise ProtocolError("got an HTML page (a proxy's or a wrong base_url's), expected an event stream")
         if start in b"{[":
-            self._whole = bytearray()
+            self._document = bytearray()
 
     def end(self) -> list[bytes]:
         """Notes the end of the body; returns its payload if it was one JSON document.
@@ -152,14 +152,14 @@ class ChunkDecoder:
         """
         if (
             self._sniffed
-            and not self._any
-            and self._whole is None
+            and not self._has_event
+            and self._document is None
             and self._media_type not in ("", "text/event-stream")
         ):
             raise ProtocolError(f"got a body of type {self._media_type!r} without an event, expected an event stream")
-        whole, self._whole = self._whole, None
-        self._any = self._any or bool(whole)
-        return [bytes(whole).lstrip(_BLANK_OR_BOM)] if whole else []
+        document, self._document = self._document, None
+        self._has_event = self._has_event or bool(document)
+        return [bytes(document).lstrip(_BLANK_OR_BOM)] if document else []
 
     def kept_payloads(self) -> list[bytes]:
         """Returns the payloads that were held back, when no more bytes will come; this class holds none."""

@@ -65,14 +65,14 @@ class RawEventDecoder(ChunkDecoder):
         """
         if not self._sniffed:
             self._sniff(data)
-        if self._whole is not None:
+        if self._document is not None:
             data, self._tail, self._tail_size = b"".join((*self._tail, data)), [], 0
             return super().feed(data)
         data = self._whole_events(data) if self._sniffed else self._held(data)
         if not data:
             return []
         self.passed.append(data)
-        if self._every or not self._any:
+        if self._every or not self._has_event:
             payloads = super().feed(data)
             self._event_size = max(1, len(data) // max(1, len(payloads)))
             return payloads
