@@ -137,7 +137,8 @@ MODULES = {
         group:
         merge:     group
         results:   group | | map
-        map:       group results | | defaults
+        pending:   results
+        map:       group pending results | | defaults
     """,
     "flow": """
         __init__:

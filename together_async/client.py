@@ -19,7 +19,8 @@ from together_async.calls.stream import ChatCompletionStream
 from together_async.calls.whole import read_completion
 from together_async.compat import Chat
 from together_async.fanout.defaults import Defaults, checked_concurrency
-from together_async.fanout.map import MapGroup, Requester
+from together_async.fanout.map import MapGroup
+from together_async.fanout.pending import Requester
 from together_async.fanout.results import MapResults, OnChunk, OnError
 from together_async.http.connections import DEFAULT_BASE_URL, Connections, checked_headers, checked_key, checked_url
 from together_async.models import ChatCompletion

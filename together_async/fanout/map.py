@@ -9,104 +9,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from together_async.errors import TogetherError
 from together_async.fanout.group import Group
-from together_async.fanout.results import MapResult, OnChunk, OnError, Timing
+from together_async.fanout.pending import PendingRequest, Requester
+from together_async.fanout.results import MapResult, OnChunk, OnError
 from together_async.tasks import MISLEADING, Waiter, not_misleading
 
 if TYPE_CHECKING:
-    from together_async.calls.call import Call
-    from together_async.calls.stream import ChatCompletionStream
     from together_async.fanout.defaults import Defaults
-    from together_async.models import ChatCompletion
-    from together_async.request import ChatCompletionRequest
 
 R = TypeVar("R")
-
-
-class Requester:
-    """How the requests of one `map` are sent: functions of the client.
-
-    Args:
-        call: Makes the call of a request.
-        whole: Sends a call and returns its completion; None if the answers are streamed.
-        stream: Makes the stream of a call.
-    """
-
-    __slots__ = ("call", "stream", "whole")
-
-    def __init__(
-        self,
-        call: Callable[[ChatCompletionRequest], Call],
-        whole: Callable[[Call], Coroutine[Any, Any, ChatCompletion]] | None,
-        stream: Callable[[Call, ChatCompletionRequest], ChatCompletionStream],
-    ) -> None:
-        self.call = call
-        self.whole = whole
-        self.stream = stream
-
-
-class PendingRequest:
-    """What is known so far of a request that is under way.
-
-    Attributes:
-        callback_error: What `on_chunk` raised.
-        first_token_s: As in `Timing`.
-    """
-
-    __slots__ = ("call", "callback_error", "completion", "error", "first_token_s")
-
-    def __init__(self) -> None:
-        self.call: Call | None = None
-        self.callback_error: Exception | None = None
-        self.completion: ChatCompletion | None = None
-        self.error: TogetherError | ValueError | None = None
-        self.first_token_s: float | None = None
-
-    async def read(self, index: int, stream: ChatCompletionStream, on_chunk: OnChunk | None) -> ChatCompletion:
-        """Reads a stream to its end and returns its completion."""
-        try:
-            if on_chunk is None:
-                return await stream.completion()
-            return await self._read_chunks(index, stream, on_chunk)
-        finally:
-            self.first_token_s = stream.stats.first_token_s
-
-    async def _read_chunks(self, index: int, stream: ChatCompletionStream, on_chunk: OnChunk) -> ChatCompletion:
-        async with stream:
-            async for chunk in stream:
-                try:
-                    returned = on_chunk(index, chunk)
-                    if inspect.isawaitable(returned):
-                        await returned
-                except Exception as error:
-                    self.callback_error = error
-                    raise
-            return await stream.completion()
-
-    def result(self, index: int, request: R, began: float, ended: float) -> MapResult[R]:
-        """Returns the result of the request.
-
-        Args:
-            index: Its position in the input.
-            request: It, as it was given.
-            began: When it was read from the input, in seconds of the loop's clock.
-            ended: When it ended.
-        """
-        call = self.call
-        sent = began if call is None else ended if call.first_sent_at is None else call.first_sent_at
-        return MapResult(
-            index,
-            request,
-            self.completion,
-            self.error,
-            0 if call is None else call.attempts,
-            Timing(sent - began, self.first_token_s, ended - began),
-            () if call is None else call.retries,
-        )
 
 
 class _Input(Generic[R]):

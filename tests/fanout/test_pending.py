@@ -1,4 +1,4 @@
-"""A completion of `map` is the same whichever quick way it was read by."""
+"""`PendingRequest`: a completion is the same however its response came, and however its stream was read."""
 
 from __future__ import annotations
 
