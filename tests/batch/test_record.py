@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.batch_lines import completion_of, failure, result
+from support.batch_output import answer_line, completion_of, failure_line
 from support.servers import MODEL, whole
 from together_async import ChatCompletion, errors
 from together_async.batch.record import (
@@ -80,7 +80,7 @@ def test_a_body_that_went_through_json_has_the_same_hash(value: Any) -> None:
 def test_an_answer_is_written_as_the_batch_api_writes_it() -> None:
     """`custom_id`, `response` with status and body, and our own additions in `meta`."""
     body = whole("Hi")
-    line = json.loads(result("a", "Hi", body_hash="00ff", total_s=1.5, attempts=2, retries=(("503", 0.25),)))
+    line = json.loads(answer_line("a", "Hi", body_hash="00ff", total_s=1.5, attempts=2, retries=(("503", 0.25),)))
     assert line == {
         "custom_id": "a",
         "response": {"status_code": 200, "body": body},
@@ -89,7 +89,7 @@ def test_an_answer_is_written_as_the_batch_api_writes_it() -> None:
 
 
 def test_an_error_is_written_as_the_batch_api_writes_it() -> None:
-    line = json.loads(failure("a", "429", "slow down", body_hash="00ff"))
+    line = json.loads(failure_line("a", "429", "slow down", body_hash="00ff"))
     assert line["error"] == {"message": "slow down", "code": "429"}
     assert "response" not in line
 
@@ -288,7 +288,7 @@ def test_errors_of_other_batch_apis_are_read(line: dict[str, Any], code: str, me
         b'{"custom_id": "zanzi\xff", "error": {}}',
         b'{"custom_id": "zanzibar", "response": ' + b"[" * 100_000,
         b"\0" * 100,
-        result("zanzibar")[:-2],
+        answer_line("zanzibar")[:-2],
     ],
     ids=lambda line: repr(line[:40]),
 )
@@ -300,7 +300,7 @@ def test_what_is_no_result_is_refused_without_repeating_it(line: bytes) -> None:
 
 def test_no_beginning_of_a_line_is_a_line() -> None:
     """A line is whole only with its last brace, by which a torn line is recognised."""
-    for line in (result("a", "Hällo } ] \n"), failure("a", "500", 'x"}')):
+    for line in (answer_line("a", "Hällo } ] \n"), failure_line("a", "500", 'x"}')):
         for size in range(len(line) - 1):
             with pytest.raises(RecordError):
                 decode_line(line[:size])

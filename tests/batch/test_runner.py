@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.batches import Files, Service, answer, connected, names_in, refused, request, run, text_of
+from support.batches import Files, Service, answer, connected, files_in, refused, request, run, text_of
 from support.servers import MODEL, response, whole
 from together_async import AsyncTogether, Retry, Timeouts
 from together_async.batch import Batch, BatchOptions
@@ -99,7 +99,7 @@ async def test_a_report_is_written_beside(
     await run(client, files, report=tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert len(files.results) == 3
-    assert names_in(tmp_path) == ["in.jsonl", "out.jsonl", "report.html"]
+    assert files_in(tmp_path) == ["in.jsonl", "out.jsonl", "report.html"]
 
 
 async def test_calls_have_the_retries_timeouts_and_headers_of_the_batch(service: Service, files: Files) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.batches import Files, Service, names_in, request, run
+from support.batches import Files, Service, files_in, request, run
 from together_async import AsyncTogether
 from together_async.batch import Batch, BatchInputError, BatchOptions, OutputError, writer
 from together_async.batch import output as output_module
@@ -62,7 +62,7 @@ async def test_another_file_of_the_users_is_left_as_it_is(
         with pytest.raises(OutputError, match=r"out\.jsonl.*name another output"):
             await run(client, files, **options)
     assert files.output.read_text() == content
-    assert names_in(tmp_path) == ["in.jsonl", "out.jsonl"]
+    assert files_in(tmp_path) == ["in.jsonl", "out.jsonl"]
     assert not service.calls
 
 
@@ -79,7 +79,7 @@ async def test_an_input_that_is_not_there_leaves_nothing_behind(
     for output in (files.output, files.input):
         with pytest.raises((FileNotFoundError, ValueError), match=r"in\.jsonl"):
             await client.run_batch(files.input, output)
-    assert names_in(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 async def test_a_pipe_is_no_input(client: AsyncTogether, files: Files) -> None:

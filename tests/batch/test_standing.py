@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.batch_lines import failure, result
+from support.batch_output import answer_line, failure_line
 from support.servers import MODEL
 from together_async.batch.record import (
     RecordError,
@@ -25,19 +25,19 @@ def standing_of(data: bytes) -> Standing:
 
 
 def test_the_later_of_two_results_counts() -> None:
-    standing = standing_of(failure("a", body_hash="1") + result("b") + result("a", body_hash="2"))
+    standing = standing_of(failure_line("a", body_hash="1") + answer_line("b") + answer_line("a", body_hash="2"))
     assert standing.results == {"b": ("", True), "a": ("2", True)}
     assert standing.set_aside == [1]
     assert (standing.line_number("a"), standing.line_number("b")) == (3, 2)
 
 
 def test_tokens_are_counted_by_model() -> None:
-    assert standing_of(result("a") + failure("b") + result("c")).tokens == {MODEL: (2, 4)}
+    assert standing_of(answer_line("a") + failure_line("b") + answer_line("c")).tokens == {MODEL: (2, 4)}
 
 
 def test_a_torn_end_is_recognised_at_every_byte() -> None:
     """All before it stays; a whole line that lacks only its line feed counts."""
-    head, line = result("a") + failure("b"), result("c", "Hällo")
+    head, line = answer_line("a") + failure_line("b"), answer_line("c", "Hällo")
     for size in range(len(line) + 1):
         standing = standing_of(head + line[:size])
         whole_line = size >= len(line) - 1
@@ -50,7 +50,7 @@ def test_a_torn_end_is_recognised_at_every_byte() -> None:
 
 def test_a_torn_first_line_is_nobody_elses_file() -> None:
     """A crash during the very first write leaves the start of a line, or blocks without content."""
-    for line in (result("a"), failure("a")):
+    for line in (answer_line("a"), failure_line("a")):
         for size in range(len(line) - 1):
             assert standing_of(line[:size]).torn_size == size
     assert standing_of(b"\0" * 5_000).whole_size == 0
@@ -58,7 +58,7 @@ def test_a_torn_first_line_is_nobody_elses_file() -> None:
 
 def test_blocks_that_were_never_written_are_torn() -> None:
     """After a power cut a file may have its length but not its content."""
-    standing = standing_of(result("a") + result("b")[:40] + b"\0" * 4_096)
+    standing = standing_of(answer_line("a") + answer_line("b")[:40] + b"\0" * 4_096)
     assert list(standing.results) == ["a"]
     assert standing.torn_size == 40 + 4_096
 
@@ -95,22 +95,24 @@ def test_another_kind_of_file_is_refused(data: bytes) -> None:
 )
 def test_lines_that_end_are_not_torn(tail: bytes) -> None:
     """A line with a line feed was written completely: it is put aside, not cut off."""
-    head = result("a")
+    head = answer_line("a")
     standing = standing_of(head + tail)
     assert standing.set_aside == list(range(2, 2 + tail.count(b"\n")))
     assert standing.torn_size == 0
 
 
 def test_damage_in_the_middle_is_put_aside() -> None:
-    standing = standing_of(result("a") + b"\0" * 20 + b"\n" + result("b")[5:] + result("c"))
+    standing = standing_of(answer_line("a") + b"\0" * 20 + b"\n" + answer_line("b")[5:] + answer_line("c"))
     assert list(standing.results) == ["a", "c"]
     assert standing.set_aside == [2, 3]
     assert standing.torn_size == 0
 
 
 LINE = st.one_of(
-    st.builds(lambda name, hashed: result(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
-    st.builds(lambda name, hashed: failure(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
+    st.builds(lambda name, hashed: answer_line(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")),
+    st.builds(
+        lambda name, hashed: failure_line(name, body_hash=hashed), st.sampled_from("abcd"), st.sampled_from("12")
+    ),
     st.sampled_from([b"\n", b"garbage\n", b"\0\0\0\n", b'{"custom_id":"a","resp\n', b"{}\n", "\u2028ä\n".encode()]),
 )
 
@@ -118,8 +120,8 @@ LINE = st.one_of(
 @given(lines=st.lists(LINE, max_size=8), cut=st.integers(0, 400))
 def test_standing_against_a_plain_reading(lines: list[bytes], cut: int) -> None:
     """In any mixture of results, damage and a torn end the last whole line of each name counts, and stays."""
-    data = result("first") + b"".join(lines)
-    data = data[: max(len(data) - cut, len(result("first")))]
+    data = answer_line("first") + b"".join(lines)
+    data = data[: max(len(data) - cut, len(answer_line("first")))]
     wanted, places = dict[str, tuple[str, bool]](), dict[str, int]()
     whole_lines = set[int]()
     for number, line in enumerate(data.split(b"\n"), 1):

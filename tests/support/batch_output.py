@@ -1,10 +1,11 @@
-"""Results, and outputs that hold them, for tests of files and of their writers."""
+"""Results, their lines, and outputs that hold them, for tests of records, files and writers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,20 @@ def answer(custom_id: str, body_hash: str = "1") -> tuple[bytes, Record]:
 def failure(custom_id: str) -> tuple[bytes, Record]:
     record = Record(custom_id, code="500", message="busy")
     return encode_line(record), record
+
+
+def completion_of(body: dict[str, Any] | bytes) -> Any:
+    return codec.decode_completion(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def answer_line(custom_id: str, text: str = "Hello", **meta: Any) -> bytes:
+    """The line of a completion, as a batch writes it."""
+    completion = completion_of(whole(text))
+    return encode_line(completion_record(Record(custom_id, **meta), completion), completion)
+
+
+def failure_line(custom_id: str, code: str = "500", message: str = "busy", **meta: Any) -> bytes:
+    return encode_line(Record(custom_id, code=code, message=message, **meta))
 
 
 def lines_of(*results: tuple[bytes, Record]) -> bytes:

@@ -104,7 +104,7 @@ def request(custom_id: str, **fields: Any) -> str:
     return json.dumps({"custom_id": custom_id, "body": body | fields})
 
 
-def names_in(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 

@@ -148,16 +148,23 @@ _SHOWN_WIDTHS: Final = (
 )
 # fmt: on
 _MOST_BINS: Final = 1_500
+"""Most bins while counting; beyond, all become wider."""
 _MOST_SHOWN: Final = 150
+"""About how many bins a timeline has at most."""
 _ENOUGH_SHOWN: Final = 24
+"""About how many bins a timeline with few results has."""
 _LEAST_WORK_S: Final = 0.001
-_LEAST_SILENCE: Final = 600  # a minute
+"""Least time at work, since rates are divided by it."""
+_LEAST_SILENCE: Final = 600
+"""Least silence between two runs, in tenths of a second."""
 _LONG_SILENCE: Final = 0.25  # of the time at work: a longer silence separates two runs
 _MOST_RUNS: Final = 25
 """With more silences the batch has a slow pace: only those much longer than the others separate runs."""
 _LONG_FOR_PACE: Final = 10
 _FEWEST_SHOWN: Final = 12
+"""Fewest bins of a timeline; empty ones are added."""
 _LONGEST_SAMPLE_S: Final = 5.0
+"""How long a sample holds at most; a longer gap means that the machine slept."""
 
 
 class TimelineBuilder:
