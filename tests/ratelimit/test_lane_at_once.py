@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from support.admission import EPOCH, MODEL, ClockedAdmission
+from support.admission import EPOCH, MODEL, ClockedAdmission, reported
 from together_async import Limits
 from together_async.ratelimit.admission import Admission
-from together_async.ratelimit.queue import Reservation
+from together_async.ratelimit.bucket import Bucket
+from together_async.ratelimit.estimator import Size
+from together_async.ratelimit.lane import Lane, SlowStart
+from together_async.ratelimit.queue import Queue, Reservation
+from together_async.ratelimit.rate_control import RateControl
+
+KEPT = (Lane, Queue, Bucket, RateControl, SlowStart)
 
 
 def shown(admission: Admission, now: float) -> Any:
@@ -63,6 +69,63 @@ def test_asking_at_once_is_asking_and_advancing(seed: int) -> None:
         quick.advance(now)
         assert shown(plain, now) == shown(quick, now)
         assert [reservation.granted_at for reservation, _ in pairs] == [other.granted_at for _, other in pairs]
+
+
+def inside(admission: Admission) -> dict[str, Any]:
+    """Every number that the lanes of an admission keep, by the path to it."""
+    found: dict[str, Any] = {}
+
+    def collect(path: str, value: Any) -> None:
+        if isinstance(value, KEPT):
+            for name in type(value).__slots__:
+                collect(f"{path}.{name}", getattr(value, name))
+        elif isinstance(value, int | float | tuple) or value is None:
+            found[path] = value
+
+    for model, lane in admission._lanes.items():
+        collect(model, lane)
+    return found
+
+
+def act(kind: str, admission: Admission, reservation: Reservation, now: float, *, used: int, limited: bool) -> None:
+    """One event in the life of a call."""
+    if kind == "response":
+        admission.record_response(reservation, now, None, good=True)
+    elif kind == "429":
+        limits = reported(5, 2, 500, 60) if limited else None
+        admission.record_rate_limit(reservation, now, limits, wait_s=3, kind=None)
+    elif kind == "end" and reservation.granted:
+        reservation.estimator.learn(Size(20, 100, 1), 25, used)
+        admission.settle(reservation, used, now)
+        admission.release(reservation, now)
+    else:
+        admission.withdraw(reservation, now)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_asking_at_once_keeps_the_same_numbers(seed: int) -> None:
+    """Sizes are learned, 429s come, limits are reported, time passes: both admissions keep the same numbers."""
+    rng = random.Random(seed)
+    both = Admission(Limits()), Admission(Limits())
+    pairs: list[tuple[Reservation, ...]] = []
+    now = 0.0
+    kinds = ["ask"] * 6 + ["response"] * 4 + ["end"] * 5 + ["withdraw"]
+    for step in range(200):
+        now += rng.choice([0, 0.01, 0.3, 2.0, 7.0, 70.0])
+        kind = rng.choice(kinds if step < 150 else [*kinds, "429"])
+        used, limited = rng.choice([0, 5, 500]), rng.random() < 0.5
+        if kind == "ask":
+            tokens = rng.choice([0, 10, 300, Size(20, 100, 1)])
+            pairs.append(tuple(each.ask(MODEL, tokens, now, at_once=each is both[1]) for each in both))
+        elif pairs:
+            pair = pairs.pop(0) if kind in ("end", "withdraw") else rng.choice(pairs)
+            for admission, reservation in zip(both, pair, strict=True):
+                act(kind, admission, reservation, now, used=used, limited=limited)
+        for admission in both:
+            admission.advance(now)
+        assert inside(both[0]) == inside(both[1])
+        for name in ("costs", "booked_totals", "granted_at", "tokens"):
+            assert [getattr(plain, name) for plain, _ in pairs] == [getattr(quick, name) for _, quick in pairs]
 
 
 def test_asked_at_once_it_goes_and_advance_does_not_say_it_again() -> None:

@@ -171,7 +171,7 @@ class Bucket:
         self._pending = 0.0
 
     # Quick path of Bucket.book, with refill before it and record_sent after it;
-    # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_is_asking_and_advancing holds the two together.
+    # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def record_unlimited(self, amount: float, now: float) -> None:
         """Records a request that goes while there is no rate: `refill`, `book` and `record_sent` in one."""
         self._at = self._booked_at = now

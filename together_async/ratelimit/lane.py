@@ -216,7 +216,7 @@ class Lane:
         self._record_grant(reservation, now)
 
     # Quick path of Lane.grant, with enqueue_first and wait_s before it;
-    # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_is_asking_and_advancing holds the two together.
+    # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def try_grant(self, reservation: Reservation, now: float) -> bool:
         """Grants a turn to a call that finds no other waiting, no rate and a place; False leaves all as it was."""
         requests, tokens, start = self.requests, self.tokens, self.slow_start
