@@ -54,7 +54,7 @@ deltas = fields(
 
 
 def lists(size: int, *, ids: bool) -> dict[str, Any]:
-    """Native log probabilities, lists side by side."""
+    """Log probabilities as parallel lists, Together's own shape."""
     tokens = {"tokens": ["t"] * size, "token_logprobs": [None, -0.5, -1.5][:size]}
     return {**tokens, "token_ids": list(range(size))} if ids else tokens
 
@@ -97,7 +97,7 @@ facts = {
 any_document = st.builds(
     lambda head, choices: {**head, "choices": choices}, fields(**facts), st.lists(choices, max_size=3)
 )
-"""Anything."""
+"""Chunks of any kind."""
 
 
 plain = st.builds(
@@ -136,7 +136,7 @@ focused = [
     one_choice(index=some(0, 1), seed=some(None, 1, 2), finish_reason=some(None, "", "stop", "length"), delta=deltas),
     fields(**facts).map(lambda head: {**head, "choices": []}),
 ]
-"""One thing many times, where what is merged depends on what came before."""
+"""Chunks with one kind of field, where merging depends on the chunks before."""
 
 
 @st.composite
@@ -171,7 +171,7 @@ def completion_of(chunks: Iterable[ChatCompletionChunk]) -> ChatCompletion:
 
 
 def assert_same(got: Sequence[ChatCompletionChunk], expected: Sequence[ChatCompletionChunk]) -> None:
-    """Both add up to one completion, to the last null, and are through or not."""
+    """Both add up to the same completion, nulls included, and both are finished or neither is."""
     ours, theirs = accumulated(got), accumulated(expected)
     assert ours.completion().to_dict() == theirs.completion().to_dict()
     assert ours.completion() == theirs.completion()
@@ -179,12 +179,12 @@ def assert_same(got: Sequence[ChatCompletionChunk], expected: Sequence[ChatCompl
 
 
 def bare(value: Any) -> Any:
-    """A JSON value without what is null or empty."""
+    """A JSON value without its nulls and empty values."""
     if isinstance(value, dict):
         return {name: kept for name, item in value.items() if (kept := bare(item)) not in (None, "", [], {})}
     return [bare(item) for item in value] if isinstance(value, list) else value
 
 
 def with_unknown_content(chunks: Iterable[ChatCompletionChunk]) -> list[ChatCompletionChunk]:
-    """Those with a key in a delta that is unknown here and not empty."""
+    """The chunks whose delta has an unknown key with a value that is not empty."""
     return [each for each in chunks if any(c.get("delta", {}).get("annotations") for c in each.to_dict()["choices"])]

@@ -1,4 +1,4 @@
-"""What must come of a planned response: a second, slow, obviously correct reading of the whole protocol.
+"""The outcome that a planned response must have: a second, slow, obviously correct reading of the whole protocol.
 
 It looks at the plan of a response (which bytes, when, and how it ends), reads the event stream by the standard's own
 algorithm, decodes with the standard library, adds up with loops, and says which outcome is right. Nothing here is
@@ -60,13 +60,13 @@ class _Arrival:
 
 
 def by_time(arrivals: list[_Arrival]) -> list[_Arrival]:
-    """The same, with what came at one time in one."""
+    """The same, with data of the same time joined."""
     groups = itertools.groupby(arrivals, key=lambda arrival: arrival.at)
     return [_Arrival(at, b"".join(arrival.data for arrival in group)) for at, group in groups]
 
 
 def view(body: Any) -> dict[str, Any]:
-    """What a completion says, as plain JSON values, without what differs between two answers to one question."""
+    """A completion's content as plain JSON values, without what differs between two answers to one request."""
     choices = {}
     for choice in body.get("choices") or ():
         message = choice["message"]
@@ -92,7 +92,7 @@ def view(body: Any) -> dict[str, Any]:
 
 
 def delivery(response: ResponsePlan) -> tuple[list[_Arrival], bool, str, float]:  # noqa: C901 - one walk over the plan
-    """What reaches the client: the body's bytes with their times, whether the whole head does, the end and its time.
+    """The delivered body with its times, whether the whole head is delivered, the kind of end and its time.
 
     The end is `body` (the body is over, in good order), `reset`, `close` or `silence`.
     """
@@ -132,7 +132,7 @@ def delivery(response: ResponsePlan) -> tuple[list[_Arrival], bool, str, float]:
 
 
 def _ended(response: ResponsePlan, end: ConnectionEnd) -> str:
-    """A body that ends with its connection ends well by FIN; aiohttp tells a RST there from a FIN as little."""
+    """A body that ends with its connection ends well by FIN; aiohttp reports a RST there in the same way."""
     return "body" if response.framing == "close" else end.value
 
 
@@ -298,7 +298,7 @@ def expect_whole(response: ResponsePlan) -> Expected:
     except ValueError:
         seen = None
     if end != "body":
-        # All of it and a broken end: the error is right, and so is the completion, which lacks nothing.
+        # The whole body and a broken end: both the error and the complete completion are right.
         return Expected(errors.APIConnectionError, seen)
     if seen is not None:
         return Expected(None, seen)

@@ -4,7 +4,7 @@ from together_async.wire.sse import ServerSentEvent
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines that end, by CRLF, LF or CR; what has no end is no line."""
+    """The lines that end in CRLF, LF or CR; an unfinished line is left out."""
     lines, line, position = [], "", 0
     while position < len(text):
         character = text[position]
@@ -72,5 +72,5 @@ def read_slowly(body: bytes) -> list[ServerSentEvent]:  # noqa: C901 - the stand
 
 
 def shown(text: str) -> str:
-    """As UTF-8 decoding with replacement would have it."""
+    """Decodes UTF-8, with replacement characters."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -4,7 +4,7 @@ For every script, every split of the bytes and every fault at every byte offset,
 script's, or one error of our tree is raised, of the right class, within the timeout, whose `.partial` is exactly what
 was delivered and a prefix of the truth; afterwards no socket, no task is left, and no key or prompt is in any text.
 
-`CASES=100000 pytest tests/test_one_statement.py --hypothesis-seed=1` searches longer than the suite does.
+`CASES=100000 pytest tests/system/test_one_statement.py --hypothesis-seed=1` searches longer than the suite does.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def places(draw: st.DrawFn, *, head: bool = True) -> dict[str, int]:
 
 @st.composite
 def endings(draw: st.DrawFn, *, whole: bool) -> Fault:
-    """A fault that ends or holds up the response. In a whole one a ping is content, and would never end."""
+    """A fault that ends or delays the response. In a whole response a ping is content, and would never end."""
     kinds = ["cut", "cut", "cut", "stall", "error", "garbage", "length", "drip"]
     kind = draw(st.sampled_from(kinds if whole else [*kinds, "pings"]))
     place = draw(places())
@@ -123,7 +123,7 @@ def endings(draw: st.DrawFn, *, whole: bool) -> Fault:
         return WrongLength(draw(st.integers(-300, 300).filter(bool)))
     if kind == "drip":
         return Drip(size=draw(st.integers(5, 60)), every_s=draw(st.sampled_from([0.0013, 0.4987, 2.9917])))
-    inside = {"after_token": draw(st.integers(0, 8))}  # between events: inside a line it would hide that line
+    inside = {"after_token": draw(st.integers(0, 8))}  # between events, because inside a line it would hide the line
     if kind == "garbage":
         return Garbage(
             data=draw(st.sampled_from([b'{"id":"x","choices":[{"ind', b"[1]", b"7", b"\xff\xfe", b"null"])), **inside
@@ -135,7 +135,7 @@ def endings(draw: st.DrawFn, *, whole: bool) -> Fault:
 
 @attrs.frozen
 class Case:
-    """One exchange: what is said, how, what goes wrong, and who reads."""
+    """One exchange: the replies, the dialect, the faults, and the way of reading."""
 
     replies: tuple[Reply, ...]
     dialect: Dialect
@@ -148,7 +148,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A case; half of the parts are usually as in an ordinary exchange."""
+    """A case; about half of its parts are those of an ordinary exchange."""
     count = draw(st.sampled_from([1, 1, 1, 2, 3]))
     options: dict[str, Any] = {"n": count} if count > 1 else {}
     if draw(st.booleans()):
@@ -229,7 +229,7 @@ def test_complete_and_true_or_one_right_error(case: Case, framing: str) -> None:
 
 
 def framed(case: Case, framing: str) -> tuple[Fault, ...]:
-    """The faults with the framing first: what breaks off must know what was promised."""
+    """The faults with the framing first: a fault that breaks off must know the announced length."""
     length = any(isinstance(fault, WrongLength) for fault in case.faults)
     if framing == "gzip" and not length:
         return (*case.faults, Gzip())
@@ -270,7 +270,7 @@ async def exchange(case: Case) -> str:
                     whole = case.mode == "whole" and expected.seen is not None
                     assert expected.error is None or whole, f"a completion, expected {expected}"
                     check_completion(got, expected, truth, case)
-            if case.again and not expected.refusable:  # what came too much may lie in the next request's way
+            if case.again and not expected.refusable:  # surplus bytes may disturb the next request on the connection
                 server.faults = None
                 limiter.resume()  # a 402
                 again = await client.create(PROMPT, model="m", **case.options)
@@ -319,7 +319,7 @@ async def read_whole(client: AsyncTogether, case: Case) -> dict[str, Any]:
 
 
 async def leave(client: AsyncTogether, case: Case) -> None:
-    """The loop is left after the first chunk, if there is one."""
+    """Leaves the loop after the first chunk, if there is one."""
     async for _ in client.stream(PROMPT, model="m", **case.options):
         break
 
@@ -328,13 +328,13 @@ MODES = {"chunks": read_chunks, "text": read_text, "completion": read_completion
 
 
 def check_completion(body: dict[str, Any], expected: Expected, truth: dict[str, Any], case: Case) -> None:
-    """What came is what the oracle read, and what the script said."""
+    """The completion is the oracle's, and the script's."""
     seen = view(body)
     assert seen == expected.seen
     without_reasons = any(isinstance(fault, WithoutFinishReason) for fault in case.faults)
     for index, choice in truth["choices"].items():
         got = seen["choices"].get(index)
-        if got is None:  # a choice that says nothing, on a server which tells it in no chunk
+        if got is None:  # a choice without content, on a server that sends no chunk for it
             continue
         has_reasons = not without_reasons and case.dialect.finish_reasons
         assert got == {**choice, "finish_reason": choice["finish_reason"] if has_reasons else None}
@@ -343,7 +343,7 @@ def check_completion(body: dict[str, Any], expected: Expected, truth: dict[str, 
 
 
 def check_error(error: TogetherError, expected: Expected, truth: dict[str, Any], elapsed: float) -> None:
-    """The right class, in time, with just what was delivered."""
+    """The error has the right class, comes in time, and has exactly what was delivered."""
     if expected.refusable and type(error) is APIConnectionError:
         return
     assert type(error) is expected.error, f"{error!r}, expected {expected}"
@@ -366,7 +366,7 @@ def check_error(error: TogetherError, expected: Expected, truth: dict[str, Any],
 
 
 def check_texts(error: BaseException, client: AsyncTogether) -> None:
-    """No key and no prompt in anything that ends up in a log."""
+    """No key and no prompt is in anything that a log shows."""
     shown = "".join(traceback.format_exception(error)) + repr(error) + repr(client)
     for secret in (KEY, PROMPT, json.dumps(PROMPT)[1:-1], repr(PROMPT)[1:-1], " ".join(PROMPT.split())):
         assert secret not in shown
