@@ -8,7 +8,7 @@ returns the right one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 from together_async.calls.readers import BatchesReader, RawReader, TextReader
 from together_async.calls.stream import ChatCompletionStream
@@ -52,7 +52,6 @@ class Source(Protocol):
         ...
 
 
-@runtime_checkable
 class ClosableSource(Source, Protocol):
     """A source with tasks or iterators whose end can be awaited."""
 
@@ -61,7 +60,6 @@ class ClosableSource(Source, Protocol):
         ...
 
 
-@runtime_checkable
 class ResumableSource(Source, Protocol):
     """A source that can continue after a chunk that a client had over an earlier connection."""
 
@@ -78,6 +76,17 @@ class ResumableSource(Source, Protocol):
     def resume(self, last_event_id: str) -> None:
         """Says, before the source is opened, which event the client had last."""
         ...
+
+
+# `isinstance` with these two protocols would take 20 us or more, for each stream that is relayed or buffered.
+def is_closable(source: Source) -> TypeGuard[ClosableSource]:
+    """Whether the end of a source can be awaited."""
+    return hasattr(source, "aclose")
+
+
+def is_resumable(source: Source) -> TypeGuard[ResumableSource]:
+    """Whether a source can continue after a chunk that a client had before."""
+    return hasattr(source, "resume")
 
 
 class StreamSource:
@@ -195,7 +204,7 @@ class IterableSource:
 async def close(source: Source) -> None:
     """Ends a source, and waits until nothing of it is running."""
     source.leave()
-    if isinstance(source, ClosableSource):
+    if is_closable(source):
         await source.aclose()
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from together_async.errors import TogetherError
 from together_async.flow.buffered import source_of
-from together_async.flow.source import Chunks, ResumableSource, Source, StreamSource, close
+from together_async.flow.source import Chunks, Source, close, is_resumable
 from together_async.models import ChatCompletion
 from together_async.relay.events import DONE, RECONNECT, Format, render_all, renderer
 from together_async.relay.passthrough import Passthrough
@@ -67,7 +67,7 @@ class EventFeed:
 
     def __init__(self, source: Source, format: Format, *, ids: bool) -> None:
         self._source = source
-        self._resumable = _resumable(source)
+        self._resumable = source if is_resumable(source) else None
         self._render = renderer(format)
         self._ids = ids
         self._done = False  # `[DONE]` was returned
@@ -130,13 +130,6 @@ class EventFeed:
     async def aclose(self) -> None:
         """Closes the source, and returns once no task of it is running."""
         await close(self._source)
-
-
-def _resumable(source: Source) -> ResumableSource | None:
-    # The check of a protocol takes 20 us, for each relay: the usual source, which can't be resumed, goes without it.
-    if isinstance(source, StreamSource) or not isinstance(source, ResumableSource):
-        return None
-    return source
 
 
 def feed_of(stream: Relayed, format: Format, *, ids: bool) -> Feed:
