@@ -317,7 +317,7 @@ async def test_create_cancelled_at_every_turn() -> None:
             except asyncio.CancelledError:
                 outcomes.append("cancelled")
         assert set(outcomes) == {"cancelled", "Hello"}
-        assert not client._connections.current.exchanges  # type: ignore[union-attr]
+        assert not client._connections.current.responses  # type: ignore[union-attr]
         assert not client._connections.current.openings  # type: ignore[union-attr]
 
 

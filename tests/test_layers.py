@@ -153,9 +153,13 @@ MODULES = {
         __init__:
         deadlines:
         errors:
-        response:     errors
-        transport:    deadlines response
-        connections:  | transport | transport
+        headers:
+        proxies:
+        sockets:
+        connector:    sockets
+        response:     errors sockets
+        transport:    connector deadlines headers proxies response sockets
+        connections:  | headers transport | transport
     """,
     "local": """
         process:

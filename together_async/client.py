@@ -1,4 +1,4 @@
-"""`AsyncTogether`: where the caller's wishes, the pure modules and the transport meet."""
+"""`AsyncTogether`: the public face of the package, where its packages meet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 import sys
-import warnings
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +56,8 @@ _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatComp
 class AsyncTogether:
     """A client of the chat-completions API. Make one, share it, close it: it holds the pool of connections.
 
+    It has over 20 methods because it is the whole public surface; the packages do the work.
+
     ```python
     async with AsyncTogether() as client:
         async for text in client.stream("Why is the sky blue?", model=MODEL).text():
@@ -67,21 +68,21 @@ class AsyncTogether:
         api_key: The key; None takes TOGETHER_API_KEY from the environment. Blanks around it are dropped. Servers
             other than Together's may need none.
         base_url: The API's root; None takes TOGETHER_BASE_URL, else https://api.together.xyz/v1.
-        limits: How much may be under way and how fast, or a `RateLimiter` that several clients share. None takes
-            `Limits()`, which learns from the service.
+        limits: How many requests may be under way at once, and how fast; or a `RateLimiter` that several clients share.
+            None takes `Limits()`, which learns from the responses.
         retry: How often a failed call is tried again; a call can bring its own. None takes `Retry()`.
-        timeouts: Limits of every call; a call can bring its own.
+        timeouts: The deadlines of every call; a call can bring its own. None takes `Timeouts()`.
         headers: Sent with every request, in addition to or in place of the usual ones.
-        session: Your own `aiohttp.ClientSession`, for a proxy, TLS settings, a resolver of your own. It is used as
+        session: Your own `aiohttp.ClientSession`, with a proxy, TLS settings or a resolver of your own. It is used as
             it is and never closed here. None opens one on first use, which belongs to the running event loop.
-        ssl: TLS settings for the session that is opened here, as a private CA's.
+        ssl: TLS settings for the session that is opened here, such as a private CA. None verifies as usual.
         proxy: A proxy's URL for the session that is opened here. None follows HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-            NO_PROXY; the empty string uses none.
-        max_event_size: Most bytes of one event of a stream; a longer one is an error instead of memory.
+            NO_PROXY; the empty string uses no proxy.
+        max_event_size: The most bytes of one event of a stream; a longer event is an error and takes no memory.
 
     Raises:
-        ValueError: Limits or retries of another type, a key with control characters or not ASCII, a base URL that is
-            none or carries credentials, `ssl` or `proxy` together with a session.
+        ValueError: `limits` or `retry` of another type, a key that is not printable ASCII, a base URL that is not an
+            http(s) URL or carries credentials, `ssl` or `proxy` together with a session.
     """
 
     def __init__(
@@ -110,10 +111,17 @@ class AsyncTogether:
         self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
         self._retry = _checked_retry(retry) or DEFAULT_RETRY
         self._budget = RetryBudget(self._retry.budget)
-        self._connections = Connections(key, url, checked_headers(headers or {}), session=session, ssl=ssl, proxy=proxy)
         self._max_event_size = max_event_size
-        frame = sys._getframe(1)
-        self._made_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = sys._getframe(1)  # noqa: SLF001 - CPython's way to name the line that made an unclosed client
+        self._connections = Connections(
+            key,
+            url,
+            checked_headers(headers or {}),
+            session=session,
+            ssl=ssl,
+            proxy=proxy,
+            owner=f"{type(self).__name__} made at {frame.f_code.co_filename}:{frame.f_lineno}",
+        )
 
     def __repr__(self) -> str:
         # A traceback with locals shows this client even if a check in __init__ has failed.
@@ -136,21 +144,21 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatCompletionStream:
-        """Returns a stream of the completion. Nothing is sent before it is entered or read.
+        """Returns a stream of the completion. Nothing is sent before the stream is entered or read.
 
         Args:
-            messages: A str (one user message), a sequence of dicts or `Message`s, or a `ChatCompletionRequest`,
-                whose fields the other arguments then replace.
+            messages: A str (one user message), a sequence of dicts or `Message`s, or a `ChatCompletionRequest`, whose
+                fields the other arguments then replace.
             model: The model's name; required unless a request is given.
-            timeouts: In place of the client's.
-            retry: In place of the client's.
-            priority: "interactive" goes first, "batch" waits for it, but gets a turn in five.
+            timeouts: In place of the client's; None takes those.
+            retry: In place of the client's; None takes that.
+            priority: Calls with "interactive" go first; those with "batch" get every fifth turn while both wait.
             headers: In addition to, or in place of, the client's.
             **options: The fields of `ChatCompletionRequest`.
 
         Raises:
             ValueError: A value out of range; the text names field, value and range.
-            TypeError: An option that is none; things the server knows and this package does not go to `extra_body`.
+            TypeError: An unknown option. What only the server knows goes into `extra_body`.
         """
         request = _request(messages, model, options)
         return self._stream(self._checked_call(request, headers, timeouts, retry, priority, streamed=True), request)
@@ -169,13 +177,13 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatCompletion:
-        """Returns the whole completion, when all of it has been generated. Arguments as for `stream`.
+        """Returns the whole completion, once all of it has been generated. The arguments are those of `stream`.
 
         Raises:
             ValueError, TypeError: As `stream` does.
             APIStatusError: The server refused; the subclass says why.
             APIConnectionError, APITimeoutError: Nothing came back, or not all of it.
-            APIResponseValidationError: What came is not a completion; `.path` says where.
+            APIResponseValidationError: The response is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
         return await read_completion(self._checked_call(request, headers, timeouts, retry, priority, streamed=False))
@@ -192,7 +200,7 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> ParsedCompletion[T]:
-        """Returns a completion whose content is a value of a class. Other arguments as for `stream`.
+        """Returns a completion whose content is a value of a class. The other arguments are those of `stream`.
 
         ```python
         invoice = (await client.parse(messages, model=MODEL, response_type=Invoice)).parsed
@@ -201,7 +209,7 @@ class AsyncTogether:
         Args:
             messages: As for `stream`.
             response_type: An attrs class, a dataclass, a TypedDict or a pydantic model. Its JSON schema is sent as
-                `response_format`, unless you pass one.
+                `response_format`, unless you pass a `response_format`.
             model: As for `stream`.
             timeouts: As for `stream`.
             retry: As for `stream`.
@@ -211,8 +219,8 @@ class AsyncTogether:
 
         Raises:
             TypeError: The class has no JSON schema.
-            APIResponseValidationError: The answer is cut off, not JSON or not of the class; `.path` says where.
-            Exception: What `create` raises.
+            APIResponseValidationError: The answer is cut off, not JSON, or does not fit the class; `.path` says where.
+            TogetherError: What `create` raises.
         """
         if options.get("response_format") is None:
             options["response_format"] = structured.response_format(response_type)
@@ -237,43 +245,43 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> MapResults[R]:
-        """Asks for many completions, as many at once as may be, and returns their results as they come.
+        """Asks for many completions, as many at once as the limits allow, and returns their results as they come.
 
         ```python
         async for result in client.map(prompts, model=MODEL, max_tokens=100):
             print(result.index, result.completion.text if result.completion else result.error)
         ```
 
-        The input is read as it is needed: what has been read and not yet taken by your loop is never more than
-        `concurrency` (in order: twice that), so it may be endless, and a slow loop slows it down. Leaving the loop ends
-        every request, and a later loop over the same results gets nothing more; with `async with client.map(...) as
-        results` a loop can be left and taken up again, and all have ended when the block has.
+        The input is read as it is needed: at most `concurrency` requests (in order: twice as many) have been read and
+        not yet been taken by your loop, so the input may be endless, and a slow loop slows it down. Leaving the loop
+        ends every request, and a later loop over the same results gets nothing more. Inside `async with
+        client.map(...) as results` a loop can be left and taken up again; at the end of the block all have ended.
 
         Args:
             requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
-                `ChatCompletionRequest`s, or dicts in the wire's shape. An error that it raises comes out of the loop
-                when what is under way has come.
+                `ChatCompletionRequest`s, or dicts in the wire's shape. An error that the input raises comes out of the
+                loop after the results of all requests that are under way.
             concurrency: How many requests may be under way at once, from 1; once a first answer has come, they are sent
-                as fast as the rates allow that are known. None takes `Limits.concurrency`, else 256, or fewer where the
-                process may not open as many connections, and asks a service that has told nothing slowly at first.
-            ordered: Whether results come in the order of the requests; else as they finish.
-            on_error: "return" gives a result with an `error`; "raise" raises the first one and ends the others; a
-                function is called with each result that has an error, and what it returns comes in its place, None
-                leaves it out. It may be async.
-            stream: Whether the answers are streamed: then timings know the first token, silence is noticed
-                (`Timeouts.idle`), and an error has what had come (`.partial`).
-            on_chunk: Called with the index and each chunk of a stream; it may be async, which slows that stream alone.
-                Needs `stream=True`. What it raises ends the map.
-            model: For requests that name none.
-            timeouts: In place of the client's.
-            retry: In place of the client's, with which a wait of up to 15 minutes that the server asks for is waited.
-            priority: "batch" leaves the first turn to who waits for an answer, "interactive" does not.
+                as fast as the known rates allow. None takes `Limits.concurrency`, else 256, or fewer where the process
+                may not open as many connections, and asks a service whose limits are not known slowly at first.
+            ordered: Whether results come in the order of the requests; else they come as they finish.
+            on_error: "return" gives a result with an `error`; "raise" raises the first error and ends the other
+                requests; a function is called with each result that has an error, and what it returns takes its place;
+                None leaves it out. The function may be async.
+            stream: Whether the answers are streamed. Then the timings include the first token, silence is noticed
+                (`Timeouts.idle`), and an error has the part of the answer that had come (`.partial`).
+            on_chunk: Called with the index and each chunk of a stream; it may be async, which slows only that stream.
+                Needs `stream=True`. An exception that it raises ends the map.
+            model: For requests that name no model.
+            timeouts: In place of the client's; None takes those.
+            retry: In place of the client's. None takes that, but waits for up to 15 minutes if the server asks for it.
+            priority: "batch" yields to interactive calls; "interactive" does not.
             headers: In addition to, or in place of, the client's.
-            **options: Fields of `ChatCompletionRequest`, for requests that do not have them.
+            **options: Fields of `ChatCompletionRequest`, for requests that leave them out.
 
         Raises:
-            ValueError: An argument out of range; a field that is wrong in the defaults is found with the first request.
-            TypeError: An option that is none.
+            ValueError: An argument out of range. A default that is out of range is found with the first request.
+            TypeError: An unknown option.
         """
         _check_options(options)
         _check_map(model, timeouts, on_chunk, stream=stream)
@@ -329,7 +337,7 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> BatchSummary:
-        """Asks for all requests of a file, and writes the results to another. Called again, it goes on.
+        """Asks for all requests of a file, and writes the results to another file. Called again, it goes on.
 
         ```python
         summary = await client.run_batch("in.jsonl", "out.jsonl")
@@ -398,30 +406,30 @@ class AsyncTogether:
         return await Batch(self, input, output, settings, {"model": model, **options}).run()
 
     async def prices(self, *, timeouts: Timeouts | None = None) -> dict[str, Price]:
-        """Returns what each model of the service costs, by its name; models without a price are not in it.
+        """Returns the price of each model of the service, by the model's name; models without a price are left out.
 
         Args:
-            timeouts: In place of the client's.
+            timeouts: In place of the client's; None takes those.
 
         Raises:
             APIStatusError: The server has no such list, or refuses it.
             APIConnectionError, APITimeoutError: Nothing came back.
-            APIResponseValidationError: What came is not JSON.
+            APIResponseValidationError: The response is not JSON.
         """
         transport = self._connections.transport()
-        exchange = await transport.open(
+        response = await transport.open(
             MODELS_REQUEST,
             headers=None,
             timeouts=timeouts if timeouts is not None else self._timeouts,
             started=transport.loop.time(),
         )
         try:
-            if not 200 <= exchange.status < 300:
-                body = await exchange.read_error_body()
-                raise status_error(exchange.status, exchange.headers, body, secrets=[self._connections.api_key])
-            return read_prices(json_of(await exchange.read_all()))
+            if not 200 <= response.status < 300:
+                body = await response.read_error_body()
+                raise status_error(response.status, response.headers, body, secrets=[self._connections.api_key])
+            return read_prices(json_of(await response.read_all()))
         finally:
-            exchange.close()
+            response.close()
 
     @property
     def chat(self) -> Chat:
@@ -440,7 +448,7 @@ class AsyncTogether:
 
     @property
     def limits(self) -> LimitsState:
-        """What is going on under the limits now: in flight, queued, learned limits, pauses, 429s and 503s seen."""
+        """The state of the limiter now: requests in flight and queued, learned limits, pauses, 429s and 503s seen."""
         return self._limiter.state
 
     def _checked_call(
@@ -453,7 +461,7 @@ class AsyncTogether:
         *,
         streamed: bool,
     ) -> Call:
-        """Returns a call that has yet to be opened, after a look at what the caller said."""
+        """Returns a call that has yet to be opened, after checking the caller's arguments."""
         check_priority(priority)
         return self._call(
             request,
@@ -520,18 +528,6 @@ class AsyncTogether:
         """`aclose`, by the name it has in the SDKs."""
         await self.aclose()
 
-    def __del__(self) -> None:
-        connections = getattr(self, "_connections", None)  # __init__ may have failed
-        if connections is None or not connections.holds_resources:
-            return
-        connections.discard()  # first: the warning may be an error
-        warnings.warn(
-            f"unclosed {type(self).__name__} made at {self._made_at}; use `async with` or `await client.aclose()`",
-            ResourceWarning,
-            source=self,
-            stacklevel=1,
-        )
-
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
@@ -559,7 +555,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_map(model: object, timeouts: object, on_chunk: object, *, stream: bool) -> None:
-    """Finds at once what would be found with each request."""
+    """Raises at once for what would be found with each request."""
     if on_chunk is not None and not callable(on_chunk):
         raise ValueError(f"on_chunk: got a {type(on_chunk).__name__}, expected a function of index and chunk")
     if on_chunk is not None and not stream:

@@ -1,4 +1,4 @@
-"""The words of the `openai` and `together` SDKs, so that existing code changes its import line only."""
+"""The names of the `openai` and `together` SDKs, so that existing code changes only its import line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Chat:
         self.completions = Completions(client)
 
     def __repr__(self) -> str:
-        return f"<Chat of {self.completions._client!r}>"
+        return f"<{type(self).__name__} of {self.completions!r}>"
 
 
 class Completions:
@@ -73,15 +73,15 @@ class Completions:
             messages: Dicts, `Message`s or messages of completions.
             stream: Whether to return a stream.
             timeout: Seconds for the whole call, in place of the client's `Timeouts.total`.
-            extra_headers: As `headers` of `client.stream`.
-            extra_body: As there.
-            **options: Fields of the request; those not known here are sent as they are, None is left out.
+            extra_headers: The `headers` of `client.stream`.
+            extra_body: The `extra_body` of `ChatCompletionRequest`.
+            **options: Fields of the request. Unknown fields are sent as they are; fields that are None are left out.
 
         Raises:
-            What `client.create`, or entering `client.stream`, raises.
+            TogetherError: What `client.create`, or entering `client.stream`, raises.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        # OpenAI's `logprobs` is a bool, beside `top_logprobs`; the number is Together's.
+        # OpenAI's `logprobs` is a bool, with the number in `top_logprobs`; Together's is the number.
         known = {k: v for k, v in given.items() if k in _FIELDS and not (k == "logprobs" and isinstance(v, bool))}
         unknown = {name: value for name, value in given.items() if name not in known}
         request = ChatCompletionRequest(

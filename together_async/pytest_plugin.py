@@ -147,7 +147,7 @@ def _close(client: AsyncTogether) -> None:
     """Closes a client from outside of its event loop: in the loop if that can still run, else without it."""
     import asyncio  # noqa: PLC0415 - see above
 
-    connections = client._connections
+    connections = client._connections  # noqa: SLF001 - a client can't be closed from outside of its loop in public
     if connections.current is None:
         return
     loop = connections.current.loop

@@ -115,7 +115,7 @@ async def cost(count: int) -> list[Figure]:
         target = Target(15) if name.startswith("ours") else None
         figures.append(Figure("admission", name, "cost, uncontended", median(samples), "us", target, samples))
     await asyncio.sleep(0)
-    timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # asyncio.s own list
     left = len(timers) + len(asyncio.all_tasks()) - tasks
     return [*figures, Figure("admission", "ours", "timers and tasks when idle", left, "", Target(0))]
 

@@ -206,7 +206,7 @@ async def settled(found: Soak, client: AsyncTogether) -> None:
     """A response may take a second to end after [DONE]; after that, no response may be open."""
     transport = client._connections.current
     await asyncio.sleep(1.5)
-    if transport is not None and (transport.exchanges or transport.openings):
+    if transport is not None and (transport.responses or transport.openings):
         found.complaints.append(f"left when all streams had ended: {transport!r}")
 
 

@@ -458,7 +458,7 @@ async def test_leaving_closes_the_connection(
         await left_at_once(await server.call())
         assert "".join([text async for text in client.stream(PROMPT, model=MODEL).text()]) == "b"
         assert len(server.connections) == 2
-        assert not client._connections.current.exchanges  # type: ignore[union-attr]
+        assert not client._connections.current.responses  # type: ignore[union-attr]
         del stream
 
 
@@ -585,7 +585,7 @@ async def test_cancelled_while_waiting(head: bytes) -> None:
     async with served(script) as (server, client):
         await cancelled_when(client, server.call())
         await left_at_once(await server.call())
-        assert not client._connections.current.exchanges  # type: ignore[union-attr]
+        assert not client._connections.current.responses  # type: ignore[union-attr]
         assert not client._connections.current.openings  # type: ignore[union-attr]
 
 
@@ -637,7 +637,7 @@ async def test_cancelled_at_every_turn(in_block: bool) -> None:
             except asyncio.CancelledError:
                 outcomes.append("cancelled")
         assert set(outcomes) == {"cancelled", "abc"}
-        assert all(not exchange._waiting for exchange in client._connections.current.exchanges)  # type: ignore[union-attr]
+        assert all(not exchange._waiting for exchange in client._connections.current.responses)  # type: ignore[union-attr]
 
 
 @virtual
@@ -793,7 +793,7 @@ async def test_two_readers_open_a_stream_once() -> None:
         await asyncio.gather(anext(stream), anext(stream), return_exceptions=True)
         await stream.aclose()
         assert len(server.calls) == 1
-        assert not client._connections.current.exchanges  # type: ignore[union-attr]
+        assert not client._connections.current.responses  # type: ignore[union-attr]
 
 
 @virtual
@@ -815,7 +815,7 @@ async def test_closing_while_the_stream_opens(how: Callable[[ChatCompletionStrea
         with lasts(0), contextlib.suppress(TogetherError):
             assert not await task
         await left_at_once(call)
-        assert not client._connections.current.exchanges  # type: ignore[union-attr]
+        assert not client._connections.current.responses  # type: ignore[union-attr]
 
 
 async def test_a_stream_cannot_be_pickled() -> None:

@@ -53,7 +53,7 @@ class Noted(Deadline):
         self.fired_at: list[float] = []
         self.then: Any = None
 
-    def late(self) -> None:
+    def expire(self) -> None:
         """It is late."""
         self.fired_at.append(asyncio.get_running_loop().time())
         if self.then is not None:

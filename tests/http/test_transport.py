@@ -57,7 +57,8 @@ from together_async import (
     Timeouts,
     TogetherError,
 )
-from together_async.http import response as exchange_module
+from together_async.http import response as response_module
+from together_async.http import sockets
 from together_async.http.transport import ClientClosedError, Opening
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -95,7 +96,7 @@ async def test_five_streams_need_one_connection() -> None:
 
 async def test_end_of_the_body_may_come_after_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminating chunk that comes a moment after [DONE] still lets the connection be reused."""
-    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 10)
+    monkeypatch.setattr(response_module, "DRAIN_SECONDS", 10)
     reading = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -108,10 +109,10 @@ async def test_end_of_the_body_may_come_after_done(monkeypatch: pytest.MonkeyPat
     async with ScriptedServer(script) as server, client_of(server) as client:
         for _ in range(5):
             assert await text_of(client) == "a"
-            exchange = next(iter(client._connections.current.exchanges))  # type: ignore[union-attr]
+            exchange = next(iter(client._connections.current.responses))  # type: ignore[union-attr]
             reading.set()
             async with asyncio.timeout(5):
-                while exchange in client._connections.current.exchanges:  # type: ignore[union-attr]  # noqa: ASYNC110
+                while exchange in client._connections.current.responses:  # type: ignore[union-attr]  # noqa: ASYNC110
                     await asyncio.sleep(0)
         assert len(server.connections) == 1
 
@@ -119,7 +120,7 @@ async def test_end_of_the_body_may_come_after_done(monkeypatch: pytest.MonkeyPat
 @virtual
 async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that keeps the body open after [DONE] does not keep us: the stream ends, the connection is dropped."""
-    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 100)
+    monkeypatch.setattr(response_module, "DRAIN_SECONDS", 100)
 
     async def script(call: Call) -> None:
         await call.head()
@@ -139,7 +140,7 @@ async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.M
 
 async def test_endless_data_after_done_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows [DONE] is no reason to stay: the connection is dropped, and nothing more is delivered."""
-    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(response_module, "DRAIN_SECONDS", 0.1)
 
     async def script(call: Call) -> None:
         await call.head()
@@ -453,7 +454,7 @@ async def test_a_line_of_64_mebibytes() -> None:
 
 async def test_a_body_above_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole response has a size limit, and what is above it is not read."""
-    monkeypatch.setattr(exchange_module.HTTPResponse.read_all, "__defaults__", (100_000,))
+    monkeypatch.setattr(response_module.HTTPResponse.read_all, "__defaults__", (100_000,))
 
     async def script(call: Call) -> None:
         await call.head(media_type="application/json")
@@ -698,7 +699,7 @@ async def test_reads_are_small_on_plain_connections() -> None:
     async with ScriptedServer(script) as server, client_of(server) as client:
         async with client.stream("Hi", model=MODEL) as stream:
             connection = stream._reading.response._response.connection  # type: ignore[union-attr]
-            assert connection.transport.max_size == exchange_module.READ_SIZE
+            assert connection.transport.max_size == sockets.READ_SIZE
             going_on.set()
             assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
 
@@ -719,7 +720,7 @@ async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None
             async with client.stream("Hi", model=MODEL) as stream:
                 connection = stream._reading.response._response.connection  # type: ignore[union-attr]
                 protocol = connection.transport._ssl_protocol
-                assert len(protocol._ssl_buffer) == protocol.max_size == exchange_module.TLS_READ_SIZE
+                assert len(protocol._ssl_buffer) == protocol.max_size == sockets.TLS_READ_SIZE
                 going_on.set()
                 assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
 
@@ -984,7 +985,7 @@ async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled
     if cancelled == "before":
         task.cancel()
     for end in ENDS[name]:
-        opening[0].late() if end == "late" else opening[0].abort(CLOSED)
+        opening[0].expire() if end == "late" else opening[0].abort(CLOSED)
     if cancelled == "after":
         task.cancel()
     was_ours, error, left = await task
@@ -998,7 +999,7 @@ async def test_an_opening_that_has_ended_hears_of_nothing() -> None:
     """A timer or a close that comes later cancels nobody, whatever the task does now."""
     opening = Opening(0.0, asyncio.get_running_loop())
     assert not opening.end(None)
-    opening.late()
+    opening.expire()
     opening.abort(CLOSED)
     await asyncio.sleep(0)
     task = asyncio.current_task()
@@ -1015,7 +1016,7 @@ async def test_an_opening_in_a_task_that_was_cancelled_before() -> None:
             await asyncio.sleep(1_000)
         finally:
             opening: list[Opening] = []
-            asyncio.get_running_loop().call_later(0.01, lambda: opening[0].late())  # noqa: PLW0108 - there is none yet
+            asyncio.get_running_loop().call_later(0.01, lambda: opening[0].expire())  # noqa: PLW0108 - there is none yet
             return await opened(opening)  # noqa: B012 - the cancellation is over
 
     task = asyncio.ensure_future(main())

@@ -38,7 +38,7 @@ from together_async import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.http import response as exchange_module
+from together_async.http import response as response_module
 from together_async.testing import (
     Cut,
     Drip,
@@ -198,7 +198,7 @@ HIDDEN = pytest.mark.xfail(
 @pytest.mark.parametrize("name", [pytest.param(n, marks=HIDDEN if "longer" in n else ()) for n in LYING])
 async def test_an_error_whose_body_lies(name: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The status counts: what came of the body has to do, and it is not waited for without end."""
-    monkeypatch.setattr(exchange_module, "ERROR_BODY_SECONDS", 50)
+    monkeypatch.setattr(response_module, "ERROR_BODY_SECONDS", 50)
     fault, message = LYING[name]
     expected = CLASSES.get(status) or InternalServerError
     async with scene() as s:

@@ -29,7 +29,7 @@ from together_async import (
     Timeouts,
     TogetherError,
 )
-from together_async.http import response as exchange_module
+from together_async.http import response as response_module
 from together_async.testing import (
     Cut,
     Drip,
@@ -158,7 +158,7 @@ async def test_a_flood(name: str) -> None:
 @pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
 async def test_a_whole_response_without_end(gzip: bool, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body without end is refused, of an error it is cut; a bomb is not inflated."""
-    monkeypatch.setattr(exchange_module, "ERROR_BODY_SECONDS", 0.5)
+    monkeypatch.setattr(response_module, "ERROR_BODY_SECONDS", 0.5)
     fault = Frame("chunked") + Stall(at_byte=0, ping_every=0, ping=b" " * 1000)
     if gzip:
         fault += Gzip()

@@ -277,7 +277,7 @@ async def finish_one(client: AsyncTogether, held: list[Any]) -> None:
 async def leave_reading(client: AsyncTogether, held: list[Any]) -> None:
     stream = open_stream(client)
     held.append(asyncio.create_task(stream.completion()))
-    while not client._connections.current or not client._connections.current.exchanges:  # noqa: ASYNC110 - it has begun to read
+    while not client._connections.current or not client._connections.current.responses:  # noqa: ASYNC110 - it has begun to read
         await asyncio.sleep(0.001)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from support.survival import KEY, KINDS, LIMIT, STREAMED, TOKENS, Outcome, Scene, ask, case, events_of, listening, scene
 from together_async import APITimeoutError, AsyncTogether, StreamTimeoutError, Timeouts
-from together_async.http import response as exchange_module
+from together_async.http import response as response_module
 from together_async.testing import ByModel, Drip, Fault, Frame, Gzip, Stall
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -128,7 +128,7 @@ async def test_silence_between_the_finish_reason_and_done(ping: str, phase: str)
 @pytest.mark.parametrize("ping", ["silence", "pings", "pings as fast as can be"])
 async def test_silence_after_done(ping: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for what comes after [DONE]."""
-    monkeypatch.setattr(exchange_module, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(response_module, "DRAIN_SECONDS", 0.1)
     async with scene() as s:
         s.server.faults = Stall(at_byte=len(b"".join(await events_of(s.server))), **PINGS[ping])
         for outcome in await ask_all(s, timeouts=limits(idle=30)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.parse
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,7 @@ class Connections:
         session: The caller's own session; None opens one on first use.
         ssl: TLS settings for a session that is opened here.
         proxy: A proxy's URL for a session that is opened here; None follows the environment, empty uses none.
+        owner: Which client this is, and where it was made, for the warning about one that was not closed.
 
     Attributes:
         api_key: As given.
@@ -50,6 +52,7 @@ class Connections:
         session: aiohttp.ClientSession | None,
         ssl: ssl_module.SSLContext | None,
         proxy: str | None,
+        owner: str,
     ) -> None:
         self.api_key = api_key
         self.base_url = base_url
@@ -59,6 +62,7 @@ class Connections:
         self._session = session
         self._ssl = ssl
         self._proxy = proxy
+        self._owner = owner
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe()}>"
@@ -96,7 +100,8 @@ class Connections:
                 )
             transport = None
         if transport is None:
-            from together_async.http.transport import Transport, default_headers  # noqa: PLC0415 - imports aiohttp
+            from together_async.http.headers import default_headers  # noqa: PLC0415 - imports multidict
+            from together_async.http.transport import Transport  # noqa: PLC0415 - imports aiohttp
 
             transport = self.current = Transport(
                 self.base_url,
@@ -139,16 +144,24 @@ class Connections:
             else:
                 transport.discard()
 
-    @property
-    def holds_resources(self) -> bool:
-        """Whether a session that was opened here is open, and somebody has to close it."""
-        return self.current is not None and self.current.holds_resources
-
     def discard(self) -> None:
         """Closes the client without waiting: nobody did while its event loop could run, or it can't run any more."""
         transport, self.current, self.closed = self.current, None, True
         if transport is not None:
             transport.discard()
+
+    def __del__(self) -> None:
+        # Here and not in the client: calls hold the connections, so a client may be dropped while a stream is read.
+        transport = getattr(self, "current", None)
+        if transport is None or not transport.holds_resources:
+            return
+        transport.discard()  # first: the warning may be an error
+        warnings.warn(
+            f"unclosed {self._owner}; use `async with` or `await client.aclose()`",
+            ResourceWarning,
+            source=self,
+            stacklevel=1,
+        )
 
 
 def checked_key(key: object) -> Secret:

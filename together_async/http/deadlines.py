@@ -1,38 +1,43 @@
-"""Deadlines that are hardly ever reached: a timer for each second, not for each of them.
+"""Deadlines that are hardly ever reached: one timer for each second, and not one for each deadline.
 
-A timer of the event loop costs two to three microseconds to set and cancel, and an object or three for the garbage
-collector to look at, which every request would pay for a deadline that is minutes away. So deadlines wait together, by
-the second in which they are due; when that second is near, those that are still there get timers of their own, and are
-exact.
+A timer of the event loop costs two to three microseconds to set and cancel, and one to three objects for the garbage
+collector; every request would pay that for a deadline that is minutes away. So deadlines are grouped by the second
+before the one in which they are due. When it comes, those that are left get timers of their own, and are exact.
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import math
 
 
-class Deadline:
-    """Something that may be late. A subclass says what happens then.
+class Deadline(abc.ABC):
+    """A moment by which something must have happened. A subclass says what happens if it has not.
 
     Args:
-        at: When that is, on the event loop's clock; infinity is never.
+        at: The moment, on the event loop's clock; infinity for never.
+
+    Attributes:
+        at: As given.
+        second: The second at which it gets a timer of its own; None for never.
+        timer: That timer; None before it.
     """
 
-    __slots__ = ("_timer", "at", "second")
+    __slots__ = ("at", "second", "timer")
 
     def __init__(self, at: float) -> None:
         self.at = at
         self.second = math.floor(at) - 1 if at < math.inf else None
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
-    def late(self) -> None:
-        """It is late."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def expire(self) -> None:
+        """The moment has come."""
 
 
 class Deadlines:
-    """The deadlines of one event loop. It has a timer for each second in which something is due, none when idle."""
+    """The deadlines of one event loop: one timer for each second in which something is due, none when idle."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -47,14 +52,14 @@ class Deadlines:
         if group is not None:
             group[0].add(deadline)
         elif second <= self._loop.time():
-            deadline._timer = self._loop.call_at(deadline.at, deadline.late)
+            deadline.timer = self._loop.call_at(deadline.at, deadline.expire)
         else:
-            self._waiting[second] = ({deadline}, self._loop.call_at(second, self._near, second))
+            self._waiting[second] = ({deadline}, self._loop.call_at(second, self._give_timers, second))
 
     def discard(self, deadline: Deadline) -> None:
         """Forgets a deadline; twice is fine."""
-        if deadline._timer is not None:
-            deadline._timer.cancel()
+        if deadline.timer is not None:
+            deadline.timer.cancel()
             return
         group = self._waiting.get(deadline.second)
         if group is not None:
@@ -63,6 +68,6 @@ class Deadlines:
                 group[1].cancel()
                 del self._waiting[deadline.second]
 
-    def _near(self, second: int) -> None:
+    def _give_timers(self, second: int) -> None:
         for deadline in self._waiting.pop(second)[0]:
-            deadline._timer = self._loop.call_at(deadline.at, deadline.late)
+            deadline.timer = self._loop.call_at(deadline.at, deadline.expire)

@@ -1,7 +1,7 @@
 """One HTTP response on its way in: its head, its bytes, its deadlines, its end.
 
 A response that is being read has one timer, which looks at a stamp when it fires and sets itself anew; there is none
-per token. Private attributes of asyncio and aiohttp are touched here and in `transport` alone, each with a fallback.
+per token.
 """
 
 from __future__ import annotations
@@ -16,15 +16,9 @@ import aiohttp
 
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
 from together_async.http.errors import InflationError
+from together_async.http.sockets import BULK_READ_SIZE, READ_SIZE, close_without_loop, set_read_size
 from together_async.timeouts import Due, Timeouts, due, earliest
 
-READ_SIZE: Final = 65_536
-"""Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and
-another system call for every token that arrives alone, a fifth of all its cost."""
-BULK_READ_SIZE: Final = 262_144
-"""The same while every read is full: then fewer reads are worth the cost."""
-TLS_READ_SIZE: Final = 32_768
-"""The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
 """Most bytes of a whole response."""
 MAX_ERROR_BODY_SIZE: Final = 256 * 1024
@@ -386,51 +380,6 @@ class HTTPResponse:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
-    """Makes asyncio read this connection in pieces of `size` (see READ_SIZE), or of TLS_READ_SIZE if it is TLS.
-
-    The attributes are private to asyncio: they are set where they are as expected, and left alone elsewhere (uvloop has
-    none of them).
-    """
-    connection = response.connection
-    transport = None if connection is None else connection.transport
-    if transport is None:
-        return
-    protocol = getattr(transport, "_ssl_protocol", None)
-    if protocol is None:
-        if hasattr(transport, "max_size"):
-            transport.max_size = size  # pyright: ignore[reportAttributeAccessIssue] - asyncio's selector transport
-        return
-    if getattr(protocol, "max_size", 0) > TLS_READ_SIZE and isinstance(
-        getattr(protocol, "_ssl_buffer", None), bytearray
-    ):
-        # Nobody holds the view between two reads: asyncio fills it and empties it in one go.
-        buffer = bytearray(TLS_READ_SIZE)
-        protocol.max_size = TLS_READ_SIZE
-        protocol._ssl_buffer = buffer
-        protocol._ssl_buffer_view = memoryview(buffer)
-        inner = getattr(protocol, "_transport", None)
-        if getattr(inner, "max_size", 0) > READ_SIZE:
-            inner.max_size = READ_SIZE  # type: ignore[union-attr]  # has the attribute, as just seen
-
-
-def close_without_loop(protocol: Any) -> None:
-    """Closes a connection whose event loop is closed, by asyncio's own last step, which nobody else would take.
-
-    The step is private to asyncio, so it is taken only where it exists; without it the socket is left to the garbage
-    collector, with a warning. Nothing of uvloop may be touched once its loop is closed; it has closed the socket with
-    the loop.
-    """
-    transport = getattr(protocol, "transport", None)
-    plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
-    with contextlib.suppress(RuntimeError):  # its waiters ended with the loop
-        end = getattr(plain, "_call_connection_lost", None)
-        if end is not None and type(plain).__module__.startswith("asyncio."):
-            end(None)
-        elif protocol is not None:
-            protocol.connection_lost(None)
 
 
 def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:

@@ -1,20 +1,17 @@
-"""aiohttp in, `HTTPRequest` out: connections, timeouts, redirects, and every foreign exception mapped to ours.
+"""`Transport`: sends an `HTTPRequest` and returns the head of its response, whatever happens on the way.
+
+Connections, deadlines, redirects and stale connections are handled here, and every exception of aiohttp becomes one of
+this package. The body of a response is the business of `http.response`.
 
 This module is imported on the first request, because aiohttp takes 100 ms to import.
-
-A call that is being opened runs under one `asyncio.timeout_at`; what comes then is the business of `exchange`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import math
-import socket
 import ssl as ssl_module
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -22,25 +19,28 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from together_async._version import __version__
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
+from together_async.http.connector import Connector, give_up
 from together_async.http.deadlines import Deadline, Deadlines
-from together_async.http.response import READ_SIZE, HTTPResponse, close_without_loop, describe, set_read_size
+from together_async.http.headers import merged
+from together_async.http.proxies import proxy_options
+from together_async.http.response import HTTPResponse, describe
+from together_async.http.sockets import READ_SIZE, make_socket, set_read_size
 from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.http_request import HTTPRequest
-from together_async.wire.redaction import Secret, redact
+from together_async.wire.redaction import redact
 
 BUFFER_SIZE: Final = 65_536
-"""Bytes of a body that aiohttp keeps for a reader who is slow, before it stops reading the socket (at twice that)."""
+"""Bytes of a body that aiohttp keeps for a slow reader; at twice that it stops reading the socket."""
 STALE_SECONDS: Final = 1.0
-"""How soon a request must have failed for its connection to have been stale."""
+"""A connection was stale only if its request has failed within so many seconds."""
 KEEPALIVE_SECONDS: Final = 30.0
 """How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
 _MAX_AT_ONCE: Final = 1_048_576
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 307, 308})
-"""Those that are followed; 303 asks for a GET, which is no answer to a chat request, so it is left as a status."""
+"""The redirects that are followed. 303 asks for a GET, which can't answer a chat request, so it stays a status."""
 _KEEP_AFTER_REDIRECT: Final = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
 
 
@@ -50,56 +50,27 @@ class ClientClosedError(APIConnectionError):
     transient = False
 
 
-class _Connector(aiohttp.TCPConnector):
-    """Gives no pooled connection on which bytes have come that nobody asked for, and knows who had to dial.
-
-    aiohttp would take such bytes for the response to the next request: one caller would get the answer meant for
-    another.
-
-    Attributes:
-        dialling: The tasks whose requests have a connection of their own; whoever has sent one takes its task out.
-    """
-
-    def __init__(self, dialling: set[asyncio.Task[Any] | None], **options: Any) -> None:
-        super().__init__(**options)
-        self.dialling = dialling
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> aiohttp.connector.Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if protocol is None or not protocol.should_close or asyncio.current_task() in self.dialling:
-                return connection
-            connection.close()
-
-    # Private. If aiohttp ever calls it something else, every connection is taken for a pooled one; a test says so.
-    async def _create_connection(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> Any:
-        self.dialling.add(asyncio.current_task())
-        return await super()._create_connection(req, traces, timeout)
-
-
 def _always() -> bool:
     return True
 
 
 class Abortable(Protocol):
-    """What is under way, and can be ended."""
+    """Something under way that can be ended from outside."""
 
     def abort(self, failure: APIConnectionError) -> None:
-        """Makes whoever waits for it raise `failure`."""
+        """Makes the coroutine that waits for it raise `failure`."""
 
 
 class Opening(Deadline):
-    """A request being sent, by the task that makes it: what can end its wait.
+    """A request that is being sent: a deadline for the task that sends it, like `asyncio.timeout_at` at less cost.
 
-    It does what `asyncio.timeout_at` does, for a fraction of its cost.
+    Attributes:
+        expired: Whether the task was cancelled from here.
+        failure: Why, if it was not the deadline.
+        attempts: HTTP requests made so far.
     """
 
-    __slots__ = ("_cancelling", "_open", "_task", "expired", "failure")
+    __slots__ = ("_cancelling", "_open", "_task", "attempts", "expired", "failure")
 
     def __init__(self, at: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(at)
@@ -110,24 +81,22 @@ class Opening(Deadline):
         self._open = True
         self.expired = False
         self.failure: APIConnectionError | None = None
+        self.attempts = 0
 
     def abort(self, failure: APIConnectionError) -> None:
         """Makes the waiting call raise `failure`."""
         if self._open and not self.expired:
             self.failure = failure
-            self._expire()
+            self.expire()
 
-    def late(self) -> None:
-        """It took too long."""
-        if self._open and not self.expired:  # the client may be closed in the very turn
-            self._expire()
-
-    def _expire(self) -> None:
-        self.expired = True
-        self._task.cancel()
+    def expire(self) -> None:
+        """Cancels the task, unless it has its response, or was cancelled from here already."""
+        if self._open and not self.expired:  # the client may be closed in the very turn of the loop
+            self.expired = True
+            self._task.cancel()
 
     def end(self, error: BaseException | None) -> bool:
-        """The wait is over. Returns whether `error` is the cancellation from here, and not another's."""
+        """Ends the wait; returns whether `error` is the cancellation from here, and not somebody else's."""
         was_open, self._open = self._open, False
         if not was_open or not self.expired:
             return False
@@ -135,15 +104,21 @@ class Opening(Deadline):
 
 
 class Transport:
-    """Connections of one client in one event loop.
+    """The connections of one client in one event loop.
 
     Args:
         base_url: The API's root, without a slash at its end.
         headers: Sent with every request; the key is one of them.
         session: The caller's own session, which is used as it is and never closed; None opens one.
         ssl: TLS settings for a session of ours; None verifies as usual.
-        proxy: Proxy for a session of ours; None follows HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
-        secret: What must not appear in a text.
+        proxy: The proxy for a session of ours; None follows HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+        secret: The key, which must not appear in any text.
+
+    Attributes:
+        loop: The event loop.
+        responses: The responses that are open.
+        openings: The requests, and the calls, that have no response yet.
+        closed: Whether nothing more is sent.
     """
 
     def __init__(
@@ -169,12 +144,12 @@ class Transport:
         self._deadlines = Deadlines(self.loop)
         self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
         self._urls: dict[str, URL] = {}
-        self.exchanges: set[HTTPResponse] = set()
+        self.responses: set[HTTPResponse] = set()
         self.openings: set[Abortable] = set()
         self.closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{len(self.exchanges)} responses open, {len(self.openings)} opening"
+        state = "closed" if self.closed else f"{len(self.responses)} responses open, {len(self.openings)} opening"
         return f"<Transport {self._base.host} {state}>"
 
     # --------------------------------------------------------------------------------------------------------- opening
@@ -208,37 +183,36 @@ class Transport:
         if self.closed:
             raise unsent(ClientClosedError("the client is closed; make a new one"))
         sent = started if sent is None else sent
-        late = due("first_token", timeouts.first_token, sent)
+        deadline = due("first_token", timeouts.first_token, sent)
         if timeouts.total is not None:
-            late = earliest(late, due("total", timeouts.total, started))
-        attempts = [0]
-        opening = Opening(math.inf if late is None else late.at, self.loop)
+            deadline = earliest(deadline, due("total", timeouts.total, started))
+        opening = Opening(math.inf if deadline is None else deadline.at, self.loop)
         self._deadlines.add(opening)
         self.openings.add(opening)
         if on_opening is not None:
             on_opening(opening)
         try:
-            url, fields = self._url(request.path), self._headers if not headers else _merged(self._headers, headers)
-            response = await self._dispatch(request, url, fields, timeouts, attempts, may_replace=may_replace)
+            url, fields = self._url(request.path), self._headers if not headers else merged(self._headers, headers)
+            response = await self._dispatch(request, url, fields, timeouts, opening, may_replace=may_replace)
             if response.status in _REDIRECTS:
-                response = await self._follow(response, request, fields, timeouts, attempts, may_replace=may_replace)
+                response = await self._follow(response, request, fields, timeouts, opening, may_replace=may_replace)
             opening.end(None)
             self._check_still_open(response)
         except BaseException as error:
             caught = TimeoutError() if opening.end(error) else error
             if not isinstance(caught, Exception):
-                raise  # cancelled, by somebody else
-            failure = self._open_error(caught, opening, late if opening.expired else None, timeouts, attempts[0])
+                raise  # cancelled by somebody else
+            failure = self._open_error(caught, opening, deadline if opening.expired else None, timeouts)
             raise failure from (None if failure is caught else caught)
         finally:
             self.openings.discard(opening)
             self._deadlines.discard(opening)
-        exchange = HTTPResponse(
-            response, timeouts=timeouts, started=started, sent=sent, live=self.exchanges, loop=self.loop
-        )
-        exchange.attempts = attempts[0]
         set_read_size(response, READ_SIZE)
-        return exchange
+        opened = HTTPResponse(
+            response, timeouts=timeouts, started=started, sent=sent, live=self.responses, loop=self.loop
+        )
+        opened.attempts = opening.attempts
+        return opened
 
     def _check_still_open(self, response: aiohttp.ClientResponse) -> None:
         """The client may have been closed in the very turn in which the head came."""
@@ -247,13 +221,14 @@ class Transport:
             raise ClientClosedError("the client was closed while this was under way")
 
     def _open_error(
-        self, error: Exception, opening: Opening, late: Due | None, timeouts: Timeouts, attempts: int
+        self, error: Exception, opening: Opening, deadline: Due | None, timeouts: Timeouts
     ) -> APIConnectionError:
+        """Returns the error of this package for a request without a response; `deadline` is the one that has passed."""
         failure: APIConnectionError
         if opening.failure is not None:
             failure = opening.failure
-        elif isinstance(error, TimeoutError) and late is not None:
-            failure = APITimeoutError(phase=late.phase, seconds=late.seconds)
+        elif isinstance(error, TimeoutError) and deadline is not None:
+            failure = APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)
         elif isinstance(error, TimeoutError) and timeouts.connect is not None:
             failure = APITimeoutError(phase="connect", seconds=timeouts.connect)
         elif isinstance(error, APIConnectionError):
@@ -264,7 +239,7 @@ class Transport:
             )
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             failure.transient = False
-        failure.attempts = attempts
+        failure.attempts = opening.attempts
         return failure
 
     async def _follow(
@@ -273,11 +248,11 @@ class Transport:
         request: HTTPRequest,
         sent: CIMultiDict[str],
         timeouts: Timeouts,
-        attempts: list[int],
+        opening: Opening,
         *,
         may_replace: Callable[[], bool],
     ) -> aiohttp.ClientResponse:
-        """Follows redirects. The key, and whatever else the caller's headers hold, stays at the origin it is for."""
+        """Follows redirects. The key, and all that the caller's headers hold, goes to no other origin."""
         url = self._url(request.path)
         followed = 0
         while (location := response.headers.get("Location")) and response.status in _REDIRECTS:
@@ -297,14 +272,14 @@ class Transport:
             if followed == _MAX_REDIRECTS:
                 raise _permanent(f"redirected more than {_MAX_REDIRECTS} times; check base_url")
             url, followed = target.with_user(None), followed + 1
-            response = await self._dispatch(request, url, sent, timeouts, attempts, may_replace=may_replace)
+            response = await self._dispatch(request, url, sent, timeouts, opening, may_replace=may_replace)
         return response
 
     def _may_leave_for(self, target: URL, url: URL) -> bool:
         """Whether a redirect to another origin is followed; if not, its status is the answer.
 
-        Not from https to http, where everybody could read the prompt, and not with a session of the caller's that
-        adds headers or credentials of its own to every request.
+        It is not followed from https to http, where anybody could read the prompt, nor with a session of the caller's
+        that adds headers or credentials of its own to every request.
         """
         if target.scheme != "https" and url.scheme == "https":
             return False
@@ -317,7 +292,7 @@ class Transport:
         url: URL,
         headers: CIMultiDict[str],
         timeouts: Timeouts,
-        attempts: list[int],
+        opening: Opening,
         *,
         may_replace: Callable[[], bool],
     ) -> aiohttp.ClientResponse:
@@ -325,9 +300,9 @@ class Transport:
         session, options = self._open_session(timeouts.connect)
         if "proxy_headers" in options and url.scheme == "http":
             # aiohttp sends these with CONNECT alone; without TLS the proxy reads the request itself.
-            headers = _merged(headers, options["proxy_headers"])
+            headers = merged(headers, options["proxy_headers"])
         posts = request.method == "POST"
-        attempts[0] += 1
+        opening.attempts += 1
         sent_at = self.loop.time()
         try:
             try:
@@ -336,7 +311,7 @@ class Transport:
                 return await session.get(url, headers=headers, **options)
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 # A connector error is a connection that was never made; a message is a response that had begun.
-                # Our own sessions know whether the connection was a pooled one; of others it has to be assumed.
+                # Our own sessions know whether the connection came from the pool; for others it has to be assumed.
                 # (A reset in the middle of a head can't be told from a stale connection's: aiohttp drops what came.)
                 if (
                     isinstance(error, aiohttp.ClientConnectorError)
@@ -348,7 +323,7 @@ class Transport:
                     or not may_replace()
                 ):
                     raise
-            attempts[0] += 1
+            opening.attempts += 1
             session = self._fresh_session() if self._owned else session
             return await session.request(request.method, url, data=_sendable(request.body), headers=headers, **options)
         finally:
@@ -364,7 +339,7 @@ class Transport:
     # -------------------------------------------------------------------------------------------------------- sessions
 
     def _open_session(self, connect_s: float | None) -> tuple[aiohttp.ClientSession, dict[str, Any]]:
-        """Returns the session, opened on first use, and what every request is told."""
+        """Returns the session, opened on first use, and the options of its requests."""
         options = self._options.get(connect_s)
         if options is None:
             options = self._options[connect_s] = self._make_options(connect_s)
@@ -373,8 +348,8 @@ class Transport:
         return self._session, options
 
     def _make_options(self, connect_s: float | None) -> dict[str, Any]:
-        # aiohttp gets the connect timeout alone: its `total` kills long streams, its `sock_read` counts pings. Its
-        # `connect` includes the wait for the pool; ours has no limit, a caller's may have.
+        # aiohttp gets only the connect timeout: its `total` kills long streams, its `sock_read` counts pings. Its
+        # `connect` includes the wait for the pool; ours has no limit, the pool of a caller's session may have one.
         connect: dict[str, Any] = {"connect" if self._owned else "sock_connect": connect_s}
         options: dict[str, Any] = {
             "timeout": aiohttp.ClientTimeout(total=None, **connect),
@@ -392,18 +367,18 @@ class Transport:
         return options
 
     def _fresh_session(self) -> aiohttp.ClientSession:
-        """A session that never reuses a connection, for the request whose pooled one was stale."""
+        """Returns a session that never reuses a connection, for a request whose pooled connection was stale."""
         if self._fresh is None:
             self._fresh = self._make_session(force_close=True)
         return self._fresh
 
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
-        connector = _Connector(
+        connector = Connector(
             self._dialling,
-            limit=0,  # the caller decides how much runs at once; a pool's limit below that would be a silent queue
+            limit=0,  # the limiter decides how much runs at once; a limit of the pool would be a silent queue
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
-            socket_factory=_make_socket,
+            socket_factory=make_socket,
             # aiohttp takes a keepalive_timeout of None, and only that, beside force_close.
             keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
         )
@@ -416,35 +391,35 @@ class Transport:
     def abort_all(self) -> None:
         """Ends everything under way with a typed error."""
         self.closed = True
-        under_way: tuple[Abortable, ...] = (*self.openings, *self.exchanges)
-        for one in under_way:
-            one.abort(ClientClosedError("the client was closed while this was under way"))
+        under_way: tuple[Abortable, ...] = (*self.openings, *self.responses)
+        for waiting in under_way:
+            waiting.abort(ClientClosedError("the client was closed while this was under way"))
 
     async def aclose(self) -> None:
         """Ends everything under way and closes the sessions that are ours. Twice is fine."""
         self.abort_all()
-        # Closing a session does not wake those who read from it, so the responses come first.
+        # Closing a session does not wake the readers of its responses, so the responses are closed first.
         sessions = tuple(self._own_sessions())
         try:
             for session in sessions:
                 await session.close()
-            # A closed transport lets go of its socket two turns later (TLS: one for each of its halves). Whoever ends
-            # the loop right after this would leave that to the garbage collector, and a warning.
+            # asyncio closes the socket of a transport two turns later (TLS: one for each half). If the loop ended right
+            # after this, the socket would be left to the garbage collector, with a warning.
             for _ in range(3):
                 await asyncio.sleep(0)
         finally:
             for session in sessions:
-                if not session.closed:  # cancelled before it was its turn
-                    _give_up(session, loop_closed=False)
+                if not session.closed:  # cancelled before its turn came
+                    give_up(session, loop_closed=False)
             self._session = self._fresh = None
 
     def discard(self) -> None:
-        """Gives everything up without waiting: the event loop is gone, or the client was never closed."""
+        """Closes everything without waiting: the event loop is gone, or the client was never closed."""
         self.closed = True
-        for exchange in tuple(self.exchanges):
-            exchange.close()
+        for response in tuple(self.responses):
+            response.close()
         for session in self._own_sessions():
-            _give_up(session, loop_closed=self.loop.is_closed())
+            give_up(session, loop_closed=self.loop.is_closed())
         self._session = self._fresh = None
 
     def _own_sessions(self) -> Iterator[aiohttp.ClientSession]:
@@ -452,89 +427,17 @@ class Transport:
 
     @property
     def holds_resources(self) -> bool:
-        """Whether a session of ours is open, which somebody has to close."""
+        """Whether a session of ours is open, and somebody has to close it."""
         return not self.closed and any(not session.closed for session in self._own_sessions())
 
 
 def _permanent(message: str) -> APIConnectionError:
-    """Returns an error that asking again can't mend."""
+    """Returns an error that another attempt can't mend."""
     error = APIConnectionError(message)
     error.transient = False
     return error
 
 
 def _sendable(body: bytes) -> bytes | io.BytesIO:
-    """The body as aiohttp wants it: large ones as a file, which it sends in pieces (and warns if they are bytes)."""
+    """Returns a body as aiohttp wants it: a large one as a file, which it sends in pieces; bytes would make it warn."""
     return body if len(body) <= _MAX_AT_ONCE else io.BytesIO(body)
-
-
-def default_headers(*, api_key: str, extra: Mapping[str, str]) -> dict[str, str]:
-    """Returns the headers of every request."""
-    headers = {
-        "Authorization": Secret(f"Bearer {api_key}"),
-        "Content-Type": "application/json",
-        # Compression would hold tokens back in the server's and the proxies' compressors.
-        "Accept": "text/event-stream, application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": f"together-async/{__version__}",
-    }
-    if not api_key:
-        del headers["Authorization"]
-    return dict(_merged(CIMultiDict(headers), extra))
-
-
-def _merged(base: Mapping[str, str], extra: Mapping[str, str]) -> CIMultiDict[str]:
-    merged = CIMultiDict(base)
-    for name, value in extra.items():
-        merged[name] = value
-    return merged
-
-
-def proxy_options(proxy: str | None, base: URL) -> dict[str, Any]:
-    """Returns aiohttp's arguments for the proxy to use for `base`: the given one, or the environment's."""
-    if proxy is None:
-        if base.host is None or urllib.request.proxy_bypass(f"{base.host}:{base.port}"):
-            return {}
-        proxies = urllib.request.getproxies()
-        proxy = proxies.get(base.scheme) or proxies.get("all")
-    if not proxy:
-        return {}
-    url = URL(proxy if "://" in proxy else f"http://{proxy}")
-    options: dict[str, Any] = {"proxy": url.with_user(None)}
-    if url.user is not None:
-        credentials = Secret(aiohttp.encode_basic_auth(url.user, url.password or ""))
-        options["proxy_headers"] = CIMultiDict({"Proxy-Authorization": credentials})
-    return options
-
-
-def _make_socket(addr_info: Any) -> socket.socket:
-    """A socket with TCP keep-alive, which finds out in a minute that a silent peer is dead."""
-    family, kind, protocol, _, _ = addr_info
-    sock = socket.socket(family, kind, protocol)
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return sock
-
-
-def _give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:
-    """Closes a session without waiting."""
-    connector = session.connector
-    session.detach()
-    if connector is not None:
-        _close_sockets(connector, loop_closed=loop_closed)
-
-
-def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> None:
-    """Closes a connector whose loop may be gone: aiohttp would leave the sockets to the garbage collector then."""
-    pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
-    protocols = [protocol for connections in pooled.values() for protocol, _ in connections]
-    for protocol in protocols:
-        if loop_closed:
-            close_without_loop(protocol)
-        elif protocol.transport is not None:
-            protocol.transport.abort()
-    with contextlib.suppress(RuntimeError):
-        connector._close()  # the part of close() that needs no loop

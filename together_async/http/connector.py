@@ -1,0 +1,66 @@
+"""`Connector`: the pool of connections, and how a session is closed whose event loop may be gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+from together_async.http.sockets import close_without_loop
+
+
+class Connector(aiohttp.TCPConnector):
+    """aiohttp's pool, without connections on which bytes have come that nobody asked for.
+
+    aiohttp would take such bytes for the response to the next request: one caller would get the answer meant for
+    another.
+
+    Attributes:
+        dialling: The tasks whose requests got a new connection. The sender of a request takes its task out.
+    """
+
+    def __init__(self, dialling: set[asyncio.Task[Any] | None], **options: Any) -> None:
+        super().__init__(**options)
+        self.dialling = dialling
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        """Returns a connection on which nothing has come yet."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close or asyncio.current_task() in self.dialling:
+                return connection
+            connection.close()
+
+    # Private. If aiohttp renames it, every connection is taken for a pooled one, and a test fails.
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> Any:
+        self.dialling.add(asyncio.current_task())
+        return await super()._create_connection(req, traces, timeout)
+
+
+def give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:
+    """Closes a session without waiting."""
+    connector = session.connector
+    session.detach()
+    if connector is not None:
+        _close_sockets(connector, loop_closed=loop_closed)
+
+
+def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> None:
+    """Closes a connector whose loop may be gone, when aiohttp would leave the sockets to the garbage collector."""
+    pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
+    protocols = [protocol for connections in pooled.values() for protocol, _ in connections]
+    for protocol in protocols:
+        if loop_closed:
+            close_without_loop(protocol)
+        elif protocol.transport is not None:
+            protocol.transport.abort()
+    with contextlib.suppress(RuntimeError):
+        connector._close()  # noqa: SLF001 - the part of close() that needs no loop
