@@ -12,12 +12,16 @@ from benchmarks.soak import command as soak
 from benchmarks.stream import command as stream
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     commands = parser.add_subparsers(required=True, metavar="stream | faults | soak | limits | fanout | relay")
     for command in (stream, faults, soak, limits, fanout, relay):
         command.add_to(commands)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return int(args.start(args))
 
