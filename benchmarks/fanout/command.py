@@ -14,7 +14,7 @@ CLIENTS = (
     "litellm",
     "async-batch-llm",
     "lm-deluge",
-)  # fmt: skip - a list to read, not one name per line
+)
 PARTS = {
     "whole": "CPU of a whole response, and how close to the ideal, 256 at once",
     "stream": "the same for streams of 64 tokens",

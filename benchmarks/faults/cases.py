@@ -73,7 +73,7 @@ def cuts() -> Iterator[Case]:
 
 
 def _cut(framing: str, how: Any, place: str) -> Case:
-    before: Fault = Gzip() if framing == "gzip" else Frame(framing)  # type: ignore[arg-type]
+    before: Fault = Gzip() if framing == "gzip" else Frame(framing)  # type: ignore[arg-type]  # a str from a table
     faults = before + PLACES[place](lambda **at: Cut(how=how, **at))
     name = f"cut: {framing}, {how} {place}"
     if place == "after DONE":
@@ -110,7 +110,7 @@ def stalls() -> Iterator[Case]:
     yield Case(
         "stall: a comment that never ends",
         Stall(after_token=TOKEN, ping_every=0.1, ping=b":"), ERROR, "StreamTimeoutError",
-    )  # fmt: skip
+    )  # table  # fmt: skip
     yield Case(
         "stall: deltas without content for ever",
         Stall(
@@ -252,7 +252,7 @@ def malformed_events() -> Iterator[Case]:
     yield Case(
         "malformed: content-length too short", At("after DONE", lambda at: WrongLength(-at // 2)),
         ERROR, "IncompleteStreamError", limit=ONE_READ,
-    )  # fmt: skip
+    )  # table  # fmt: skip
     yield Case("malformed: the body is no gzip", Headers({"content-encoding": "gzip"}), ERROR, "StreamConnectionError")
     yield Case("malformed: no HTTP", Raw(b"SSH-2.0-OpenSSH_9.6\r\n"), ERROR, "APIConnectionError")
     yield Case(
@@ -308,27 +308,27 @@ def odd_but_right() -> Iterator[Case]:
     yield case("no object, created, id", ChangeAll(dropping("object", "created", "id")))
     yield case("no usage key", ChangeAll(dropping("usage")))
     yield case("a finish reason nobody knows", script=Reply(TOKENS, finish_reason="tired"), any_reason=True,
-               truth=(Truth(reason="tired"),))  # fmt: skip
+               truth=(Truth(reason="tired"),))  # table  # fmt: skip
     yield case("finish reason eos", script=Reply(TOKENS, finish_reason="eos"), any_reason=True,
-               truth=(Truth(reason="eos"),))  # fmt: skip
+               truth=(Truth(reason="eos"),))  # table  # fmt: skip
     yield case("finish reason length", script=Reply(TOKENS, finish_reason="length"), truth=(Truth(reason="length"),))
     yield case("escapes of JSON", ChangeAll(dropping()))  # json.dumps writes the escapes
     yield case("an empty answer", script=Reply(()), truth=(Truth(""),))
     yield case("line feeds and quotes in the text", script='"\n\r\n\t\\u0041\x7f\u2028 [DONE]\ndata: x',
-               truth=(Truth('"\n\r\n\t\\u0041\x7f\u2028 [DONE]\ndata: x'),))  # fmt: skip
+               truth=(Truth('"\n\r\n\t\\u0041\x7f\u2028 [DONE]\ndata: x'),))  # table  # fmt: skip
     yield case("a delta of 500,000 characters", script=Reply(("a" * 500_000,)), truth=(Truth("a" * 500_000),))
     yield case("5,000 tokens", script=Reply((" x",) * 5000), truth=(Truth(" x" * 5000),))
     for dialect in (TOGETHER, OPENAI):
         call = Reply(None, tool_calls=(Call("get_weather", ARGUMENTS), Call("get_weather", "{}")))
         calls = (("get_weather", ARGUMENTS), ("get_weather", "{}"))
         yield case(f"tool calls, {dialect.name}", script=call, truth=(Truth("", "tool_calls", calls),), dialect=dialect,
-                   options={"tools": [TOOL]})  # fmt: skip
+                   options={"tools": [TOOL]})  # table  # fmt: skip
     for dialect in (TOGETHER, DIALECTS["llama.cpp"]):
         yield case(f"n = 2, {dialect.name}", script=(Reply(TOKENS), OTHER), truth=(Truth(), Truth(OTHER)),
-                   options={"n": 2}, dialect=dialect)  # fmt: skip
+                   options={"n": 2}, dialect=dialect)  # table  # fmt: skip
     for name in ("gpt-oss", "deepseek"):
         yield case(f"reasoning, {name}", script=Reply(TOKENS, reasoning="Think first."), dialect=DIALECTS[name],
-                   truth=(Truth(reasoning="Think first."),))  # fmt: skip
+                   truth=(Truth(reasoning="Think first."),))  # table  # fmt: skip
     yield case("redirect 307", Redirect())
     yield case("redirect 308", Redirect(code=308))
     yield case("slow drip", Drip(size=400, every_s=0.25))

@@ -84,8 +84,14 @@ def observe(name: str, cases: Sequence[Case], seed: int, timeout_s: float) -> tu
 def lost(why: str, timeout_s: float) -> dict[str, Any]:
     """What is recorded for a case that ended the process, or blocked it for too long."""
     return {
-        "error": why, "own": False, "hang": True, "status": None, "partial": None, "took_s": timeout_s, "choices": {}
-    }  # fmt: skip
+        "error": why,
+        "own": False,
+        "hang": True,
+        "status": None,
+        "partial": None,
+        "took_s": timeout_s,
+        "choices": {},
+    }
 
 
 def table(verdicts: dict[str, dict[str, Verdict]]) -> list[tuple[str, ...]]:

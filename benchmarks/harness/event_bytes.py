@@ -18,10 +18,7 @@ _BEFORE = (
     b'data: {"id":"oGxyzAB-2kFHot-9a1b2c3d4e5f6789","object":"chat.completion.chunk","created":1767225600,'
     b'"choices":[{"index":0,"text":"'
 )
-_BETWEEN = (
-    b'","logprobs":null,"finish_reason":null,"seed":null,'
-    b'"delta":{"token_id":374,"role":"assistant","content":"'
-)  # fmt: skip
+_BETWEEN = b'","logprobs":null,"finish_reason":null,"seed":null,"delta":{"token_id":374,"role":"assistant","content":"'
 _AFTER = b'","tool_calls":null}}],"model":"meta-llama/Llama-3.3-70B-Turbo","usage":null}\n\n'
 
 LAST = (

@@ -116,9 +116,15 @@ def _panel(ax: Any, run: LimitsRun, end: float) -> None:
     if run.elapsed_s < end:
         ax.axvspan(run.elapsed_s, end, color="#f2f4f7", linewidth=0, zorder=0)
     ax.text(
-        0.99, 0.97, caption(run), transform=ax.transAxes, ha="right", va="top", fontsize=8,
+        0.99,
+        0.97,
+        caption(run),
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )  # fmt: skip
+    )
 
 
 def _traffic(ax: Any, run: LimitsRun, end: float) -> None:

@@ -18,7 +18,7 @@ BACKENDS = (
     "openai+StreamingResponse",
     "openai+fastapi.sse",
     "openai+aiohttp.web",
-)  # fmt: skip - a list to read, not one name per line
+)
 PARTS = {
     "cpu": "CPU of a relayed token, as fast as it goes and paced",
     "streams": "relays of 50 tokens/s that one core carries",

@@ -149,7 +149,7 @@ async def run_case(client: AsyncTogether, elsewhere: dict[str, AsyncTogether], j
     for number in range(case.streams):
         if number:
             await asyncio.sleep(0.05)
-        seen = await observe.one_stream(_CheckedClient, elsewhere.get(case.url, client), job, order)  # type: ignore[arg-type]
+        seen = await observe.one_stream(_CheckedClient, elsewhere.get(case.url, client), job, order)  # type: ignore[arg-type]  # a class in place of a module
     verdict = judge(case, seen, exact=True)
     if verdict.verdict == "right" and case.name.startswith("cut ") and (why := cut_text(case, seen)):
         verdict = Verdict("silent", why)

@@ -49,8 +49,12 @@ async def measure(module: ModuleType, job: dict[str, Any]) -> dict[str, Any]:
         tasks, sockets = len(asyncio.all_tasks()) - 1, open_sockets()
         connections = server_state(job["base_url"])["open"]
     return {
-        "growth_mib": growth / 1024, "tasks": tasks, "sockets": sockets, "connections": connections, "errors": errors
-    }  # fmt: skip
+        "growth_mib": growth / 1024,
+        "tasks": tasks,
+        "sockets": sockets,
+        "connections": connections,
+        "errors": errors,
+    }
 
 
 def run(benchmark: StreamBenchmark) -> None:

@@ -39,8 +39,15 @@ TIMEOUT_S = 60
 def once(statement: str) -> dict[str, object] | None:
     """Runs the statement in a fresh interpreter on the clients' core; None if it fails."""
     command = [
-        "taskset", "-c", str(min(cores()[1])), sys.executable, "-W", "ignore", "-c", PROGRAM.format(statement, OPTIONAL)
-    ]  # fmt: skip
+        "taskset",
+        "-c",
+        str(min(cores()[1])),
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        PROGRAM.format(statement, OPTIONAL),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         return None

@@ -69,9 +69,17 @@ class Terminal:
     async def __aenter__(self) -> Self:
         self._master, slave = pty.openpty()
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", self.TAKE_TERMINAL, *COMMAND[1:], *self._arguments,
-            stdin=slave, stdout=slave, stderr=slave, env=self._env, start_new_session=True,
-        )  # fmt: skip
+            sys.executable,
+            "-c",
+            self.TAKE_TERMINAL,
+            *COMMAND[1:],
+            *self._arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=self._env,
+            start_new_session=True,
+        )
         os.close(slave)
         asyncio.get_running_loop().add_reader(self._master, self._read)
         return self

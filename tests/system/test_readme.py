@@ -180,14 +180,14 @@ async def test_a_web_app(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOGETHER_BASE_URL", server.base_url)
         app = block("app = FastAPI")["app"]
         async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app)) as browser:
-            said = await browser.post("http://app/chat", json={"text": "Count!"})
-    assert said.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert said.text.count("data: {") == 5
-    assert said.text.endswith("data: [DONE]\n\n")
+            response = await browser.post("http://app/chat", json={"text": "Count!"})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.text.count("data: {") == 5
+    assert response.text.endswith("data: [DONE]\n\n")
 
 
 async def test_readers_of_all_kinds() -> None:
-    """Slow, two of one stream, one who comes back, and a proxy."""
+    """A slow reader, two readers of a stream, a reader who comes back, and a proxy."""
     names = block("hub = Hub()")
 
     async def body(response: Any) -> bytes:
@@ -201,8 +201,8 @@ async def test_readers_of_all_kinds() -> None:
 
     async with ScriptedServer(answer) as server, AsyncTogether(KEY, base_url=server.base_url) as client, names["hub"]:
         assert (await body(await names["slow"](client, "Why?", MODEL))).count(b"data: {") == 5
-        one, other = await names["two"](client, "Why?", MODEL)
-        assert [text async for text in one.text()] == [text async for text in other.text()] == ["6 ", "7 ", "8 "]
+        first, second = await names["two"](client, "Why?", MODEL)
+        assert [text async for text in first.text()] == [text async for text in second.text()] == ["6 ", "7 ", "8 "]
         started = await names["start"](client, "Why?", MODEL)
         for _ in range(2):
             assert (await body(await names["follow"](started["id"]))).count(b'"stop"') == 1
@@ -210,13 +210,13 @@ async def test_readers_of_all_kinds() -> None:
 
 
 async def test_limits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Many prompts under limits that are told, and two clients of one account."""
+    """Many prompts under the given limits, and two clients of one account."""
     names = block("def answer_all")
     async with ScriptedServer(answer) as server:
         monkeypatch.setenv("TOGETHER_API_KEY", KEY)
         monkeypatch.setenv("TOGETHER_BASE_URL", server.base_url)
-        assert [one.text for one in await names["answer_all"](["Why?"] * 3, MODEL)] == ["Blue"] * 3
-        assert [one.text for one in await names["one_account"]("Why?", MODEL)] == ["Blue"] * 2
+        assert [completion.text for completion in await names["answer_all"](["Why?"] * 3, MODEL)] == ["Blue"] * 3
+        assert [completion.text for completion in await names["one_account"]("Why?", MODEL)] == ["Blue"] * 2
     assert "0 of 200 in flight, 0 queued" in capsys.readouterr().out
 
 

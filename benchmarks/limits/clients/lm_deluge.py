@@ -11,10 +11,14 @@ from benchmarks.limits.clients.job import Job
 async def run(job: Job) -> None:
     job.on_begun()
     register_model(job.model, job.model, job.base_url, "LIMITS_KEY")
-    rates = {} if job.how == "plain" else {
-        "max_requests_per_minute": job.requests_per_minute,
-        "max_tokens_per_minute": job.tokens_per_minute,
-    }  # fmt: skip
+    rates = (
+        {}
+        if job.how == "plain"
+        else {
+            "max_requests_per_minute": job.requests_per_minute,
+            "max_tokens_per_minute": job.tokens_per_minute,
+        }
+    )
 
     def note(response: Any) -> Any:
         job.outcomes["ok"] += not response.is_error  # attempts that are retried pass here too

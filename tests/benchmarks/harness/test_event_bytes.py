@@ -18,8 +18,8 @@ def test_a_block_is_a_chunked_body_of_so_many_events() -> None:
     """The server sends it as it is: a wrong length would look like a slow client."""
     block, events = event_bytes.block(100, seed=1, events_per_chunk=16), b""
     while block:
-        size, _, rest = block.partition(b"\r\n")
-        events, block = events + rest[: int(size, 16)], rest[int(size, 16) :].removeprefix(b"\r\n")
+        size, _, following = block.partition(b"\r\n")
+        events, block = events + following[: int(size, 16)], following[int(size, 16) :].removeprefix(b"\r\n")
     assert events.count(b"\n\n") == 100
     assert event_bytes.block(100, 1, 16) == event_bytes.block(100, 1, 16)
     assert event_bytes.block(100, 1, 16) != event_bytes.block(100, 2, 16)

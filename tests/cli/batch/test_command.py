@@ -17,44 +17,44 @@ class TestRefused:
         given, out = write(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
         with given.open("a") as file:
             file.write('{"custom_id": "bad", "body": {"messages": [], "model": "m"}}\nnot JSON\n')
-        code, _, beside = await ask(server, given, "-o", out)
+        code, _, errors = await ask(server, given, "-o", out)
         assert code == 2
-        assert "in.jsonl line 3: body.messages: got an empty sequence" in beside
-        assert "in.jsonl line 4: not JSON" in beside
+        assert "in.jsonl line 3: body.messages: got an empty sequence" in errors
+        assert "in.jsonl line 4: not JSON" in errors
         assert len(server.journal) == 0
-        code, _, beside = await ask(server, given, "-o", out, "--keep-going")
-        assert (code, "2 of 4 answered, 2 failed" in beside) == (1, True)
+        code, _, errors = await ask(server, given, "-o", out, "--keep-going")
+        assert (code, "2 of 4 answered, 2 failed" in errors) == (1, True)
         assert results(out)["bad"]["error"]["code"] == "invalid_request"
         assert "invalid-line-4" in results(out)
 
     async def test_check(self, server: EmulatorServer, tmp_path: Path) -> None:
         """`--check` only looks: 0 when all can be asked, 2 when not; it needs no output and sends nothing."""
         given = write(tmp_path / "in.jsonl", 3)
-        code, said, _ = await ask(server, given, "--check")
-        assert (code, "3 requests" in said) == (0, True)
+        code, output, _ = await ask(server, given, "--check")
+        assert (code, "3 requests" in output) == (0, True)
         given.write_text(given.read_text() + "{}\n")
-        code, said, beside = await ask(server, given, "--check")
-        assert (code, "1 that can't be asked" in said) == (2, True)
-        assert "in.jsonl line 4: custom_id" in beside
+        code, output, errors = await ask(server, given, "--check")
+        assert (code, "1 that can't be asked" in output) == (2, True)
+        assert "in.jsonl line 4: custom_id" in errors
         assert len(server.journal) == 0
         assert names(tmp_path) == ["in.jsonl"]
 
     async def test_dry_run(self, server: EmulatorServer, tmp_path: Path) -> None:
         """`--dry-run` tells tokens, cost and the least time, from the prices of the service."""
         given = write(tmp_path / "in.jsonl", 100)
-        code, said, _ = await ask(server, given, "--dry-run", "--requests-per-minute", "50")
+        code, output, _ = await ask(server, given, "--dry-run", "--requests-per-minute", "50")
         assert code == 0
         assert re.search(
-            r"100 requests, about \d+ tokens of prompts, at most 2,000 tokens of answers; at most \$0", said
+            r"100 requests, about \d+ tokens of prompts, at most 2,000 tokens of answers; at most \$0", output
         )
-        assert "at least 2:00 min" in said
+        assert "at least 2:00 min" in output
         assert [entry.path for entry in server.journal] == ["/v1/models"]
-        code, said, _ = await ask(server, given, "--dry-run", "--json")
-        plan = json.loads(said)
+        code, output, _ = await ask(server, given, "--dry-run", "--json")
+        plan = json.loads(output)
         assert (plan["to_do"], plan["models"][MODEL]["most_completion_tokens"]) == (100, 2_000)
 
     @pytest.mark.parametrize(
-        ("arguments", "code", "said"),
+        ("arguments", "code", "output"),
         [
             (("in.jsonl",), 2, "no output"),
             (("in.jsonl", "-o", "in.jsonl"), 2, "is the input itself"),
@@ -70,31 +70,31 @@ class TestRefused:
         ],
     )
     async def test_used_wrongly(
-        self, server: EmulatorServer, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+        self, server: EmulatorServer, tmp_path: Path, arguments: tuple[str, ...], code: int, output: str
     ) -> None:
         """Each mistake has an error that says what to do, and nothing is sent or changed."""
         write(tmp_path / "in.jsonl", 1)
         (tmp_path / "notes.txt").write_text("mine\nand mine\n")
         files = [str(tmp_path / word) if "." in word and "{" not in word else word for word in arguments]
-        got, _, beside = await ask(server, *files)
-        assert (got, said in " ".join(beside.split())) == (code, True), beside
+        got, _, errors = await ask(server, *files)
+        assert (got, output in " ".join(errors.split())) == (code, True), errors
         assert (tmp_path / "notes.txt").read_text() == "mine\nand mine\n"
         assert chats(server) == []
 
     async def test_no_key(self, tmp_path: Path) -> None:
         """Without a key, and without `--base-url`, it says where keys come from."""
         given = write(tmp_path / "in.jsonl", 1)
-        code, _, beside = await run("batch", str(given), "-o", str(tmp_path / "out.jsonl"), env=environment())
-        assert (code, "together-async batch --local" in beside) == (2, True)
+        code, _, errors = await run("batch", str(given), "-o", str(tmp_path / "out.jsonl"), env=environment())
+        assert (code, "together-async batch --local" in errors) == (2, True)
 
     async def test_a_wrong_key_stops_it(self, server: EmulatorServer, tmp_path: Path) -> None:
         """Exit code 3: nothing is marked as failed, and the same command goes on with a right one."""
         given, out = write(tmp_path / "in.jsonl", 50), tmp_path / "out.jsonl"
         server.faults = Status(401)
-        code, _, beside = await ask(server, given, "-o", out, "--concurrency", 4)
+        code, _, errors = await ask(server, given, "-o", out, "--concurrency", 4)
         assert (code, out.read_text()) == (3, "")
-        assert "401" in beside
-        assert "To go on, the same again" in beside
+        assert "401" in errors
+        assert "To go on, the same again" in errors
         assert len(server.journal) < 15
 
     async def test_two_runs(self, server: EmulatorServer, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ class TestRefused:
         server.first_token_s = 30
         first = await start("batch", str(given), "-o", str(out), env=env(server))
         await server.journal.wait(2, TIMEOUT_S)
-        code, _, beside = await ask(server, given, "-o", out)
-        assert (code, "in use by another run" in beside) == (1, True)
+        code, _, errors = await ask(server, given, "-o", out)
+        assert (code, "in use by another run" in errors) == (1, True)
         first.kill()
         await first.communicate()

@@ -20,9 +20,9 @@ class TestShown:
         """With `--json` standard output is lines of JSON, the last of them the summary; standard error is empty."""
         given = write(tmp_path / "in.jsonl", 3)
         server.first_token_s = 1.2
-        code, said, beside = await ask(server, given, "-o", tmp_path / "out.jsonl", "--json")
-        events = [json.loads(line) for line in said.splitlines()]
-        assert (code, beside) == (0, "")
+        code, output, errors = await ask(server, given, "-o", tmp_path / "out.jsonl", "--json")
+        events = [json.loads(line) for line in output.splitlines()]
+        assert (code, errors) == (0, "")
         assert {event["event"] for event in events[:-1]} == {"progress"}
         assert (events[0]["in_flight"], events[0]["total"]) == (3, 3)
         assert (events[-1]["event"], events[-1]["done"], events[-1]["ok"]) == ("summary", 3, True)
@@ -63,14 +63,14 @@ class TestShown:
         assert settings - options == set()
 
     @pytest.mark.parametrize(
-        ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (185, "3:05 min"), (3_599, "59:59 min"), (9_669, "2:41:09")]
+        ("seconds", "output"), [(0.4, "0 s"), (99, "99 s"), (185, "3:05 min"), (3_599, "59:59 min"), (9_669, "2:41:09")]
     )
-    def test_durations(self, seconds: float, said: str) -> None:
-        assert duration(seconds) == said
+    def test_durations(self, seconds: float, output: str) -> None:
+        assert duration(seconds) == output
 
     @pytest.mark.parametrize(
-        ("dollars", "said"),
+        ("dollars", "output"),
         [(0, "$0.00"), (0.00012, "$0.00012"), (0.05, "$0.050"), (0.1, "$0.10"), (1234.5, "$1,234.50")],
     )
-    def test_amounts(self, dollars: float, said: str) -> None:
-        assert money(dollars) == said
+    def test_amounts(self, dollars: float, output: str) -> None:
+        assert money(dollars) == output

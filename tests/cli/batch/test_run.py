@@ -16,14 +16,14 @@ class TestRun:
     async def test_all_done(self, server: EmulatorServer, tmp_path: Path) -> None:
         """Exit code 0, a line for each request, and a summary beside it; standard output stays empty."""
         given, out = write(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
-        code, said, beside = await ask(server, given, "-o", out)
-        assert (code, said) == (0, "")
+        code, output, errors = await ask(server, given, "-o", out)
+        assert (code, output) == (0, "")
         found = results(out)
         assert len(found) == 20
         assert found["r7"]["response"]["status_code"] == 200
         assert found["r7"]["response"]["body"]["choices"][0]["message"]["content"] == "The sky is blue."
-        assert "20 of 20 answered." in beside
-        assert re.search(r"\d+ prompt \+ 100 answer tokens, \$0\.\d+", beside)
+        assert "20 of 20 answered." in errors
+        assert re.search(r"\d+ prompt \+ 100 answer tokens, \$0\.\d+", errors)
 
     async def test_some_failed(self, server: EmulatorServer, tmp_path: Path) -> None:
         """Exit code 1; the errors are lines of the output, and what asks them again is said and works."""
@@ -31,15 +31,15 @@ class TestRun:
         server.faults = lambda request: (
             Status(400, message="No such thing") if "Say 2" in str(request.messages) else None
         )
-        code, _, beside = await ask(server, given, "-o", out)
+        code, _, errors = await ask(server, given, "-o", out)
         assert code == 1
-        assert "3 of 4 answered, 1 failed." in beside
-        assert "--retry-errors" in beside
+        assert "3 of 4 answered, 1 failed." in errors
+        assert "--retry-errors" in errors
         error = results(out)["r2"]["error"]
         assert (error["code"], "No such thing" in error["message"]) == ("400", True)
         server.faults = None
-        code, _, beside = await ask(server, given, "-o", out, "--retry-errors")
-        assert (code, "4 of 4 answered" in beside) == (0, True)
+        code, _, errors = await ask(server, given, "-o", out, "--retry-errors")
+        assert (code, "4 of 4 answered" in errors) == (0, True)
         assert results(out)["r2"]["response"]["status_code"] == 200
         assert len(chats(server)) == 5
 
@@ -61,8 +61,8 @@ class TestRun:
             "--echo",
         )
         objects = ("--response-format", '{"type": "json_object"}', "--system", "Be brief.")
-        code, _, beside = await ask(server, prompts, "-o", tmp_path / "a.jsonl", *options, *objects)
-        assert code == 0, beside
+        code, _, errors = await ask(server, prompts, "-o", tmp_path / "a.jsonl", *options, *objects)
+        assert code == 0, errors
         sent = chats(server)[0].request
         assert sent is not None
         assert (sent.model, sent.max_tokens, sent.temperature, sent.echo) == ("m/m", 7, 0.5, True)
@@ -70,22 +70,22 @@ class TestRun:
         assert results(tmp_path / "a.jsonl").keys() == {"line-1", "line-3"}
         articles = tmp_path / "articles.csv"
         articles.write_text('custom_id,body\nx,"one, two"\ny,three\n')
-        code, _, beside = await ask(
+        code, _, errors = await ask(
             server, articles, "-o", tmp_path / "b.jsonl", "--model", "m", "--template", "Sum: {body}!"
         )
-        assert code == 0, beside
+        assert code == 0, errors
         assert results(tmp_path / "b.jsonl").keys() == {"x", "y"}
 
     async def test_a_report(self, server: EmulatorServer, tmp_path: Path) -> None:
         """`--report` writes a page, which needs nothing beside itself."""
         given, page = write(tmp_path / "in.jsonl", 5), tmp_path / "report.html"
-        code, _, beside = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", page)
-        assert code == 0, beside
+        code, _, errors = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", page)
+        assert code == 0, errors
         assert "<script" not in page.read_text()
         assert MODEL in page.read_text()
         (tmp_path / "mine.py").write_text("print()")
-        code, _, beside = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", tmp_path / "mine.py")
-        assert (code, "is no page" in beside) == (2, True)
+        code, _, errors = await ask(server, given, "-o", tmp_path / "out.jsonl", "--report", tmp_path / "mine.py")
+        assert (code, "is no page" in errors) == (2, True)
 
 
 class TestStopping:
@@ -101,10 +101,10 @@ class TestStopping:
         process = await start("batch", str(given), "-o", str(out), "--concurrency", "4", env=env(server))
         await server.journal.wait(4, TIMEOUT_S)
         process.send_signal(number)
-        _, beside = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        _, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
         assert process.returncode == code
-        assert word.encode() in beside
-        assert f"together-async batch {given} -o {out} --concurrency 4".encode() in beside
+        assert word.encode() in errors
+        assert f"together-async batch {given} -o {out} --concurrency 4".encode() in errors
         done = len(results(out))
         assert done == len([entry for entry in chats(server) if entry.outcome == "complete"])
         assert 4 <= done < 40
@@ -123,8 +123,8 @@ class TestStopping:
         process.send_signal(signal.SIGINT)
         assert b"again to stop at once" in await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
         process.send_signal(signal.SIGINT)
-        _, beside = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
-        assert (process.returncode, b"Stopped at once" in beside) == (130, True)
+        _, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        assert (process.returncode, b"Stopped at once" in errors) == (130, True)
 
     @pytest.mark.parametrize(
         ("option", "value", "why"),
@@ -138,8 +138,8 @@ class TestStopping:
         """Exit code 3; what was asked is there, the budget is kept, and without it the same command finishes."""
         given, out = write(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
         server.first_token_s = 0.1
-        code, _, beside = await ask(server, given, "-o", out, option, value, "--concurrency", 2)
-        assert (code, why in beside) == (3, True), beside
+        code, _, errors = await ask(server, given, "-o", out, option, value, "--concurrency", 2)
+        assert (code, why in errors) == (3, True), errors
         found = results(out)
         used = sum(line["response"]["body"]["usage"]["total_tokens"] for line in found.values())
         assert 0 < len(found) < 60
@@ -148,5 +148,5 @@ class TestStopping:
         if option == "--max-cost":
             assert 250 <= used <= 0.0003 / 0.88e-6
         server.first_token_s = 0
-        code, _, beside = await ask(server, given, "-o", out)
-        assert (code, len(results(out))) == (0, 60), beside
+        code, _, errors = await ask(server, given, "-o", out)
+        assert (code, len(results(out))) == (0, 60), errors

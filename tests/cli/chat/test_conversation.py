@@ -32,12 +32,12 @@ class TestConversation:
             terminal.press("\x04")
             assert await terminal.ended() == 0
         system = {"role": "system", "content": "Be."}
-        one, two, three = ({"role": "user", "content": text} for text in ("one", "two", "three"))
+        first, second, third = ({"role": "user", "content": text} for text in ("one", "two", "three"))
         answer = {"role": "assistant", "content": "Hello"}
         assert [request.body["messages"] for request in server.requests] == [
-            [system, one],
-            [system, one, answer, two],
-            [system, three],
+            [system, first],
+            [system, first, answer, second],
+            [system, third],
         ]
 
     async def test_ctrl_c_stops_the_answer_and_not_the_session(self) -> None:

@@ -190,9 +190,15 @@ class TestFailing:
         async with ScriptedServer(hello) as server:
             full = os.open("/dev/full", os.O_WRONLY)
             process = await asyncio.create_subprocess_exec(
-                *COMMAND, "chat", "--base-url", server.base_url, "hi",
-                stdout=full, stderr=asyncio.subprocess.PIPE, env=environment(),
-            )  # fmt: skip
+                *COMMAND,
+                "chat",
+                "--base-url",
+                server.base_url,
+                "hi",
+                stdout=full,
+                stderr=asyncio.subprocess.PIPE,
+                env=environment(),
+            )
             os.close(full)
             _, err = await process.communicate()
         assert process.returncode == 1
@@ -249,7 +255,7 @@ class TestLeaving:
             process = await start("chat", "--base-url", server.base_url, "hi", *arguments)
             assert process.stdout is not None
             await asyncio.wait_for(process.stdout.readexactly(5), TIMEOUT_S)
-            process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+            process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # asyncio's own pipe
             assert process.stderr is not None
             err = await asyncio.wait_for(process.stderr.read(), TIMEOUT_S)
             assert (await process.wait(), err) == (0, b"")

@@ -69,7 +69,7 @@ class TestUsedWrongly:
             ("--replay empty.jsonl", "--replay: empty.jsonl: an empty recording"),
             ("--replay none.jsonl", "does not exist"),
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.usefixtures("files")
     def test_says_what_to_do(self, arguments: str, message: str) -> None:
         result = used(*arguments.split())

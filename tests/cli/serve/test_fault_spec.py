@@ -88,7 +88,7 @@ class TestFaults:
         from together_async.testing import Fault
 
         public = [getattr(testing, name) for name in testing.__all__]
-        faults = {one for one in public if isinstance(one, type) and issubclass(one, Fault)} - {Fault}
+        faults = {value for value in public if isinstance(value, type) and issubclass(value, Fault)} - {Fault}
         assert set(FAULTS.values()) == faults
         assert [name for name, _, _ in table()] == [*FAULTS]
         assert all(text.endswith(".") for _, _, text in table())

@@ -28,21 +28,31 @@ class TestRequests:
             lines = [await serving.line() for _ in range(4)]
             code, out, _ = await serving.stop(signal.SIGINT)
         assert (code, out) == (130, "")
-        told = [json.loads(line) for line in lines]
+        lines = [json.loads(line) for line in lines]
         whole = {"path": "/v1/chat/completions", "tokens": 4, "tokens_written": 4, "faults": []}
-        assert [
-            {key: value for key, value in line.items() if key[-2:] not in {"_s", "at"}} for line in told
-        ] == [
+        assert [{key: value for key, value in line.items() if key[-2:] not in {"_s", "at"}} for line in lines] == [
             {**whole, "model": "m", "stream": True, "status": 200, "outcome": "complete"},
             {**whole, "model": "bröken\x1b[2J", "stream": False, "status": 200, "outcome": "complete"},
             {
-                **whole, "model": "broken", "stream": True, "status": 200, "outcome": "broken off",
-                "tokens_written": 2, "faults": ["Cut(after_token=2, how='close')"],
+                **whole,
+                "model": "broken",
+                "stream": True,
+                "status": 200,
+                "outcome": "broken off",
+                "tokens_written": 2,
+                "faults": ["Cut(after_token=2, how='close')"],
             },
-            {**whole, "model": "m", "stream": True, "status": 400, "outcome": "refused", "tokens": 0,
-             "tokens_written": 0},
-        ]  # fmt: skip
-        assert all(0 <= (line["first_token_s"] or 0) <= line["elapsed_s"] < TIMEOUT_S for line in told)
+            {
+                **whole,
+                "model": "m",
+                "stream": True,
+                "status": 400,
+                "outcome": "refused",
+                "tokens": 0,
+                "tokens_written": 0,
+            },
+        ]
+        assert all(0 <= (line["first_token_s"] or 0) <= line["elapsed_s"] < TIMEOUT_S for line in lines)
         assert "secret" not in "".join(lines)
         assert KEY not in "".join(lines)
 

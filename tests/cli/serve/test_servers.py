@@ -45,13 +45,13 @@ class TestSays:
             assert "prompt" not in json.loads(body)  # which the native shape has
 
     async def test_the_seed_changes_what_is_generated(self) -> None:
-        said = []
+        answers = []
         for seed in ("1", "2"):
             async with Serving("--seed", seed, "-q") as serving:
                 for _ in range(2):
                     _, body = await serving.ask(stream=False, max_tokens=20)
-                    said.append(json.loads(body)["choices"][0]["message"]["content"])
-        assert said[0] == said[1] != said[2] == said[3]
+                    answers.append(json.loads(body)["choices"][0]["message"]["content"])
+        assert answers[0] == answers[1] != answers[2] == answers[3]
 
     async def test_limits_and_faults_meet(self) -> None:
         """The first two requests fail as told; of those after, one a minute is let through."""

@@ -58,15 +58,22 @@ ONLY_RECORDER = ("upstream", "keep_prompts")
 @click.command(epilog=EPILOG, short_help="Emulate the API on this machine, or record it.")
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), metavar="N", default=DEFAULT_PORT, show_default=True,
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    default=DEFAULT_PORT,
+    show_default=True,
     help="The port; 0 takes a free one.",
-)  # fmt: skip
+)
 @click.option("--say", metavar="TEXT", help="What every answer says, instead of generated text.")
 @click.option("--script", metavar="FILE.py:NAME", help="A function of the request that returns a text, or a Reply.")
 @click.option(
-    "--replay", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    "--replay",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Answer with a recording (see --record).",
-)  # fmt: skip
+)
 @click.option(
     "--replay-speed", metavar="N", type=POSITIVE, help="1: as recorded (default), 10: ten times as fast, inf: at once."
 )
@@ -83,15 +90,21 @@ ONLY_RECORDER = ("upstream", "keep_prompts")
 @click.option("--api-key", metavar="KEY", help="Accept only this key. Default: any key, or none.")
 @click.option("--fault", metavar="SPEC", multiple=True, help='A fault to inject (repeatable): "10% status:429".')
 @click.option(
-    "--list-faults", is_flag=True, is_eager=True, expose_value=False, callback=show_faults,
+    "--list-faults",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_faults,
     help="List the faults that a SPEC can name, and exit.",
-)  # fmt: skip
+)
 @click.option("--requests-per-minute", metavar="N", type=POSITIVE, help="Limit of each model: beyond it, 429.")
 @click.option("--tokens-per-minute", metavar="N", type=POSITIVE, help="Limit of each model, prompt and answer.")
 @click.option(
-    "--record", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    "--record",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
     help="Be a proxy instead, and append the upstream's answers to this file.",
-)  # fmt: skip
+)
 @click.option(
     "--upstream", metavar="URL", default=DEFAULT_BASE_URL, show_default=True, help="With --record: the real server."
 )
