@@ -1,12 +1,10 @@
 """`together-async batch`: what it refuses and what it checks."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
 
-from support.cli_batch import MODEL, ask, chats, env, names, results, write
+from support.cli_batch import ask, chats, env, results, write
 from support.terminal import TIMEOUT_S, environment, run, start
 from together_async.testing import EmulatorServer, Status
 
@@ -26,32 +24,6 @@ class TestRefused:
         assert (code, "2 of 4 answered, 2 failed" in errors) == (1, True)
         assert results(out)["bad"]["error"]["code"] == "invalid_request"
         assert "invalid-line-4" in results(out)
-
-    async def test_check(self, server: EmulatorServer, tmp_path: Path) -> None:
-        """`--check` only looks: 0 when all can be asked, 2 when not; it needs no output and sends nothing."""
-        given = write(tmp_path / "in.jsonl", 3)
-        code, output, _ = await ask(server, given, "--check")
-        assert (code, "3 requests" in output) == (0, True)
-        given.write_text(given.read_text() + "{}\n")
-        code, output, errors = await ask(server, given, "--check")
-        assert (code, "1 that can't be asked" in output) == (2, True)
-        assert "in.jsonl line 4: custom_id" in errors
-        assert len(server.journal) == 0
-        assert names(tmp_path) == ["in.jsonl"]
-
-    async def test_dry_run(self, server: EmulatorServer, tmp_path: Path) -> None:
-        """`--dry-run` tells tokens, cost and the least time, from the prices of the service."""
-        given = write(tmp_path / "in.jsonl", 100)
-        code, output, _ = await ask(server, given, "--dry-run", "--requests-per-minute", "50")
-        assert code == 0
-        assert re.search(
-            r"100 requests, about \d+ tokens of prompts, at most 2,000 tokens of answers; at most \$0", output
-        )
-        assert "at least 2:00 min" in output
-        assert [entry.path for entry in server.journal] == ["/v1/models"]
-        code, output, _ = await ask(server, given, "--dry-run", "--json")
-        plan = json.loads(output)
-        assert (plan["to_do"], plan["models"][MODEL]["most_completion_tokens"]) == (100, 2_000)
 
     @pytest.mark.parametrize(
         ("arguments", "code", "output"),

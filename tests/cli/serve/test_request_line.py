@@ -28,9 +28,11 @@ class TestRequests:
             lines = [await serving.line() for _ in range(4)]
             code, out, _ = await serving.stop(signal.SIGINT)
         assert (code, out) == (130, "")
-        lines = [json.loads(line) for line in lines]
+        reports = [json.loads(line) for line in lines]
         whole = {"path": "/v1/chat/completions", "tokens": 4, "tokens_written": 4, "faults": []}
-        assert [{key: value for key, value in line.items() if key[-2:] not in {"_s", "at"}} for line in lines] == [
+        assert [
+            {key: value for key, value in report.items() if key[-2:] not in {"_s", "at"}} for report in reports
+        ] == [
             {**whole, "model": "m", "stream": True, "status": 200, "outcome": "complete"},
             {**whole, "model": "bröken\x1b[2J", "stream": False, "status": 200, "outcome": "complete"},
             {
@@ -52,7 +54,7 @@ class TestRequests:
                 "tokens_written": 0,
             },
         ]
-        assert all(0 <= (line["first_token_s"] or 0) <= line["elapsed_s"] < TIMEOUT_S for line in lines)
+        assert all(0 <= (report["first_token_s"] or 0) <= report["elapsed_s"] < TIMEOUT_S for report in reports)
         assert "secret" not in "".join(lines)
         assert KEY not in "".join(lines)
 
