@@ -86,6 +86,9 @@ class CallSettings:
 class Call:
     """One call and its attempts.
 
+    It has many methods and is one thing: its turn, its attempts and the waits between them change together, and how an
+    attempt failed decides whether and when there is another.
+
     Args:
         settings: What to send, and how.
         rng: Returns a random number from 0 to 1.

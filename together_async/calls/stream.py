@@ -26,7 +26,8 @@ class ChatCompletionStream:
     """One stream: an async iterator of `ChatCompletionChunk`, and an async context manager. Made by `client.stream`.
 
     The request is sent by `async with`, or by the first chunk that is asked for. A stream is read once; two loops over
-    it share the chunks.
+    it share the chunks. It has many methods and is one thing: they are the ways of reading and closing, and what is
+    known about the answer; all state is in `Reading`.
 
     Raises (from `async with` and while reading):
         APIStatusError: The server refused; the subclass says why.

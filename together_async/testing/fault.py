@@ -62,6 +62,11 @@ def members(fault: Fault) -> tuple[Fault, ...]:
 class PlacedFault(Fault):
     """A fault at a place (see `Position`): before the first byte, in the head, after a token, or at a byte.
 
+    Args:
+        in_head: After this many bytes of the head, at least 0.
+        after_token: After this many tokens, at least 0; 0 is right after the head.
+        at_byte: After this many bytes of the body before compression, at least 0.
+
     Attributes:
         default_position: The place when none is given. A fault that only makes sense in a body has its start here, and
             refuses `in_head`.

@@ -71,7 +71,11 @@ class Status(Fault):
 
 @attrs.frozen(repr=False)
 class Headers(Fault):
-    """Headers added to the response or replacing its own; the value None removes one."""
+    """Headers added to the response or replacing its own.
+
+    Args:
+        headers: Names, in any case, with their values; None removes the header.
+    """
 
     headers: Mapping[str, str | None] = attrs.field(hash=False, validator=validators.mapping)
 
@@ -107,7 +111,11 @@ class Redirect(Fault):
 
 @attrs.frozen(repr=False)
 class Raw(Fault):
-    """Any bytes in place of the whole response, head included; then the connection is closed."""
+    """Any bytes in place of the whole response, head included; then the connection is closed.
+
+    Args:
+        data: What is sent.
+    """
 
     data: bytes = attrs.field(validator=validators.data)
 
@@ -231,7 +239,11 @@ def _size(response: ResponsePlan) -> int:
 
 @attrs.frozen(repr=False)
 class LineEndings(Fault):
-    """The event stream's lines end in CR LF or CR instead of LF. Put it before faults that count bytes."""
+    """Another line ending in the event stream. Put it before faults that count bytes.
+
+    Args:
+        ending: CR LF, CR or LF.
+    """
 
     ending: Literal["\r\n", "\r", "\n"] = attrs.field(default="\r\n", validator=validators.one_of("\r\n", "\r", "\n"))
 
@@ -245,7 +257,11 @@ class LineEndings(Fault):
 
 @attrs.frozen(repr=False)
 class Frame(Fault):
-    """How the end of the body is marked: `chunked`, `length` (a content-length), or `close` (the connection's end)."""
+    """How the end of the body is marked.
+
+    Args:
+        framing: `chunked`, `length` (a content-length), or `close` (the connection's end).
+    """
 
     framing: Framing = attrs.field(validator=validators.one_of("chunked", "length", "close"))
 

@@ -89,7 +89,11 @@ class Chance(Chooser):
 
 @attrs.frozen(init=False)
 class OneOf(Chooser):
-    """One of several rules at random, each equally likely; None among them is a request that goes well."""
+    """One of several rules at random.
+
+    Args:
+        rules: The rules, each equally likely; None among them is a request that goes well.
+    """
 
     rules: tuple[Rule, ...]
 
