@@ -9,6 +9,7 @@ siblings. Both are exact: an import that is in no row fails, and so does a row w
 import ast
 import functools
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -253,7 +254,9 @@ MODULES = {
 }
 
 MOST_AT_THE_TOP = 14
-"""Modules beside the packages: whoever opens the folder sees rooms, and not a wall of files."""
+"""Modules next to the packages: whoever opens the folder sees rooms, and not a wall of files."""
+AT_THE_TOP = {"pyproject.toml", "README.md", "together_async", "tests", "benchmarks", "CHANGELOG.md", "LICENSE"}
+"""All there is in the repository, except for names that begin with a dot."""
 
 PURE = ("validation", "models", "request", "errors", "timeouts", "retry", "pricing", "wire")
 """Packages and modules of the top without I/O, clock or chance: the same input gives the same output, and time is an
@@ -418,8 +421,18 @@ def test_no_circles_among_modules():
 
 
 def test_the_top_is_a_list_of_rooms():
-    """Few modules stand beside the packages, and the repository's top has nothing that needs an explanation."""
+    """Few modules stand next to the packages."""
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_THE_TOP
+
+
+def test_the_repository_has_nothing_else_at_its_top():
+    """Package, tests and benchmarks, and the files that every project has. Only what Git tracks counts."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a Git checkout")
+    tracked = subprocess.run([git, "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    top = {path.partition("/")[0] for path in tracked.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == AT_THE_TOP
 
 
 def pure_modules() -> dict[str, Path]:
@@ -450,10 +463,10 @@ def test_the_clock_is_only_a_default():
         assert len(uses) == 1
 
 
-@pytest.mark.parametrize("module", ["together_async", *pure_modules()])
-def test_import_loads_nothing_heavy(module):
-    """A fresh process that imports the package has none of the heavy or optional libraries."""
-    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
+@pytest.mark.parametrize("names", [["together_async"], sorted(pure_modules())], ids=["the package", "what is pure"])
+def test_import_loads_nothing_heavy(names):
+    """A fresh process that imports the package, or all its pure modules, has no heavy or optional library."""
+    code = f"import sys, {', '.join(names)}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
