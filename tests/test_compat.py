@@ -69,7 +69,7 @@ async def test_async_usage_by_environment(monkeypatch: pytest.MonkeyPatch, capsy
                 ],
                 model="openai/gpt-oss-20b",
             )
-            print(chat_completion.choices[0].message.content)  # type: ignore[union-attr]
+            print(chat_completion.choices[0].message.content)  # type: ignore[union-attr] # a model answered
 
         await main()
         await client.aclose()
@@ -91,8 +91,8 @@ async def test_async_usage_in_a_block() -> None:
                     {"role": "user", "content": "How do I check if a Python object is an instance of a class?"},
                 ],
             )
-    assert completion.choices[0].message.content == "Hello"  # type: ignore[union-attr]
-    assert completion.usage.total_tokens == 3  # type: ignore[union-attr]
+    assert completion.choices[0].message.content == "Hello"  # type: ignore[union-attr] # a model answered
+    assert completion.usage.total_tokens == 3  # type: ignore[union-attr] # a model answered
     assert server.calls[0].json["messages"][0]["role"] == "developer"
 
 
@@ -105,7 +105,7 @@ async def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
             stream=True,
         )
         async for chunk in stream:
-            print(chunk.choices[0].delta.content or "", end="", flush=True)  # type: ignore[union-attr]
+            print(chunk.choices[0].delta.content or "", end="", flush=True)  # type: ignore[union-attr] # a model answered
     assert capsys.readouterr().out == "This is a test"
     assert server.calls[0].json["stream"] is True
 
@@ -151,7 +151,7 @@ async def test_many_at_once() -> None:
                 for message in messages
             ]
             responses = await asyncio.gather(*tasks)
-            return [response.choices[0].message.content for response in responses]  # type: ignore[union-attr]
+            return [response.choices[0].message.content for response in responses]  # type: ignore[union-attr] # a model answered
 
         assert await async_chat_completion(messages) == messages
 
@@ -244,7 +244,7 @@ async def test_a_round_trip_of_tools() -> None:
                 }
             )
         completion = await client.chat.completions.create(model=MODEL, messages=messages)
-        assert completion.choices[0].message.content == "Cold."  # type: ignore[union-attr]
+        assert completion.choices[0].message.content == "Cold."  # type: ignore[union-attr] # a model answered
     first, second = (call.json for call in server.calls)
     assert first["tools"] == TOOLS
     assert first["tool_choice"] == "auto"
@@ -273,7 +273,7 @@ async def test_a_round_trip_of_streamed_tools() -> None:
         stream = await client.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, stream=True)
         final_tool_calls: dict[int, list[str]] = {}
         async for chunk in stream:
-            for tool_call in chunk.choices[0].delta.tool_calls or []:  # type: ignore[union-attr]
+            for tool_call in chunk.choices[0].delta.tool_calls or []:  # type: ignore[union-attr] # a model answered
                 assert tool_call.index is not None
                 assert tool_call.function is not None
                 final_tool_calls.setdefault(tool_call.index, []).append(tool_call.function.arguments or "")
@@ -302,7 +302,7 @@ async def test_response_formats(response_format: dict[str, Any]) -> None:
             messages=[{"role": "user", "content": "Answer in JSON"}],
             response_format=response_format,
         )
-        assert json.loads(completion.choices[0].message.content or "") == {"title": "x"}  # type: ignore[union-attr]
+        assert json.loads(completion.choices[0].message.content or "") == {"title": "x"}  # type: ignore[union-attr] # a model answered
     assert server.calls[0].json["response_format"] == response_format
 
 
@@ -336,7 +336,7 @@ async def test_messages_of_every_kind() -> None:
     async with served(answers(response(whole()))) as (server, client):
         first = await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")])
         kinds = ({"role": "user", "content": "Hi"}, first.choices[0].message, Message.user("And now?"))
-        await client.chat.completions.create(model=MODEL, messages=iter(kinds))  # type: ignore[arg-type]
+        await client.chat.completions.create(model=MODEL, messages=iter(kinds))  # type: ignore[arg-type] # a mistake, on purpose
     assert [message["role"] for message in server.calls[1].json["messages"]] == ["user", "assistant", "user"]
 
 
@@ -356,7 +356,7 @@ async def test_the_timeout_argument() -> None:
     """`timeout=` is for the whole call, and the client's other limits stay."""
     async with served(hangs, starts_and_hangs, timeouts=Timeouts(idle=5_000)) as (_, client):
         for stream in (False, True):
-            with lasts(100), pytest.raises((APITimeoutError, StreamError)) as caught:  # noqa: PT012
+            with lasts(100), pytest.raises((APITimeoutError, StreamError)) as caught:  # noqa: PT012 - the stream fails while it is read
                 result = await client.chat.completions.create(
                     model=MODEL, messages=[Message.user("Hi")], stream=stream, timeout=100
                 )

@@ -154,7 +154,7 @@ class Browser:
                 if load is not None and not load.done():
                     load.set_result(None)
             case "Runtime.exceptionThrown":
-                self.complaints.append(_told(given["exceptionDetails"]))
+                self.complaints.append(_description(given["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if given["type"] == "error":
                 self.complaints.append(" ".join(str(argument.get("value", argument)) for argument in given["args"]))
 
@@ -220,7 +220,7 @@ class Tab:
         """Returns the value of a JavaScript expression; a promise is awaited."""
         done = await self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in done:
-            raise BrowserError(_told(done["exceptionDetails"]))
+            raise BrowserError(_description(done["exceptionDetails"]))
         return done["result"].get("value")
 
     async def until(self, condition: str) -> None:
@@ -284,5 +284,5 @@ class Tab:
         await self._browser.destroyed(self._target)
 
 
-def _told(details: dict[str, Any]) -> str:
+def _description(details: dict[str, Any]) -> str:
     return str(details.get("exception", {}).get("description") or details["text"])

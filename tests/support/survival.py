@@ -157,8 +157,8 @@ def chain(error: BaseException) -> list[BaseException]:
 def check_discreet(error: BaseException, *secrets: str) -> None:
     """No text of an error and its causes shows the key or the prompt."""
     texts = ["".join(traceback.format_exception(error))]
-    for one in chain(error):
-        texts += [str(one), repr(one), repr(one.args)]
+    for link in chain(error):
+        texts += [str(link), repr(link), repr(link.args)]
     for text in texts:
         for secret in (KEY, PROMPT, *secrets):
             assert secret.lower() not in text.lower(), f"{type(error).__name__} shows a secret"

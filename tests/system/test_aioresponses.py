@@ -214,7 +214,7 @@ async def test_redirects_are_followed(together_aioresponses: Any) -> None:
     together_aioresponses.get(f"{BASE}/old", status=302, headers={"Location": BASE})
     together_aioresponses.get(BASE, payload=[1])
     async with aiohttp.ClientSession() as session, session.get(f"{BASE}/old") as response:
-        assert [one.status for one in response.history] == [302]
+        assert [earlier.status for earlier in response.history] == [302]
         assert await response.json() == [1]
 
 

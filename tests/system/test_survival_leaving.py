@@ -273,7 +273,7 @@ async def test_closing_the_client_interrupted_at_every_suspension(under_way: str
                 server.faults = InTurn(Cut())  # taken for a stale connection, and sent again by the other session
                 await client.create(PROMPT, model=MODEL)
                 assert server.journal.total == 3
-            sessions = list(client._connections.current._own_sessions())  # type: ignore[union-attr]
+            sessions = list(client._connections.current._own_sessions())  # type: ignore[union-attr] # set once a request was sent
             assert len(sessions) == 1 + (under_way == "two sessions")
             reached, task = await interrupted(lambda client: client.aclose(), client, at, how)
             with case(f"suspension {at}"):
@@ -354,10 +354,10 @@ def test_interrupted_counts_what_is_awaited() -> None:
 
     async def main() -> None:
         for at in range(3):
-            reached, task = await interrupted(three, None, at, "pending")  # type: ignore[arg-type]
+            reached, task = await interrupted(three, None, at, "pending")  # type: ignore[arg-type] # `three` needs no client
             assert reached
             assert task.cancelled()
-        reached, task = await interrupted(three, None, 3, "pending")  # type: ignore[arg-type]
+        reached, task = await interrupted(three, None, 3, "pending")  # type: ignore[arg-type] # `three` needs no client
         assert not reached
         assert task.result() == 7
 

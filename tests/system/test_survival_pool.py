@@ -217,7 +217,7 @@ async def test_forty_mixed_streams_at_once() -> None:
     """Each gets its own text, or its own error with its own partial, whatever happens to the others."""
     models = [f"{name}-{number}" for number in range(3) for name in FATES][:48]
 
-    async def one(model: str, client: AsyncTogether, number: int) -> Outcome:
+    async def ask_or_leave(model: str, client: AsyncTogether, number: int) -> Outcome:
         if model.startswith("left"):
             return await leave(client, model)
         kind = STREAMED[number % len(STREAMED)]
@@ -235,7 +235,9 @@ async def test_forty_mixed_streams_at_once() -> None:
         AsyncTogether(KEY, base_url=server.base_url, limits=limiter) as client,
     ):
         for _ in range(2):  # the second time on connections of the first
-            outcomes = await asyncio.gather(*(one(model, client, number) for number, model in enumerate(models)))
+            outcomes = await asyncio.gather(
+                *(ask_or_leave(model, client, number) for number, model in enumerate(models))
+            )
             for model, outcome in zip(models, outcomes, strict=True):
                 _, error, tokens = FATES[model.partition("-")[0]]
                 with case(model):

@@ -28,7 +28,7 @@ NONE = dict.fromkeys(("connect", "first_token", "idle", "total"))
 
 def limits(**given: float) -> Timeouts:
     """These limits and no others."""
-    return Timeouts(**{**NONE, **given})  # type: ignore[arg-type]
+    return Timeouts(**{**NONE, **given})  # type: ignore[arg-type] # mypy takes the keys for any
 
 
 def check_late(outcome: Outcome, phase: str, tokens: int | None) -> None:
@@ -54,11 +54,11 @@ async def ask_models(s: Scene, faults: dict[str, Any], kinds: tuple[str, ...], *
     s.server.faults = ByModel(faults)
     asked = [(model, kind) for model in faults for kind in kinds]
 
-    async def one(model: str, kind: str) -> Outcome:
+    async def ask_model(model: str, kind: str) -> Outcome:
         with case(model, kind):
             return await s.ask(kind, model=model, **options)
 
-    return await asyncio.gather(*(one(model, kind) for model, kind in asked))
+    return await asyncio.gather(*(ask_model(model, kind) for model, kind in asked))
 
 
 @pytest.mark.parametrize("phase", ["first_token", "total"])
@@ -201,7 +201,7 @@ async def test_the_shortest_limit_runs_out_first(kind: str) -> None:
 
     async with listening(silent) as port, AsyncTogether(KEY, base_url=f"https://127.0.0.1:{port}/v1") as client:
         for phase in ("first_token", "total"):
-            outcome = await ask(client, kind, timeouts=Timeouts(**{"connect": 5, phase: LIMIT}))  # type: ignore[arg-type]
+            outcome = await ask(client, kind, timeouts=Timeouts(**{"connect": 5, phase: LIMIT}))  # type: ignore[arg-type] # as above
             check_late(outcome, phase, None)
 
 
