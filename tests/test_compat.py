@@ -3,20 +3,18 @@
 
 import asyncio
 import base64
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from support.clients import served
 from support.servers import (
     DONE,
     KEY,
     LAST_CHUNK,
     MODEL,
     Call,
-    Script,
     ScriptedServer,
     answers,
     delta,
@@ -42,13 +40,6 @@ from together_async import (
 )
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-@contextlib.asynccontextmanager
-async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[ScriptedServer, AsyncTogether]]:
-    async with ScriptedServer(*scripts) as server:
-        async with AsyncTogether(KEY, base_url=server.base_url, **options) as client:
-            yield server, client
 
 
 async def test_async_usage_by_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import gc
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from support.clients import served
+from support.scripts import sends
 from support.servers import (
     DONE,
-    KEY,
     LAST_CHUNK,
     MODEL,
     Call,
-    Script,
-    ScriptedServer,
     answers,
     delta,
     gone,
@@ -32,7 +31,6 @@ from support.servers import (
 )
 from support.virtual_time import run
 from together_async import (
-    AsyncTogether,
     ChatCompletionStream,
     IncompleteStreamError,
     Retry,
@@ -51,30 +49,6 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 MOST = 64
 WORDS = [f"w{i} " for i in range(300)]
 ERROR = sse({"error": {"message": "overloaded", "code": 503}})
-
-
-@contextlib.asynccontextmanager
-async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[ScriptedServer, AsyncTogether]]:
-    async with ScriptedServer(*scripts) as server, AsyncTogether(KEY, base_url=server.base_url, **options) as client:
-        yield server, client
-
-
-def sends(*pieces: bytes, end: str = "end") -> Script:
-    """A script that sends these, one write each; then ends the body, closes or hangs."""
-
-    async def script(call: Call) -> None:
-        await call.head()
-        for piece in pieces:
-            await call.chunk(piece)
-            await asyncio.sleep(0)
-        if end == "end":
-            await call.send(LAST_CHUNK)
-        elif end == "close":
-            call.close()
-        else:
-            await call.hang()
-
-    return script
 
 
 def texts(chunks: Sequence[ChatCompletionChunk]) -> list[str]:

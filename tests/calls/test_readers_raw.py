@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import gzip
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from support.clients import served
 from support.event_bytes import cut, is_whole
+from support.scripts import sends
 from support.servers import (
     DONE,
-    KEY,
     LAST_CHUNK,
     MODEL,
     Call,
     Script,
-    ScriptedServer,
     answers,
     chunked,
     delta,
@@ -56,13 +56,9 @@ WORDS = [sse(delta(f" word{i}")) for i in range(40)]
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 FINISH = sse({**delta(finish="stop"), "usage": USAGE})
 STREAM = ROLE + FIRST + b"".join(WORDS) + FINISH + DONE
+sends_apart = functools.partial(sends, apart_s=0.002)
+"""Most pieces arrive alone; none of the tests depends on it."""
 ERROR = {"error": {"message": "overloaded", "code": 503}}
-
-
-@contextlib.asynccontextmanager
-async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[ScriptedServer, AsyncTogether]]:
-    async with ScriptedServer(*scripts) as server, AsyncTogether(KEY, base_url=server.base_url, **options) as client:
-        yield server, client
 
 
 class Outcome:
@@ -109,27 +105,6 @@ async def chunks_of(*scripts: Script, **options: Any) -> tuple[int, TogetherErro
         except TogetherError as error:
             return count, error
     return count, None
-
-
-def sends(*pieces: bytes, end: str = "end", media_type: str = "text/event-stream", extra: bytes = b"") -> Script:
-    """A script that sends these, one write each; then ends the body, closes, resets or hangs."""
-
-    async def script(call: Call) -> None:
-        await call.head(media_type=media_type, extra=extra)
-        for piece in pieces:
-            await call.chunk(piece)
-            await asyncio.sleep(0.002)  # most arrive alone; none of the tests depends on it
-        if end == "end":
-            await call.send(LAST_CHUNK)
-        elif end == "reset":
-            await asyncio.sleep(0.005)  # else it overtakes what was sent, mostly
-            call.reset()
-        elif end == "close":
-            call.close()
-        else:
-            await call.hang()
-
-    return script
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
@@ -205,7 +180,7 @@ async def test_cut_at_every_byte(framing: str) -> None:
 @pytest.mark.parametrize("end", ["end", "close", "reset"])
 async def test_without_done(end: str) -> None:
     """`transformers serve` never says it: with every finish reason there, it is complete, however the body ends."""
-    got = await outcome(sends(FIRST, *WORDS[:3], FINISH, end=end))
+    got = await outcome(sends_apart(FIRST, *WORDS[:3], FINISH, end=end))
     assert got.error is None
     assert got.data == FIRST + b"".join(WORDS[:3]) + FINISH
     assert got.usage == USAGE
@@ -214,7 +189,7 @@ async def test_without_done(end: str) -> None:
 @pytest.mark.parametrize(("end", "error"), [("end", IncompleteStreamError), ("reset", StreamConnectionError)])
 async def test_without_a_finish_reason(end: str, error: type[StreamError]) -> None:
     """Cut off; all whole events that had come were passed on, and what was torn was not."""
-    got = await outcome(sends(FIRST, *WORDS[:3], WORDS[3][:20], end=end))
+    got = await outcome(sends_apart(FIRST, *WORDS[:3], WORDS[3][:20], end=end))
     assert type(got.error) is error
     assert got.data == FIRST + b"".join(WORDS[:3])
 
@@ -265,7 +240,7 @@ async def test_what_is_torn_at_the_end_is_not_passed_on(torn: bytes, framing: st
 @pytest.mark.parametrize("done", [DONE[:5], DONE[:9], DONE[:-1]])
 async def test_done_in_two_reads(done: bytes) -> None:
     """It is the end all the same."""
-    got = await outcome(sends(FIRST, *WORDS[:3], done, DONE[len(done) :], end="hang"))
+    got = await outcome(sends_apart(FIRST, *WORDS[:3], done, DONE[len(done) :], end="hang"))
     assert got.error is None
     assert got.data == FIRST + b"".join(WORDS[:3]) + DONE
 
@@ -273,7 +248,7 @@ async def test_done_in_two_reads(done: bytes) -> None:
 @pytest.mark.parametrize("after", [b"", b": " + b"x" * 200 + b"\n\n", b": bye\n\n" * 30, WORDS[0] * 5])
 async def test_done_is_the_end_of_a_body_that_stays_open(after: bytes) -> None:
     """Whatever stands behind it in the same read."""
-    got = await outcome(sends(FIRST, WORDS[0], FINISH + DONE + after, end="hang"), timeouts=Timeouts(idle=0.5))
+    got = await outcome(sends_apart(FIRST, WORDS[0], FINISH + DONE + after, end="hang"), timeouts=Timeouts(idle=0.5))
     assert got.error is None
     assert got.data.startswith(FIRST + WORDS[0] + FINISH + DONE)
 
@@ -281,7 +256,7 @@ async def test_done_is_the_end_of_a_body_that_stays_open(after: bytes) -> None:
 async def test_the_usage_may_come_after_the_finish_reason() -> None:
     """In a chunk of its own, far from the first events."""
     usage = sse({**delta(), "choices": [], "usage": USAGE})
-    got = await outcome(sends(FIRST, b"".join(WORDS), sse(delta(finish="stop")), usage, DONE))
+    got = await outcome(sends_apart(FIRST, b"".join(WORDS), sse(delta(finish="stop")), usage, DONE))
     assert got.error is None
     assert got.usage == USAGE
 
@@ -301,7 +276,7 @@ ERRORS = {
 async def test_an_error_in_the_stream(place: str, kind: str, end: str) -> None:
     """It is raised, once its own event and all before it are passed on; of one before any token nothing is."""
     before = NOT_AT_THE_START[place]
-    got = await outcome(sends(*([before] if before else []), ERRORS[kind], end=end), timeouts=Timeouts(idle=2))
+    got = await outcome(sends_apart(*([before] if before else []), ERRORS[kind], end=end), timeouts=Timeouts(idle=2))
     assert isinstance(got.error, StreamAPIError)
     assert "overloaded" in str(got.error)
     assert got.data == (b"" if place in ("first", "role") else before + ERRORS[kind])
@@ -311,9 +286,9 @@ async def test_an_error_in_the_stream(place: str, kind: str, end: str) -> None:
 async def test_what_breaks_before_a_token_is_asked_again(begin: bytes) -> None:
     """Nothing of the first response is in the bytes of the second."""
     retry = Retry(attempts=2, budget=1.0, base_delay=0.0)
-    breaks = sends(*([begin] if begin else []), end="close")
-    for first in (breaks, sends(begin + sse(ERROR)) if begin.endswith(b"\n\n") else breaks):
-        async with served(first, sends(STREAM), retry=retry) as (server, client):
+    breaks = sends_apart(*([begin] if begin else []), end="close")
+    for first in (breaks, sends_apart(begin + sse(ERROR)) if begin.endswith(b"\n\n") else breaks):
+        async with served(first, sends_apart(STREAM), retry=retry) as (server, client):
             got = await Outcome(client.stream("Hi", model=MODEL)).read()
             assert (got.error, len(server.calls), got.stream.attempts) == (None, 2, 2)
             assert got.data == STREAM
@@ -323,7 +298,7 @@ async def test_what_breaks_before_a_token_is_asked_again(begin: bytes) -> None:
 async def test_what_breaks_after_a_token_is_not_asked_again() -> None:
     """It has been passed on."""
     retry = Retry(attempts=2, budget=1.0, base_delay=0.0)
-    async with served(sends(FIRST, end="close"), sends(STREAM), retry=retry) as (server, client):
+    async with served(sends_apart(FIRST, end="close"), sends_apart(STREAM), retry=retry) as (server, client):
         got = await Outcome(client.stream("Hi", model=MODEL)).read()
         assert isinstance(got.error, StreamConnectionError)
         assert (got.data, len(server.calls)) == (FIRST, 1)
@@ -333,7 +308,7 @@ async def test_several_choices_that_end_at_different_times() -> None:
     """Every event is looked at then: an early finish reason, long before the end, is known there."""
     early = sse(delta(finish="length", index=1))
     body = [FIRST, sse(delta("x", index=1)), early, *WORDS * 10, sse(delta(finish="stop"))]
-    got = await outcome(sends(*body[:3], b"".join(body[3:])), request={"n": 2})
+    got = await outcome(sends_apart(*body[:3], b"".join(body[3:])), request={"n": 2})
     assert got.error is None
     assert got.data == b"".join(body)
     assert [choice.finish_reason for choice in got.stream.so_far().choices] == ["stop", "length"]
@@ -346,7 +321,7 @@ async def test_several_choices_that_end_at_different_times() -> None:
 async def test_a_whole_completion_becomes_a_stream(before: bytes) -> None:
     """A JSON body, also after the blanks by which gateways keep a connection alive, is passed on as events."""
     pieces = [*([before] if before else []), json.dumps(whole("Hello")).encode()]
-    got = await outcome(sends(*pieces, media_type="application/json"))
+    got = await outcome(sends_apart(*pieces, media_type="application/json"))
     assert got.error is None
     first, done, after = got.data.split(b"\n\n")
     chunk = json.loads(first.removeprefix(b"data: "))
@@ -380,7 +355,7 @@ async def test_what_is_no_stream_is_an_error(body: bytes, media_type: str, error
 
 async def test_compressed_bytes_are_passed_on_as_what_was_compressed() -> None:
     """A client of a relay has not asked the service for gzip."""
-    got = await outcome(sends(gzip.compress(STREAM), extra=b"content-encoding: gzip\r\n"))
+    got = await outcome(sends_apart(gzip.compress(STREAM), extra=b"content-encoding: gzip\r\n"))
     assert got.error is None
     assert got.data == STREAM
 
@@ -389,7 +364,7 @@ async def test_an_event_above_the_cap_ends_the_stream() -> None:
     """What came before it was passed on."""
     huge = b"data: " + b"x" * 3000 + b"\n\n"
     for pieces in ((FIRST, huge[:2500], huge[2500:]), (FIRST, WORDS[0], huge[:2500])):
-        got = await outcome(sends(*pieces), max_event_size=2000)
+        got = await outcome(sends_apart(*pieces), max_event_size=2000)
         assert isinstance(got.error, StreamProtocolError)
         assert got.data == b"".join(pieces[:-2]) or got.data == FIRST + WORDS[0]
 
@@ -457,7 +432,7 @@ async def test_leaving_closes_the_connection(way: str) -> None:
 async def test_a_cancelled_read_loses_no_byte() -> None:
     """In a block a read may be given up and repeated, also in the middle of an event."""
     pieces = cut(STREAM, range(0, len(STREAM), 97))
-    async with served(sends(*pieces)) as (_, client), client.stream("Hi", model=MODEL) as stream:
+    async with served(sends_apart(*pieces)) as (_, client), client.stream("Hi", model=MODEL) as stream:
         data, timeouts = b"", 0
         while not data.endswith(DONE):
             try:
@@ -485,7 +460,7 @@ async def test_two_readers_are_refused() -> None:
 
 async def test_bytes_that_were_read_as_chunks_are_gone() -> None:
     """The other way to read comes too late, and says so; before anything was read it does not."""
-    async with served(sends(STREAM)) as (_, client):
+    async with served(sends_apart(STREAM)) as (_, client):
         async with client.stream("Hi", model=MODEL) as stream:
             await anext(stream)
             with pytest.raises(RuntimeError, match="something of this stream has been read already"):
@@ -498,14 +473,14 @@ async def test_bytes_that_were_read_as_chunks_are_gone() -> None:
 async def test_the_number_of_events_is_known() -> None:
     """About: what came one by one is counted exactly, what came at once by its size."""
     for pieces in ([ROLE, FIRST, *WORDS, FINISH, DONE], [STREAM]):
-        got = await outcome(sends(*pieces))
+        got = await outcome(sends_apart(*pieces))
         assert abs(got.stream.stats.chunks - len(WORDS) - 1) <= 3
         assert got.stream.stats.total_tokens == 3
 
 
 async def test_the_connection_is_used_again() -> None:
     """The body is read to its end, as of every stream."""
-    async with served(sends(say("a", "b"))) as (server, client):
+    async with served(sends_apart(say("a", "b"))) as (server, client):
         for _ in range(3):
             got = await Outcome(client.stream("Hi", model=MODEL)).read()
             assert got.error is None

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.any_chunks import encoded, focused, odd, plain
+from support.any_chunks import any_document, encoded, focused, plain
 from together_async import IncompleteStreamError, TogetherError
 from together_async.calls.readers import Reader
 from together_async.calls.reading import Reading, State
-from together_async.calls.stats import ArrivalTimes
 from together_async.calls.stream import ChatCompletionStream
 from together_async.errors import APIConnectionError
 from together_async.models import ChatCompletion
@@ -231,7 +230,7 @@ NEARLY_PLAIN = [{"choices": [{"index": 0, **extra}]} for extra in EXTRAS] + [
     for extra in ({"usage": {"total_tokens": 3}}, {"error": {"message": "no"}}, {"warnings": ["beware"]})
 ]
 """A plain chunk and one thing that makes it another: each must leave the quick path."""
-MIDDLES = st.lists(st.one_of(st.sampled_from(NEARLY_PLAIN), plain, odd, *focused), max_size=6)
+MIDDLES = st.lists(st.one_of(st.sampled_from(NEARLY_PLAIN), plain, any_document, *focused), max_size=6)
 
 
 FACTS = {
@@ -280,17 +279,3 @@ async def test_the_quick_paths_are_the_full_one(way: str, documents: list[dict[s
         patch.setattr(Reader, "_begin", lambda self: None)
         full = await results(body + END.encode(), way)
     assert quick == full
-
-
-def test_times_are_those_of_what_was_generated() -> None:
-    times = ArrivalTimes()
-    assert times.stats(chunks=0, completion_tokens=None, total_tokens=None, estimated=False).first_token_s is None
-    times.started = 1.0
-    for arrived in (3.0, 3.5, 7.0):
-        times.note(arrived)
-    stats = times.stats(chunks=3, completion_tokens=9, total_tokens=20, estimated=True)
-    assert (stats.first_token_s, stats.largest_gap_s, stats.elapsed_s, stats.tokens_per_s) == (2.0, 3.5, 6.0, 2.0)
-    assert times.stats(chunks=3, completion_tokens=None, total_tokens=None, estimated=False).tokens_per_s == 0.5
-    times.clear()
-    assert times.started == 1.0
-    assert times.stats(chunks=0, completion_tokens=None, total_tokens=7, estimated=False).total_tokens == 7

@@ -6,8 +6,15 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from support.servers import KEY, Script, ScriptedServer
-from together_async import AsyncTogether
+from support.servers import (
+    KEY,
+    MODEL,
+    Script,
+    ScriptedServer,
+)
+from together_async import (
+    AsyncTogether,
+)
 
 
 @contextlib.asynccontextmanager
@@ -15,3 +22,26 @@ async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[Script
     """A server that follows the scripts, one a call, and a client of it."""
     async with ScriptedServer(*scripts) as server, AsyncTogether(KEY, base_url=server.base_url, **options) as client:
         yield server, client
+
+
+def client_of(server: ScriptedServer, **options: Any) -> AsyncTogether:
+    return AsyncTogether(KEY, base_url=server.base_url, **options)
+
+
+async def read_all(client: AsyncTogether, **options: Any) -> list[Any]:
+    return [chunk async for chunk in client.stream("Hi", model=MODEL, **options)]
+
+
+async def text_of(client: AsyncTogether, **options: Any) -> str:
+    return "".join([text async for text in client.stream("Hi", model=MODEL, **options).text()])
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came from; fails on a circle."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        assert cause not in found, "the chain of causes is a circle"
+        found.append(cause)
+        cause = cause.__cause__
+    return found

@@ -1,0 +1,125 @@
+"""`Call`: the retry budget, which bounds the requests of many calls that fail."""
+
+import asyncio
+import socket
+from typing import Any
+
+import attrs
+import pytest
+
+from support import virtual_time
+from support.calls import (
+    QUICK,
+    UNTIMED,
+    Deed,
+    counted,
+    do_completion,
+    do_create,
+    emulated,
+    leaves_nothing,
+    refusal,
+    retrying_client,
+)
+from support.servers import ScriptedServer, answers
+from support.survival import (
+    KEY,
+    TEXT,
+)
+from together_async import (
+    AsyncTogether,
+    Limits,
+    Retry,
+    TogetherError,
+)
+from together_async.retry import RetryBudget
+from together_async.testing import (
+    Chance,
+    Status,
+)
+
+
+async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bool = True) -> list[TogetherError]:
+    """The errors of so many calls, each of which fails."""
+
+    async def failure() -> TogetherError:
+        try:
+            await deed(client)
+        except TogetherError as error:
+            return error
+        raise AssertionError("a call went well")
+
+    async with asyncio.timeout(10_000 if isinstance(asyncio.get_running_loop(), virtual_time.VirtualTimeLoop) else 20):
+        if at_once:
+            return await asyncio.gather(*(failure() for _ in range(count)))
+        return [await failure() for _ in range(count)]
+
+
+@leaves_nothing
+@pytest.mark.parametrize("deed", [do_create, do_completion])
+async def test_when_everything_fails_a_thousand_calls_cost_at_most_1200_requests(deed: Deed) -> None:
+    """All at once, or one after the other; what was sent is what the errors say, and nobody hangs."""
+    rules = Retry(base_delay=0.0001, max_delay=0.001)
+    for script, at_once, count in (
+        (answers(refusal(503)), True, 1000 if deed is do_create else 200),
+        (answers(refusal(503)), False, 200),
+        (role_lost, True, 200),
+        (role_lost, False, 200),
+    ):
+        async with ScriptedServer(script) as server, retrying_client(server, retry=rules) as client:
+            errors = await failures(deed, client, count, at_once=at_once)
+            assert sum(error.attempts for error in errors) == len(server.calls)
+            assert count < len(server.calls) <= 1.2 * count
+
+
+@leaves_nothing
+async def test_a_thousand_calls_to_nobody_try_at_most_1200_connections() -> None:
+    """The same where connections are refused."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        rules = Retry(base_delay=0.0001, max_delay=0.001)
+        async with AsyncTogether(KEY, base_url=url, retry=rules) as client:
+            errors = await failures(do_create, client, 1000)
+            assert 1000 < sum(error.attempts for error in errors) <= 1200
+            assert counted(client) == (0, 0)
+
+
+@pytest.mark.parametrize("told", ["x: y", "retry-after: 0", "retry-after: 2"])
+def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(told: str) -> None:
+    """An account that never lets anybody in is asked at the slowest of all paces, with or without a told time."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        rules = Retry(base_delay=0.001, max_delay=0.01)
+        async with (
+            ScriptedServer(answers(refusal(429, told))) as server,
+            retrying_client(server, retry=rules, timeouts=UNTIMED) as client,
+        ):
+            began = loop.time()
+            errors = await failures(do_create, client, 60)
+            assert sum(error.attempts for error in errors) == len(server.calls) <= 72
+            assert client.limits.rate_limited == len(server.calls)
+            # The slowest rate that is found out is one request in five seconds.
+            assert len(server.calls) / (loop.time() - began) < 1
+
+    virtual_time.run(main())
+
+
+@leaves_nothing
+@pytest.mark.parametrize("limits", [Limits(), Limits(concurrency=20)], ids=["unlimited", "20 at once"])
+async def test_calls_at_once_have_the_whole_budget(limits: Limits) -> None:
+    """A failure in ten is made good for all, whether calls come one by one or all at once."""
+    async with emulated(faults=Chance(0.1, Status(503)), retry=attrs.evolve(QUICK, attempts=9), limits=limits) as (
+        server,
+        client,
+    ):
+        client._budget = RetryBudget(0.2)
+        texts = await asyncio.gather(*(do_create(client) for _ in range(300)))
+        assert texts == [TEXT] * 300
+        assert 310 < len(server.journal) <= 360
+
+
+async def role_lost(call: Any) -> None:
+    """A response that breaks off before anything was generated."""
+    await call.head()
+    call.reset()

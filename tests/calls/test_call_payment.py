@@ -1,0 +1,158 @@
+"""`Call`: a spending limit (402) stops every call of the account."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from support import virtual_time
+from support.calls import (
+    UNTIMED,
+    check_attempts,
+    clocked,
+    counted,
+    do_create,
+    good,
+    leaves_nothing,
+    refusal,
+    retrying_client,
+)
+from support.servers import DONE, ScriptedServer, answers, delta, response, say, sse
+from support.survival import (
+    KINDS,
+    MODEL,
+    PROMPT,
+    TEXT,
+    ask,
+)
+from together_async import (
+    Limits,
+    PaymentRequiredError,
+)
+
+
+def test_one_402_stops_everybody_who_shares_the_account() -> None:
+    """Those that wait, and those that come, get one clear error without a request; streams under way go on."""
+    running, pay = asyncio.Event(), asyncio.Event()
+
+    async def stream(call: Any) -> None:
+        await call.head()
+        await call.chunk(sse(delta("first", role="assistant")))
+        await running.wait()
+        await call.chunk(say(" and last"))
+        await call.send(b"0\r\n\r\n")
+
+    async def refuse(call: Any) -> None:
+        await pay.wait()
+        await call.send(refusal(402))
+
+    async def main() -> None:
+        limiter = clocked(Limits(concurrency=2))
+        async with (
+            ScriptedServer(stream, refuse, good) as server,
+            retrying_client(server, limits=limiter, timeouts=UNTIMED) as one,
+            retrying_client(server, limits=limiter, timeouts=UNTIMED) as other,
+        ):
+            texts = one.stream(PROMPT, model=MODEL).text()
+            assert await anext(texts) == "first"
+            refused = asyncio.create_task(ask(one, "create", alone=False))
+            await server.call(1)
+            waiting = [asyncio.create_task(ask(c, kind, alone=False)) for c in (one, other) for kind in KINDS]
+            await asyncio.sleep(1)
+            assert counted(one) == counted(other) == (2, 10)
+            pay.set()
+            outcome = await refused
+            assert isinstance(outcome.error, PaymentRequiredError)
+            check_attempts(outcome, 1, "")
+            later = [await ask(c, kind, alone=False) for c in (one, other) for kind in KINDS]
+            for unsent in (*await asyncio.gather(*waiting), *later):
+                assert isinstance(unsent.error, PaymentRequiredError)
+                assert unsent.error.attempts == 0
+                assert "nothing was sent" in str(unsent.error)
+            assert len({str(unsent.error) for unsent in later}) == 1
+            assert len({id(unsent.error) for unsent in later}) == 10  # each has a traceback of its own
+            assert len(server.calls) == 2
+            assert counted(other) == (1, 0)
+            assert "402" in (other.limits.stopped or "")
+            assert "stopped: 402" in repr(other.limits)
+            running.set()
+            assert [text async for text in texts] == [" and last"]
+
+            # A minute later one call finds out whether somebody has paid.
+            await asyncio.sleep(61)
+            assert (await ask(other, "create", alone=False)).text == TEXT
+            assert (await ask(one, "create", alone=False)).text == TEXT
+            assert one.limits.stopped is None
+
+    virtual_time.run(main())
+
+
+@leaves_nothing
+async def test_an_answer_to_an_earlier_request_does_not_lift_the_stop() -> None:
+    """What was sent before the 402 says nothing about the account as it is now."""
+    answer = asyncio.Event()
+
+    async def slow(call: Any) -> None:
+        await answer.wait()
+        await good(call)
+
+    async with ScriptedServer(slow, answers(refusal(402)), good) as server, retrying_client(server) as client:
+        client._limiter = clocked(Limits(concurrency=8))
+        earlier = asyncio.create_task(do_create(client))
+        await server.call(0)
+        assert isinstance((await ask(client, "create", alone=False)).error, PaymentRequiredError)
+        answer.set()
+        assert await earlier == TEXT
+        for kind in KINDS:
+            assert (await ask(client, kind, alone=False)).error.attempts == 0
+        assert len(server.calls) == 2
+
+
+@leaves_nothing
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_402_within_a_response_stops_as_well(kind: str) -> None:
+    """Under status 200, as an error object."""
+    body = {"error": {"message": "pay", "code": 402}}
+
+    async def script(call: Any) -> None:
+        if not call.json.get("stream"):
+            await call.send(response(body))
+            return
+        await call.head()
+        await call.chunk(sse(body), DONE)
+        await call.send(b"0\r\n\r\n")
+
+    async with ScriptedServer(script, good) as server, retrying_client(server) as client:
+        assert (await ask(client, kind, alone=False)).error.status_code == 402
+        outcome = await ask(client, kind, alone=False)
+        assert isinstance(outcome.error, PaymentRequiredError)
+        assert outcome.error.attempts == 0
+        assert len(server.calls) == 1
+
+
+def test_a_402_refuses_who_waits_for_another_attempt(longest_delays: None) -> None:
+    """A call in its backoff, or in the pause of a 429, is not sent again; the error says what it has cost so far."""
+
+    async def script(call: Any) -> None:
+        await call.send(refusal(int(call.json["model"]), "retry-after: 20", "x-ratelimit-limit: 1000"))
+
+    async def main() -> None:
+        async with ScriptedServer(script) as server, retrying_client(server, timeouts=UNTIMED) as client:
+            waiting = [
+                asyncio.create_task(ask(client, kind, model=model, within=100, alone=False))
+                for kind in KINDS
+                for model in ("503", "429")
+            ]
+            await asyncio.sleep(10)
+            sent = len(server.calls)
+            assert isinstance((await ask(client, "create", model="402", alone=False)).error, PaymentRequiredError)
+            for task in waiting:
+                error = (await task).error
+                assert isinstance(error, PaymentRequiredError)
+                assert error.attempts == len(error.retries) <= 1
+                assert (error.__cause__ is None) is (error.attempts == 0)
+                sent -= error.attempts
+            assert sent == 0
+            assert len(server.calls) == 7  # each way to ask once, a 429 for all that ask for its model, and the 402
+
+    virtual_time.run(main())

@@ -1,0 +1,62 @@
+"""`sockets`: how much is read at once."""
+# ruff: noqa: SIM117 - a server and its client, one inside the other, read better than a tuple of both
+
+import asyncio
+
+import pytest
+import trustme
+
+from support.clients import client_of
+from support.servers import (
+    LAST_CHUNK,
+    MODEL,
+    Call,
+    ScriptedServer,
+    delta,
+    say,
+    sse,
+)
+from support.tls import client_tls, server_tls
+from together_async.http import sockets
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def test_reads_are_small_on_plain_connections() -> None:
+    """asyncio is told to read 64 KiB at a time; where the attribute is missing this test says so."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta("a", role="assistant")))
+        await going_on.wait()
+        await call.chunk(*(sse(delta("x" * 3000)) for _ in range(300)), say("b"))
+        await call.send(LAST_CHUNK)
+
+    going_on = asyncio.Event()
+    async with ScriptedServer(script) as server, client_of(server) as client:
+        async with client.stream("Hi", model=MODEL) as stream:
+            connection = stream._reading.response._response.connection  # type: ignore[union-attr]
+            assert connection.transport.max_size == sockets.READ_SIZE
+            going_on.set()
+            assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
+
+
+async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None:
+    """The buffer that every TLS connection keeps is 32 KiB, and long bodies are read right through it."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta("a", role="assistant")))
+        await going_on.wait()
+        await call.chunk(*(sse(delta("x" * 3000)) for _ in range(300)), say("b"))
+        await call.send(LAST_CHUNK)
+
+    going_on = asyncio.Event()
+    async with ScriptedServer(script, ssl_context=server_tls(authority)) as server:
+        async with client_of(server, ssl=client_tls(authority)) as client:
+            async with client.stream("Hi", model=MODEL) as stream:
+                connection = stream._reading.response._response.connection  # type: ignore[union-attr]
+                protocol = connection.transport._ssl_protocol
+                assert len(protocol._ssl_buffer) == protocol.max_size == sockets.TLS_READ_SIZE
+                going_on.set()
+                assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"

@@ -1,0 +1,136 @@
+"""`Opening`: what ends a request before its head, in any order and all at once."""
+
+import asyncio
+import time
+
+import pytest
+
+from support import virtual_time
+from support.clients import client_of
+from support.servers import (
+    MODEL,
+    ScriptedServer,
+    answers,
+    hangs,
+    response,
+    whole,
+)
+from together_async import (
+    APIConnectionError,
+    Timeouts,
+)
+from together_async.http.transport import ClientClosedError, Opening
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+async def opened(opening: list[Opening], after_s: float = 100.0) -> tuple[bool, BaseException, int]:
+    """Waits as a request does. Returns whether what ended the wait came from the opening, what it was, and how many
+    cancellations its task has left to be told of."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    opening.append(Opening(loop.time() + after_s, loop))
+    try:
+        await asyncio.sleep(1_000)
+    except BaseException as error:  # noqa: BLE001 - looked at by the test
+        return opening[0].end(error), error, task.cancelling()
+    raise AssertionError
+
+
+CLOSED = ClientClosedError("closed")
+ENDS: dict[str, tuple[str, ...]] = {
+    "late": ("late",),
+    "closed": ("abort",),
+    "late twice": ("late", "late"),
+    "closed twice": ("abort", "abort"),
+    "late, then closed": ("late", "abort"),
+    "closed, then late": ("abort", "late"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("cancelled", ["not", "before", "after"])
+async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled: str) -> None:
+    """The deadline, the client's end and somebody's cancellation, in any order and all at once: only the latter is seen
+    as a cancellation by anybody else, and it always is."""
+    opening: list[Opening] = []
+    task = asyncio.ensure_future(opened(opening))
+    await asyncio.sleep(0)
+    if cancelled == "before":
+        task.cancel()
+    for end in ENDS[name]:
+        opening[0].expire() if end == "late" else opening[0].abort(CLOSED)
+    if cancelled == "after":
+        task.cancel()
+    was_ours, error, left = await task
+    assert isinstance(error, asyncio.CancelledError)
+    assert was_ours is (cancelled == "not")
+    assert left == (0 if cancelled == "not" else 1)
+    assert (opening[0].failure is CLOSED) is (ENDS[name][0] == "abort")
+
+
+async def test_an_opening_that_has_ended_ignores_what_comes_later() -> None:
+    """A timer or a close that comes later cancels nobody, whatever the task does now."""
+    opening = Opening(0.0, asyncio.get_running_loop())
+    assert not opening.end(None)
+    opening.expire()
+    opening.abort(CLOSED)
+    await asyncio.sleep(0)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    assert opening.failure is None
+
+
+async def test_an_opening_in_a_task_that_was_cancelled_before() -> None:
+    """A `finally` that asks something more, within a cancellation: its own deadline is told from that."""
+
+    async def main() -> tuple[bool, BaseException, int]:
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            opening: list[Opening] = []
+            asyncio.get_running_loop().call_later(0.01, lambda: opening[0].expire())  # noqa: PLW0108 - there is none yet
+            return await opened(opening)  # noqa: B012 - the cancellation is over
+
+    task = asyncio.ensure_future(main())
+    await asyncio.sleep(0)
+    task.cancel()
+    was_ours, error, left = await task
+    assert was_ours
+    assert isinstance(error, asyncio.CancelledError)
+    assert left == 1
+
+
+@pytest.mark.parametrize("order", ["close first", "deadline first"])
+def test_closed_in_the_turn_in_which_it_is_late(order: str) -> None:
+    """A client that is closed at the very moment the first token is due: a typed error, and no cancellation."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with ScriptedServer(hangs) as server:
+            client = client_of(server, proxy="", timeouts=Timeouts(first_token=5.0))
+            call = asyncio.ensure_future(client.create("Hi", model=MODEL))
+            await server.call()
+            transport = client._connections.current
+            assert transport is not None
+            (opening,) = (one for one in transport.openings if isinstance(one, Opening))
+            await asyncio.sleep(opening.at - loop.time() - 0.02)  # the deadline has a timer of its own now
+            loop.call_at(opening.at + (0.0001 if order == "deadline first" else -0.0001), transport.abort_all)
+            time.sleep(0.03)  # noqa: ASYNC251 - both are due when the loop goes on
+            with pytest.raises(APIConnectionError):
+                await call
+            await client.aclose()
+
+    virtual_time.run(main())
+
+
+async def test_no_timer_is_left_by_requests() -> None:
+    """However many were made: the last one takes the timer along."""
+    async with ScriptedServer(answers(response(whole()))) as server, client_of(server) as client:
+        await asyncio.gather(*(client.create("Hi", model=MODEL) for _ in range(20)))
+        transport = client._connections.current
+        assert transport is not None
+        assert not transport._deadlines._waiting
+        assert not transport.openings
