@@ -83,7 +83,7 @@ class Reader:
         return chunk
 
 
-def _plain_content(chunk: ChatCompletionChunk, delta: Delta, *, careful: bool) -> str | None:
+def _plain_content(chunk: ChatCompletionChunk, delta: Delta, careful: bool) -> str | None:
     """Returns the content of a chunk that has nothing but facts and a choice with this delta; else None or empty."""
     if (
         chunk.usage is None
@@ -129,7 +129,7 @@ class ChunksReader(Reader):
                         and choice.index == 0
                         and choice.finish_reason is None
                         and choice.logprobs is None
-                        and (content := _plain_content(chunk, choice.delta, careful=self._careful))
+                        and (content := _plain_content(chunk, choice.delta, self._careful))
                     ):
                         append(content)
                         if self._careful:
@@ -191,7 +191,7 @@ class BatchesReader(Reader):
             return None
         if choice.index != 0 or choice.finish_reason is not None or choice.logprobs is not None:
             return None
-        content = _plain_content(chunk, choice.delta, careful=True)
+        content = _plain_content(chunk, choice.delta, True)
         if not content:
             return None
         append(content)
