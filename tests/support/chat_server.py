@@ -1,27 +1,24 @@
 """A server whose answers a test scripts event by event, and `together-async chat` against it."""
 
 import asyncio
-import contextlib
 import json
-import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any
 
+from support.servers import Call, ScriptedServer
 from support.terminal import TIMEOUT_S, environment, run
 
 
 class Exchange:
-    """One request as the scripted server sees it, and the means to answer."""
+    """One request of the command, and short ways to answer it."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str, body: bytes) -> None:
-        self._reader = reader
-        self._writer = writer
-        self.headers = dict(re.findall(r"^([\w-]+): *(.*?)\r?$", head.lower(), re.MULTILINE))
-        self.body: dict[str, Any] = json.loads(body)
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.headers = call.headers
+        self.body: dict[str, Any] = call.json
 
     async def send(self, data: str) -> None:
-        self._writer.write(data.encode())
-        await self._writer.drain()
+        await self._call.send(data.encode())
 
     async def status(self, status: str, body: object) -> None:
         text = json.dumps(body)
@@ -48,37 +45,25 @@ class Exchange:
 
     async def left(self) -> None:
         """Wait until the client has dropped the connection."""
-        await asyncio.wait_for(self._reader.read(), TIMEOUT_S)
+        await asyncio.wait_for(self._call.left.wait(), TIMEOUT_S)
 
 
 Script = Callable[[Exchange], Awaitable[None]]
 
 
-class ScriptedServer:
-    """Answers each request with the script, and remembers what was asked."""
+class ChatServer(ScriptedServer):
+    """Answers each request with the script on a connection of its own, and remembers what was asked."""
 
     def __init__(self, script: Script) -> None:
+        super().__init__(self._answer)
         self._script = script
         self.requests: list[Exchange] = []
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-            assert length is not None
-            exchange = Exchange(reader, writer, head, await reader.readexactly(int(length[1])))
-            self.requests.append(exchange)
-            await self._script(exchange)
-        writer.close()
+    async def _answer(self, call: Call) -> None:
+        exchange = Exchange(call)
+        self.requests.append(exchange)
+        await self._script(exchange)
+        call.close()
 
 
 async def hello(exchange: Exchange) -> None:
@@ -91,5 +76,5 @@ async def hello(exchange: Exchange) -> None:
 
 async def ask(script: Script, *arguments: str, stdin: str = "", **variables: str) -> tuple[int, str, str]:
     """Run `chat` against a server with this script."""
-    async with ScriptedServer(script) as server:
+    async with ChatServer(script) as server:
         return await run("chat", "--base-url", server.base_url, *arguments, env=environment(**variables), stdin=stdin)

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import attrs
 
-from support.servers import KEY
+from support.servers import KEY, chunked
 from together_async.testing import (
     EmulatorServer,
     Recorder,
@@ -94,5 +94,6 @@ def gaps(times: Iterable[float]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(times)]
 
 
-def chunked(*pieces: bytes) -> bytes:
-    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+def chunked_body(*pieces: bytes) -> bytes:
+    """A whole chunked body."""
+    return b"".join(chunked(piece) for piece in (*pieces, b""))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.recordings import HEAD, TEXT, asking, body_of, chunked, only, post, recorded_once, recording
+from support.recordings import HEAD, TEXT, asking, body_of, chunked_body, only, post, recorded_once, recording
 from support.servers import KEY
 from together_async.testing import (
     Fault,
@@ -113,7 +113,7 @@ class TestPrivacy:
 
     async def test_an_echo_in_tokens_or_their_numbers(self, path: Path) -> None:
         chunk = {"prompt_token_ids": [17, 4], "prompt": [{"logprobs": {"tokens": ["to", "ken"]}}], "choices": []}
-        await recorded_once(path, faults=Raw(HEAD + chunked(b"data: " + json.dumps(chunk).encode() + b"\n\n")))
+        await recorded_once(path, faults=Raw(HEAD + chunked_body(b"data: " + json.dumps(chunk).encode() + b"\n\n")))
         assert body_of(only(path)) == b'data: {"prompt_token_ids": [], "prompt": [], "choices": []}\n\n'
 
     async def test_an_echo_that_breaks_off(self, path: Path) -> None:

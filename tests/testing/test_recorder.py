@@ -17,7 +17,7 @@ from support.recordings import (
     TIMEOUT_S,
     asking,
     body_of,
-    chunked,
+    chunked_body,
     only,
     post,
     recorded_once,
@@ -58,7 +58,7 @@ class TestBytes:
     @pytest.mark.parametrize("body", BODIES)
     async def test_no_byte_is_changed(self, path: Path, body: bytes) -> None:
         """Through the proxy, in the file, and out of it: whatever the bytes are."""
-        got = await recorded_once(path, faults=Raw(HEAD + chunked(*([body] if body else []))))
+        got = await recorded_once(path, faults=Raw(HEAD + chunked_body(*([body] if body else []))))
         assert (got.body, got.broken) == (body, False)
         assert body_of(only(path)) == body
         assert (await replayed(path)).body == body

@@ -3,14 +3,14 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from support.chat_server import Exchange, Script, ScriptedServer, hello
+from support.chat_server import ChatServer, Exchange, Script, hello
 from support.terminal import Terminal, environment
 
 
 @contextlib.asynccontextmanager
-async def conversation(script: Script, *arguments: str) -> AsyncIterator[tuple[Terminal, ScriptedServer]]:
+async def conversation(script: Script, *arguments: str) -> AsyncIterator[tuple[Terminal, ChatServer]]:
     async with (
-        ScriptedServer(script) as server,
+        ChatServer(script) as server,
         Terminal("chat", "--model", "m", *arguments, env=environment(TOGETHER_BASE_URL=server.base_url)) as terminal,
     ):
         await terminal.expect("> ")

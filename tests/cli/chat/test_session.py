@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.chat_server import Exchange, ScriptedServer, ask, hello
+from support.chat_server import ChatServer, Exchange, ask, hello
 from support.terminal import COMMAND, TIMEOUT_S, environment, run, start
 
 pty = pytest.importorskip("pty", reason="terminals and signals as Unix has them")
@@ -28,7 +28,7 @@ class TestOneAnswer:
             await exchange.text("lo")
             await exchange.end()
 
-        async with ScriptedServer(script) as server:
+        async with ChatServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
             assert process.stdout is not None
             assert await asyncio.wait_for(process.stdout.readexactly(3), TIMEOUT_S) == b"Hel"
@@ -102,7 +102,7 @@ class TestOneAnswer:
 
 class TestRequest:
     async def sent(self, *arguments: str, stdin: str = "", **variables: str) -> dict[str, Any]:
-        async with ScriptedServer(hello) as server:
+        async with ChatServer(hello) as server:
             env = environment(TOGETHER_BASE_URL=server.base_url, **variables)
             assert (await run("chat", "--quiet", *arguments, env=env, stdin=stdin))[0] == 0
         (request,) = server.requests
@@ -147,7 +147,7 @@ class TestFailing:
     """Exit code 1, what came so far, and a text a person can act on."""
 
     async def test_a_refused_connection_names_the_address(self) -> None:
-        async with ScriptedServer(hello) as server:
+        async with ChatServer(hello) as server:
             pass
         code, out, err = await run("chat", "--base-url", server.base_url, "hi")
         assert (code, out) == (1, "")
@@ -187,7 +187,7 @@ class TestFailing:
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     async def test_a_full_disk_is_an_error(self) -> None:
-        async with ScriptedServer(hello) as server:
+        async with ChatServer(hello) as server:
             full = os.open("/dev/full", os.O_WRONLY)
             process = await asyncio.create_subprocess_exec(
                 *COMMAND,
@@ -224,7 +224,7 @@ class TestLeaving:
             await exchange.left()
             left.set()
 
-        async with ScriptedServer(script) as server:
+        async with ChatServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
             assert process.stdout is not None
             await asyncio.wait_for(process.stdout.readexactly(7), TIMEOUT_S)
@@ -241,7 +241,7 @@ class TestLeaving:
             asked.set()
             await exchange.left()
 
-        async with ScriptedServer(script) as server:
+        async with ChatServer(script) as server:
             process = await start("chat", "--base-url", server.base_url, "hi")
             await asyncio.wait_for(asked.wait(), TIMEOUT_S)
             process.send_signal(signal.SIGINT)
@@ -251,7 +251,7 @@ class TestLeaving:
     @pytest.mark.parametrize("arguments", [[], ["--json"]])
     async def test_a_reader_that_leaves_ends_it_silently(self, arguments: list[str]) -> None:
         """`| head -c 5`: no traceback, no "Exception ignored", and the server stops being read too."""
-        async with ScriptedServer(self.endless) as server:
+        async with ChatServer(self.endless) as server:
             process = await start("chat", "--base-url", server.base_url, "hi", *arguments)
             assert process.stdout is not None
             await asyncio.wait_for(process.stdout.readexactly(5), TIMEOUT_S)
