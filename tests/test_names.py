@@ -55,14 +55,8 @@ REASONED = re.compile(
 
 TESTED_ELSEWHERE = {
     "cli/app": "cli/serve/test_command.py",
-    "cli/batch/figures": "cli/batch/test_progress.py",
-    "cli/batch/panel": "cli/batch/test_progress.py",
-    "cli/batch/plan_report": "cli/batch/test_command.py",
     "cli/chat/options": "cli/chat/test_command.py",
-    "cli/serve/banner": "cli/serve/test_run.py",
     "cli/serve/options": "cli/serve/test_command.py",
-    "cli/serve/printer": "cli/serve/test_request_line.py",
-    "cli/serve/script_file": "cli/serve/test_servers.py",
     "cli/target": "cli/test_local_model.py",
     "cli/terminal": "cli/chat/test_session.py",
     "http/errors": "http/test_response_sizes.py",

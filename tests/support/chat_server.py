@@ -14,7 +14,7 @@ class Exchange:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self.headers = call.headers
+        self.headers = {name: value.lower() for name, value in call.headers.items()}
         self.body: dict[str, Any] = call.json
 
     async def send(self, data: str) -> None:
