@@ -68,15 +68,15 @@ def all_shown(error: BaseException) -> str:
     seen: list[BaseException] = []
     pending: list[BaseException | None] = [error]
     while pending:
-        one = pending.pop()
-        if one is None or one in seen:
+        shown_error = pending.pop()
+        if shown_error is None or shown_error in seen:
             continue
-        seen.append(one)
-        pending += [one.__cause__, one.__context__]
-        texts += [str(one), repr(one), repr(one.args)]
-        if isinstance(one, TogetherError):
-            texts.append(repr({name: value for name, value in vars(one).items() if name != "body"}))
-        shown = traceback.TracebackException.from_exception(one, capture_locals=True)
+        seen.append(shown_error)
+        pending += [shown_error.__cause__, shown_error.__context__]
+        texts += [str(shown_error), repr(shown_error), repr(shown_error.args)]
+        if isinstance(shown_error, TogetherError):
+            texts.append(repr({name: value for name, value in vars(shown_error).items() if name != "body"}))
+        shown = traceback.TracebackException.from_exception(shown_error, capture_locals=True)
         texts += [repr(frame.locals) for frame in shown.stack if frame.filename != __file__]
     return "\n".join(texts)
 
@@ -102,7 +102,7 @@ async def test_no_error_shows_the_key(script: Script) -> None:
             _,
             client,
         ):
-            with pytest.raises(TogetherError) as caught:  # noqa: PT012
+            with pytest.raises(TogetherError) as caught:  # noqa: PT012 - either way raises it
                 if stream:
                     await client.stream(PROMPT, model=MODEL).completion()
                 else:

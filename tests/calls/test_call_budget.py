@@ -57,7 +57,7 @@ async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bo
 @leaves_nothing
 @pytest.mark.parametrize("deed", [do_create, do_completion])
 async def test_when_everything_fails_a_thousand_calls_cost_at_most_1200_requests(deed: Deed) -> None:
-    """All at once, or one after the other; what was sent is what the errors say, and nobody hangs."""
+    """All at once, or one after the other; the errors know how many requests were sent, and no call hangs."""
     rules = Retry(base_delay=0.0001, max_delay=0.001)
     for script, at_once, count in (
         (answers(refusal(503)), True, 1000 if deed is do_create else 200),
@@ -72,7 +72,7 @@ async def test_when_everything_fails_a_thousand_calls_cost_at_most_1200_requests
 
 
 @leaves_nothing
-async def test_a_thousand_calls_to_nobody_try_at_most_1200_connections() -> None:
+async def test_a_thousand_refused_calls_try_at_most_1200_connections() -> None:
     """The same where connections are refused."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -84,22 +84,22 @@ async def test_a_thousand_calls_to_nobody_try_at_most_1200_connections() -> None
             assert counted(client) == (0, 0)
 
 
-@pytest.mark.parametrize("told", ["x: y", "retry-after: 0", "retry-after: 2"])
-def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(told: str) -> None:
-    """An account that never lets anybody in is asked at the slowest of all paces, with or without a told time."""
+@pytest.mark.parametrize("header", ["x: y", "retry-after: 0", "retry-after: 2"])
+def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(header: str) -> None:
+    """An account that never lets anybody in is asked at the slowest of all paces, with or without a reported wait."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         rules = Retry(base_delay=0.001, max_delay=0.01)
         async with (
-            ScriptedServer(answers(refusal(429, told))) as server,
+            ScriptedServer(answers(refusal(429, header))) as server,
             retrying_client(server, retry=rules, timeouts=UNTIMED) as client,
         ):
             began = loop.time()
             errors = await failures(do_create, client, 60)
             assert sum(error.attempts for error in errors) == len(server.calls) <= 72
             assert client.limits.rate_limited == len(server.calls)
-            # The slowest rate that is found out is one request in five seconds.
+            # The slowest rate that the client settles on is one request in five seconds.
             assert len(server.calls) / (loop.time() - began) < 1
 
     virtual_time.run(main())
@@ -108,7 +108,7 @@ def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(told: str)
 @leaves_nothing
 @pytest.mark.parametrize("limits", [Limits(), Limits(concurrency=20)], ids=["unlimited", "20 at once"])
 async def test_calls_at_once_have_the_whole_budget(limits: Limits) -> None:
-    """A failure in ten is made good for all, whether calls come one by one or all at once."""
+    """With one failure in ten every call succeeds, whether calls come one by one or all at once."""
     async with emulated(faults=Chance(0.1, Status(503)), retry=attrs.evolve(QUICK, attempts=9), limits=limits) as (
         server,
         client,

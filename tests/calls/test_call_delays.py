@@ -33,7 +33,7 @@ from together_async import (
 
 
 class Timed(ScriptedServer):
-    """A scripted server that knows when requests came, on the event loop's clock."""
+    """A scripted server that records when requests came, on the event loop's clock."""
 
     def __init__(self, *scripts: Any) -> None:
         self.at: list[float] = []
@@ -52,7 +52,7 @@ class Timed(ScriptedServer):
         return [after - before for before, after in itertools.pairwise(self.at)]
 
 
-TOLD: dict[str, tuple[tuple[int, ...], Callable[[], str], float]] = {
+WAITS: dict[str, tuple[tuple[int, ...], Callable[[], str], float]] = {
     "seconds": ((429, 500, 503, 408), lambda: "retry-after: 20", 20),
     "fractions": ((429, 503), lambda: "retry-after: 7.25", 7.25),
     "milliseconds": ((429, 503), lambda: "retry-after-ms: 7250", 7.25),
@@ -61,10 +61,10 @@ TOLD: dict[str, tuple[tuple[int, ...], Callable[[], str], float]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "status"), [(name, status) for name in TOLD for status in TOLD[name][0]])
-def test_never_earlier_than_told(name: str, status: int) -> None:
-    """Whatever words the server tells it in, and however one asks; nor much later."""
-    _, header, retry_after_s = TOLD[name]
+@pytest.mark.parametrize(("name", "status"), [(name, status) for name in WAITS for status in WAITS[name][0]])
+def test_never_earlier_than_reported(name: str, status: int) -> None:
+    """In whatever header the server reports it, and however the call is made; nor much later."""
+    _, header, retry_after_s = WAITS[name]
 
     async def main() -> None:
         for kind in ("create", "text"):
@@ -85,7 +85,7 @@ def test_never_earlier_than_told(name: str, status: int) -> None:
 @pytest.mark.parametrize("header", ["x-ratelimit-reset: 50", "retry-after: soon\r\nx-ratelimit-reset: 50"])
 @pytest.mark.parametrize("status", [408, 500, 503])
 def test_a_reset_of_another_status_delays_nothing(status: int, header: str) -> None:
-    """Every answer has `x-ratelimit-reset`; it says how long to wait on a 429 alone."""
+    """Every answer has `x-ratelimit-reset`; it says how long to wait only on a 429."""
 
     async def main() -> None:
         async with (
@@ -100,8 +100,8 @@ def test_a_reset_of_another_status_delays_nothing(status: int, header: str) -> N
 
 @pytest.mark.parametrize("kind", ["create", "text"])
 @pytest.mark.parametrize("code", [429, 503])
-def test_what_an_error_under_status_200_told_is_waited_for(code: int, kind: str) -> None:
-    """The head of the response that holds it tells, as that of any other."""
+def test_the_wait_reported_with_an_error_under_status_200_is_kept(code: int, kind: str) -> None:
+    """The head of the response that holds it reports the wait, as that of any other."""
 
     async def main() -> None:
         error = response({"error": {"message": "no", "code": code}}, extra=b"retry-after: 20\r\n")
@@ -113,7 +113,7 @@ def test_what_an_error_under_status_200_told_is_waited_for(code: int, kind: str)
 
 
 def test_one_header_stops_a_model_neither_for_ever_nor_for_long() -> None:
-    """What no service means: a pause of a million years, or a rate of a request a day."""
+    """No service means a pause of a million years, or a rate of one request a day."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -141,8 +141,8 @@ def test_one_header_stops_a_model_neither_for_ever_nor_for_long() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_long_wait_is_waited_for_by_whoever_allows_it(status: int) -> None:
-    """Nobody is too patient to be kept to what the server told."""
+def test_a_long_wait_is_waited_for_by_a_call_that_allows_it(status: int) -> None:
+    """A call that allows a long wait keeps to the one that the server reported."""
 
     async def main() -> None:
         rules = Retry(base_delay=0.001, max_retry_after=5000)
@@ -158,34 +158,34 @@ def test_a_long_wait_is_waited_for_by_whoever_allows_it(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_told_longer_than_the_cap_ends_the_call_at_once(status: int) -> None:
-    """Nobody sleeps for minutes who did not ask for it; to the cap itself it is waited."""
+def test_a_reported_wait_longer_than_the_cap_ends_the_call_at_once(status: int) -> None:
+    """A call does not sleep for minutes unless it allows that; a wait as long as the cap is kept."""
 
     async def main() -> None:
         rules = Retry(base_delay=0.001, max_retry_after=40)
-        for told, requests in (("40", 2), ("40.01", 1), ("1e300", 1)):
+        for wait, requests in (("40", 2), ("40.01", 1), ("1e300", 1)):
             for kind in KINDS:
-                headers = (f"retry-after: {told}", "x-ratelimit-limit: 1000")
+                headers = (f"retry-after: {wait}", "x-ratelimit-limit: 1000")
                 async with (
                     Timed(lambda call, headers=headers: call.send(refusal(status, *headers)), good) as server,
                     retrying_client(server, retry=rules, timeouts=UNTIMED) as client,
                 ):
                     began = asyncio.get_running_loop().time()
                     outcome = await ask(client, kind, within=100, alone=False)
-                    took = asyncio.get_running_loop().time() - began
+                    elapsed_s = asyncio.get_running_loop().time() - began
                     assert len(server.calls) == requests
                     if requests == 1:
-                        assert outcome.error.retry_after == float(told)
-                        assert took < 5
+                        assert outcome.error.retry_after == float(wait)
+                        assert elapsed_s < 5
                         check_attempts(outcome, 1, "")
                     else:
-                        assert took >= 40
+                        assert elapsed_s >= 40
 
     virtual_time.run(main())
 
 
 def test_delays_grow_to_their_cap(longest_delays: None) -> None:
-    """Twice as long each time, from `base_delay` to `max_delay`; what the server told comes on top."""
+    """Twice as long each time, from `base_delay` to `max_delay`; a wait that the server reports comes on top."""
 
     async def main() -> None:
         rules = Retry(attempts=6, base_delay=10, max_delay=35)
@@ -196,7 +196,7 @@ def test_delays_grow_to_their_cap(longest_delays: None) -> None:
             outcome = await ask(client, "create", within=500)
             assert outcome.error.attempts == 6
             assert server.gaps == pytest.approx([10, 20, 35, 35, 35], abs=0.5)
-            assert [one.waited_s for one in outcome.error.retries] == pytest.approx(server.gaps, abs=0.5)
+            assert [retried.waited_s for retried in outcome.error.retries] == pytest.approx(server.gaps, abs=0.5)
             (note,) = notes(outcome.error)
             waits = "; ".join(f"503, waited {seconds} s" for seconds in (10, 20, 35, 35, 35))
             assert re.sub(r"\.\d", "", note) == f"6 attempts ({waits}); Retry.attempts allows no more"
@@ -217,19 +217,19 @@ def test_delays_are_anything_from_nothing_to_the_most() -> None:
             errors = await asyncio.gather(*calls, return_exceptions=True)
         waited = [error.retries[0].waited_s for error in errors if isinstance(error, TogetherError)]
         assert len(waited) == 100
-        assert all(0 <= one < 1005 for one in waited)
+        assert all(0 <= seconds < 1005 for seconds in waited)
         assert min(waited) < 250 < 400 < sum(waited) / 100 < 600 < 750 < max(waited)
 
     virtual_time.run(main())
 
 
 def test_the_deadline_over_all_attempts_ends_a_call_at_once(longest_delays: None) -> None:
-    """Nobody sleeps past `Timeouts.total`: the call ends with what the last attempt came to, when that is known."""
+    """Nobody sleeps past `Timeouts.total`: the call ends with the error of the last attempt."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         timeouts = Timeouts(connect=None, total=10)
-        # Delays of 1, 2 and 4 s fit into 10 s, one of 8 s does not; nor does what is told, nor a 429's own pause.
+        # Delays of 1, 2 and 4 s fit into 10 s, one of 8 s does not; nor does a reported wait, nor a 429's own pause.
         for status, extra, base_delay, ends_at, requests in (
             (503, "x: y", 1.0, 7.0, 4),
             (503, "retry-after: 12", 0.001, 0.0, 1),
@@ -256,7 +256,7 @@ def test_the_deadline_over_all_attempts_ends_a_call_at_once(longest_delays: None
 
 
 def test_the_deadline_holds_in_the_queue_and_in_the_stream(longest_delays: None) -> None:
-    """`Timeouts.total` runs from the call on: what the queue and the attempts took is not there for the stream."""
+    """`Timeouts.total` runs from the call on: the stream has only what the queue and the attempts left of it."""
 
     async def slow(call: Any) -> None:
         await call.head()

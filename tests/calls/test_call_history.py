@@ -47,7 +47,7 @@ from together_async.testing import (
 
 
 def test_the_state_is_a_value_that_can_be_read() -> None:
-    """What is in flight, queued, learned, paused and counted; two looks at the same are equal, later ones are not."""
+    """What is in flight, queued, learned, paused and counted; equal to a copy, and not to a later state."""
 
     async def main() -> None:
         limiter = clocked(Limits(concurrency=2, requests_per_minute=6000))
@@ -82,7 +82,7 @@ def test_the_state_is_a_value_that_can_be_read() -> None:
             assert hash(state) == hash(attrs.evolve(state))
             assert state == attrs.evolve(state) == copy.deepcopy(state) == unpickled(state)
             with pytest.raises(attrs.exceptions.FrozenInstanceError):
-                state.queued = 0  # type: ignore[misc]
+                state.queued = 0  # type: ignore[misc]  # frozen, as tested
             await stream.aclose()
             await waiting
             assert client.limits != state
@@ -115,7 +115,7 @@ async def test_errors_and_completions_keep_their_history_through_a_pickle() -> N
 
 @leaves_nothing
 async def test_a_refusal_to_ask_again_says_why() -> None:
-    """Where the table would allow it: the budget, the told time, the deadline; not where nobody wanted it."""
+    """Of a retry that the table allows: the budget, the server's wait or the deadline, unless retries are off."""
     for options, headers, why in (
         ({"retry": Retry(budget=0)}, {}, "the client's retry budget is used up"),
         ({"retry": QUICK}, {"retry-after": "100"}, "the server's wait is longer than Retry.max_retry_after"),
@@ -126,7 +126,7 @@ async def test_a_refusal_to_ask_again_says_why() -> None:
         ),
         ({"retry": Retry(attempts=1)}, {}, None),
     ):
-        async with emulated(faults=Status(503, headers=headers), **options) as (_, client):  # type: ignore[arg-type]
+        async with emulated(faults=Status(503, headers=headers), **options) as (_, client):  # type: ignore[arg-type]  # of mixed types
             for kind in KINDS:
                 error = (await ask(client, kind)).error
                 assert error.attempts == 1

@@ -113,7 +113,7 @@ async def waiting_place(place: str) -> AsyncIterator[tuple[EmulatorServer, Async
 
 
 async def check_nothing_left(client: AsyncTogether, limiter: RateLimiter, server_goes_on: bool = True) -> None:
-    """No place is taken, nobody waits, no timer runs; the next call goes well."""
+    """No place is taken, no call waits, no timer runs; the next call succeeds."""
     held = limiter.state.in_flight
     assert (held, limiter.state.queued) in ((0, 0), (1, 0))
     if server_goes_on:
@@ -128,7 +128,7 @@ async def check_nothing_left(client: AsyncTogether, limiter: RateLimiter, server
 @pytest.mark.parametrize("how", ["pending", "ready", "close"])
 @pytest.mark.parametrize("place", PLACES)
 async def test_cancelled_at_every_suspension(place: str, how: str) -> None:
-    """CancelledError comes out as it is, wherever a call waits, and nothing is left behind."""
+    """CancelledError comes out as it is, wherever a call waits, and nothing is left."""
     for deed in (do_create, do_text):
         for at in itertools.count():
             with case(deed.__name__, f"suspension {at}"):
@@ -165,7 +165,7 @@ async def cancelled_at(at: int, how: str, coroutine: Coroutine[Any, Any, str]) -
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("who", ["stream", "client"])
 async def test_closed_at_every_suspension(who: str, place: str, ready: bool) -> None:
-    """Closing the stream, or the client, ends a call wherever it waits with one typed error, at once."""
+    """Closing the stream, or the client, ends a call at once with a typed error, wherever it waits."""
     for at in itertools.count():
         closings: list[asyncio.Task[None]] = []
         async with waiting_place(place) as (server, client, limiter):
@@ -206,7 +206,7 @@ async def test_closed_at_every_suspension(who: str, place: str, ready: bool) -> 
 
 
 async def do_read(stream: Any) -> str | TogetherError:
-    """What comes of reading a stream."""
+    """The text of a stream, or the error that ended it."""
     try:
         async with asyncio.timeout(5):
             return "".join([text async for text in stream.text()])
@@ -237,7 +237,7 @@ CLOSED_WHILE: dict[str, tuple[Any, int]] = {
 @leaves_nothing
 @pytest.mark.parametrize("place", CLOSED_WHILE)
 async def test_closing_ends_a_long_wait_at_once(place: str) -> None:
-    """The client's closing all calls', a stream's its own; the error knows the attempts and why there were several."""
+    """Closing the client ends all calls, closing a stream its own; the error knows the attempts and their reasons."""
     script, attempts = CLOSED_WHILE[place]
     async with ScriptedServer(script or good) as server:
         for who in ("client", "stream"):

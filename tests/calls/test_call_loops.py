@@ -26,9 +26,9 @@ from together_async import (
 
 
 def run_and_close(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine in a loop that is then closed, whoever still waits in it."""
+    """Runs a coroutine in a loop that is then closed, whatever still waits in it."""
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # it would be told of tasks that are dropped
+    loop.set_exception_handler(lambda *_: None)  # it would report the tasks that are dropped
     try:
         loop.run_until_complete(main)
     finally:
@@ -37,7 +37,7 @@ def run_and_close(main: Coroutine[Any, Any, None]) -> None:
 
 @pytest.mark.parametrize("tidy", [True, False], ids=["asyncio.run", "a loop closed over waiting tasks"])
 def test_calls_left_waiting_in_one_loop_do_not_count_in_the_next(tidy: bool) -> None:
-    """A place was taken and five waited when the loop ended: in the next one all is free; what was learned stays."""
+    """A call ran and five waited when the loop ended: the next loop starts free, and knows the limits."""
     limiter = RateLimiter(Limits(concurrency=1))
     left: list[Any] = []
 
@@ -74,7 +74,7 @@ def test_calls_left_waiting_in_one_loop_do_not_count_in_the_next(tidy: bool) -> 
 
 
 def test_a_limiter_in_use_in_another_loop_is_an_error_and_not_a_wait() -> None:
-    """Two loops at the same time can't share one; the error says so, and nothing was sent."""
+    """Two loops can't share a limiter at the same time; the error says so, and nothing was sent."""
     with threaded(starts_only, good) as server:
 
         async def main() -> None:

@@ -32,7 +32,7 @@ from together_async import (
 
 
 def test_one_402_stops_everybody_who_shares_the_account() -> None:
-    """Those that wait, and those that come, get one clear error without a request; streams under way go on."""
+    """Waiting calls and later ones get a clear error without a request; streams under way go on."""
     running, pay = asyncio.Event(), asyncio.Event()
 
     async def stream(call: Any) -> None:
@@ -50,21 +50,21 @@ def test_one_402_stops_everybody_who_shares_the_account() -> None:
         limiter = clocked(Limits(concurrency=2))
         async with (
             ScriptedServer(stream, refuse, good) as server,
-            retrying_client(server, limits=limiter, timeouts=UNTIMED) as one,
+            retrying_client(server, limits=limiter, timeouts=UNTIMED) as client,
             retrying_client(server, limits=limiter, timeouts=UNTIMED) as other,
         ):
-            texts = one.stream(PROMPT, model=MODEL).text()
+            texts = client.stream(PROMPT, model=MODEL).text()
             assert await anext(texts) == "first"
-            refused = asyncio.create_task(ask(one, "create", alone=False))
+            refused = asyncio.create_task(ask(client, "create", alone=False))
             await server.call(1)
-            waiting = [asyncio.create_task(ask(c, kind, alone=False)) for c in (one, other) for kind in KINDS]
+            waiting = [asyncio.create_task(ask(c, kind, alone=False)) for c in (client, other) for kind in KINDS]
             await asyncio.sleep(1)
-            assert counted(one) == counted(other) == (2, 10)
+            assert counted(client) == counted(other) == (2, 10)
             pay.set()
             outcome = await refused
             assert isinstance(outcome.error, PaymentRequiredError)
             check_attempts(outcome, 1, "")
-            later = [await ask(c, kind, alone=False) for c in (one, other) for kind in KINDS]
+            later = [await ask(c, kind, alone=False) for c in (client, other) for kind in KINDS]
             for unsent in (*await asyncio.gather(*waiting), *later):
                 assert isinstance(unsent.error, PaymentRequiredError)
                 assert unsent.error.attempts == 0
@@ -78,18 +78,18 @@ def test_one_402_stops_everybody_who_shares_the_account() -> None:
             running.set()
             assert [text async for text in texts] == [" and last"]
 
-            # A minute later one call finds out whether somebody has paid.
+            # A minute later a call finds out whether the account has been topped up.
             await asyncio.sleep(61)
             assert (await ask(other, "create", alone=False)).text == TEXT
-            assert (await ask(one, "create", alone=False)).text == TEXT
-            assert one.limits.stopped is None
+            assert (await ask(client, "create", alone=False)).text == TEXT
+            assert client.limits.stopped is None
 
     virtual_time.run(main())
 
 
 @leaves_nothing
 async def test_an_answer_to_an_earlier_request_does_not_lift_the_stop() -> None:
-    """What was sent before the 402 says nothing about the account as it is now."""
+    """A request that was sent before the 402 says nothing about the account as it is now."""
     answer = asyncio.Event()
 
     async def slow(call: Any) -> None:
@@ -130,7 +130,7 @@ async def test_a_402_within_a_response_stops_as_well(kind: str) -> None:
         assert len(server.calls) == 1
 
 
-def test_a_402_refuses_who_waits_for_another_attempt(longest_delays: None) -> None:
+def test_a_402_refuses_calls_that_wait_for_another_attempt(longest_delays: None) -> None:
     """A call in its backoff, or in the pause of a 429, is not sent again; the error says what it has cost so far."""
 
     async def script(call: Any) -> None:
@@ -153,6 +153,6 @@ def test_a_402_refuses_who_waits_for_another_attempt(longest_delays: None) -> No
                 assert (error.__cause__ is None) is (error.attempts == 0)
                 sent -= error.attempts
             assert sent == 0
-            assert len(server.calls) == 7  # each way to ask once, a 429 for all that ask for its model, and the 402
+            assert len(server.calls) == 7  # a 503 for each way of calling, a 429 for all of its model, and the 402
 
     virtual_time.run(main())

@@ -48,7 +48,7 @@ from together_async.testing import (
 
 @leaves_nothing
 async def test_interactive_calls_go_first_and_batch_is_not_starved() -> None:
-    """While both wait one turn in five is the batch's; whoever asks, and in whatever way."""
+    """While both wait, one turn in five is the batch's, in whatever way the calls are made."""
     async with ScriptedServer(good) as server, retrying_client(server, limits=Limits(concurrency=1)) as client:
         held = await client._limiter.acquire(MODEL)
 
@@ -69,18 +69,18 @@ async def test_interactive_calls_go_first_and_batch_is_not_starved() -> None:
             assert [text for text in order if text.startswith(priority)] == [f"{priority} {n:02}" for n in range(12)]
 
 
-async def test_a_priority_that_is_none_is_refused_before_anything_is_sent() -> None:
+async def test_an_invalid_priority_is_refused_before_anything_is_sent() -> None:
     """The error names the value and what is expected."""
     client = AsyncTogether(KEY, base_url="http://127.0.0.1:9/v1")
     with pytest.raises(ValueError, match=r"priority: got 'urgent', expected one of '.*interactive'"):
-        client.stream(PROMPT, model=MODEL, priority="urgent")  # type: ignore[arg-type]
+        client.stream(PROMPT, model=MODEL, priority="urgent")  # type: ignore[arg-type]  # refused, as tested
     with pytest.raises(ValueError, match="priority"):
-        await client.create(PROMPT, model=MODEL, priority=None)  # type: ignore[arg-type]
+        await client.create(PROMPT, model=MODEL, priority=None)  # type: ignore[arg-type]  # as above
 
 
 @leaves_nothing
 async def test_load_is_shed_at_once() -> None:
-    """As many as may wait; one more is refused in the same turn, and a retry keeps the place that it has."""
+    """A call beyond `max_queued` is refused in the same turn; a retry keeps its place."""
     limits = Limits(concurrency=1, max_queued=2)
     async with emulated(faults=Stall(in_head=0, seconds=0.005), limits=limits) as (server, client):
         tasks = [asyncio.create_task(deed(client)) for deed in DEEDS[:3]]
@@ -122,8 +122,8 @@ def test_a_call_that_asks_again_keeps_its_place(status: int) -> None:
     virtual_time.run(main())
 
 
-def test_a_pause_is_not_waited_for_by_whoever_is_less_patient() -> None:
-    """Each by its own `max_retry_after`, whether it waits already or comes later; nobody is refused for another's."""
+def test_a_pause_is_not_waited_for_by_calls_that_allow_less() -> None:
+    """Each call by its own `max_retry_after`, whether it waits already or comes later."""
 
     async def main() -> None:
         limit = ("retry-after: 100", "x-ratelimit-limit: 1000")
@@ -154,7 +154,7 @@ def test_a_pause_is_not_waited_for_by_whoever_is_less_patient() -> None:
 
 
 def test_what_ends_in_the_queue_knows_what_was_sent_before() -> None:
-    """A call that was refused once, and waits for its turn again when its time is up."""
+    """A call whose time is up while it waits for its second attempt."""
 
     async def main() -> None:
         for timeouts in (Timeouts(queue=7), Timeouts(total=7)):

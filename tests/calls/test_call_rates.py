@@ -45,7 +45,7 @@ def account_of(rate: Rate | dict[str, Rate]) -> Account:
 def test_an_account_is_used_in_full_and_not_overdrawn(
     rate: Rate, count: int, within: float, most_limited: int, clients: int
 ) -> None:
-    """A gather of 200 with nothing configured: all succeed, next to none is refused, and the rate is used."""
+    """A gather of 200 with nothing configured: all succeed, at most one is refused, and the rate is used."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -69,30 +69,30 @@ def test_an_account_is_used_in_full_and_not_overdrawn(
 
 
 def test_a_model_that_is_limited_disturbs_no_other() -> None:
-    """One 429 pauses all of its model's calls, and not one of another model's."""
+    """A 429 pauses all calls of its model, and no call of another model."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         faults = ByModel({"limited": InTurn(refuses(429, **{"retry-after": "30"}))})
         async with emulated(faults=faults, timeouts=UNTIMED) as (server, client):
-            took: dict[str, list[float]] = {"limited": [], "free": []}
+            elapsed_s: dict[str, list[float]] = {"limited": [], "free": []}
 
-            async def one(model: str, kind: str) -> None:
+            async def call(model: str, kind: str) -> None:
                 began = loop.time()
                 assert (await ask(client, kind, model=model, within=500, alone=False)).text == TEXT
-                took[model].append(loop.time() - began)
+                elapsed_s[model].append(loop.time() - began)
 
-            await one("free", "create")
-            first = asyncio.create_task(one("limited", "create"))
+            await call("free", "create")
+            first = asyncio.create_task(call("limited", "create"))
             await server.journal.wait(2)
             await asyncio.sleep(0.1)
             state = client.limits
             assert state.models["limited"].paused_for_s > 25
             assert state.models["free"].paused_for_s == 0
-            await asyncio.gather(first, *(one(model, kind) for model in took for kind in KINDS for _ in range(3)))
-            assert max(took["free"]) < 1
-            assert min(took["limited"]) >= 29
-            assert max(took["limited"]) < 40
+            await asyncio.gather(first, *(call(model, kind) for model in elapsed_s for kind in KINDS for _ in range(3)))
+            assert max(elapsed_s["free"]) < 1
+            assert min(elapsed_s["limited"]) >= 29
+            assert max(elapsed_s["limited"]) < 40
             assert client.limits.rate_limited == 1
 
     virtual_time.run(main())

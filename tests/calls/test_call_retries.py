@@ -66,7 +66,7 @@ OTHERS = (400, 401, 402, 403, 404, 405, 406, 410, 413, 415, 418, 422, 425, 431, 
 @leaves_nothing
 @pytest.mark.parametrize("kind", KINDS)
 async def test_which_statuses_are_asked_again(kind: str) -> None:
-    """Those of the table as often as `attempts` says, no other; completions and errors say how often and why."""
+    """Those of the table up to `attempts` times, no others; completions and errors know how often and why."""
     async with emulated() as (server, client):
         for status in (*RETRIED, *OTHERS):
             with case(status):
@@ -104,7 +104,7 @@ BEFORE_A_TOKEN: dict[str, tuple[Fault, str | None]] = {
 @leaves_nothing
 @pytest.mark.parametrize("kind", STREAMED)
 async def test_a_stream_that_breaks_before_its_first_token(kind: str) -> None:
-    """It is asked for again if the same failure without a stream would be; nothing of the broken one stays."""
+    """It is retried if the same failure of a whole response would be; nothing of the broken stream stays."""
     async with emulated(account=Account(Rate(requests_per_second=1000))) as (server, client):
         truth = (await ask_with_faults(server, client, kind, None)).completion
         for name, (fault, reason) in BEFORE_A_TOKEN.items():
@@ -124,7 +124,7 @@ async def test_a_stream_that_breaks_after_its_first_token(kind: str) -> None:
     """It is never asked for again, however it breaks."""
     async with emulated() as (server, client):
         for fault in (
-            *(Cut(after_token=1, how=how) for how in ("reset", "close", "chunk", "end")),  # type: ignore[arg-type]
+            *(Cut(after_token=1, how=how) for how in ("reset", "close", "chunk", "end")),  # type: ignore[arg-type]  # literals
             *(ErrorInStream(after_token=1, code=code) for code in (*RETRIED, None)),
             Garbage(after_token=1),
         ):
@@ -144,7 +144,7 @@ async def role_then_lost(call: Any) -> None:
 @leaves_nothing
 @pytest.mark.parametrize("kind", ["text", "block"])
 async def test_what_a_text_reader_has_not_shown_is_asked_again(kind: str) -> None:
-    """A role, or thoughts, are nothing to who reads texts; of the broken stream nothing is in the completion."""
+    """A role and reasoning are not shown to a reader of texts; nothing of the broken stream is in the completion."""
     async with ScriptedServer(role_then_lost, streams("One", " two")) as server, retrying_client(server) as client:
         outcome = await ask(client, kind)
         assert outcome.text == "One two"
@@ -155,7 +155,7 @@ async def test_what_a_text_reader_has_not_shown_is_asked_again(kind: str) -> Non
 
 @leaves_nothing
 async def test_what_a_reader_of_chunks_has_seen_is_not_asked_again() -> None:
-    """A chunk with nothing but a role was handed out: who asked again would hand out a second one."""
+    """A chunk with only a role was handed out: a retry would hand out a second one."""
     async with ScriptedServer(role_then_lost, streams("One")) as server, retrying_client(server) as client:
         outcome = await ask(client, "chunks")
         assert isinstance(outcome.error, StreamConnectionError)
@@ -165,7 +165,7 @@ async def test_what_a_reader_of_chunks_has_seen_is_not_asked_again() -> None:
 
 @leaves_nothing
 async def test_the_text_of_another_choice_is_asked_again_whole() -> None:
-    """Who reads choice 1 has seen nothing of a stream that broke within choice 0; no text of it is kept."""
+    """A reader of choice 1 has seen nothing of a stream that broke within choice 0; no text of it is kept."""
 
     async def first(call: Any) -> None:
         await call.head()
@@ -188,7 +188,7 @@ async def test_the_text_of_another_choice_is_asked_again_whole() -> None:
 @leaves_nothing
 @pytest.mark.parametrize("how", ["refused", "closed", "reset", "late"])
 async def test_a_connection_that_is_not_made_is_tried_again(how: str) -> None:
-    """In each of the ways to ask; a connection that is late as well, since nothing can have been done yet."""
+    """In each way of calling; also when connecting takes too long, since nothing can have been sent yet."""
 
     async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if how == "reset":
@@ -229,7 +229,7 @@ TIMED_OUT: dict[str, tuple[Fault, Timeouts]] = {
 
 
 @pytest.mark.parametrize("name", TIMED_OUT)
-def test_a_timeout_of_the_callers_own_is_not_asked_again(name: str) -> None:
+def test_a_timeout_of_the_callers_is_not_asked_again(name: str) -> None:
     """The work was probably being done, and billed; a second request would be late as well."""
     fault, timeouts = TIMED_OUT[name]
 
@@ -246,10 +246,10 @@ def test_a_timeout_of_the_callers_own_is_not_asked_again(name: str) -> None:
 
 @leaves_nothing
 async def test_a_whole_response_that_breaks_off_is_asked_again() -> None:
-    """Nothing of it was handed out; what is broken in good order is no answer of the protocol, and stays an error."""
+    """Nothing of it was handed out. A response that ends regularly but is invalid stays an error."""
     async with emulated() as (server, client):
         for how in ("reset", "close"):
-            for fault in (Cut(after_token=2, how=how), Cut(after_token=0, how=how)):  # type: ignore[arg-type]
+            for fault in (Cut(after_token=2, how=how), Cut(after_token=0, how=how)):  # type: ignore[arg-type]  # literals
                 with case(fault):
                     outcome = await ask_with_faults(server, client, "create", fault)
                     check_attempts(outcome, 3, "no connection")
@@ -264,7 +264,7 @@ async def test_a_whole_response_that_breaks_off_is_asked_again() -> None:
 @leaves_nothing
 @pytest.mark.parametrize("code", [429, 503])
 async def test_an_error_under_status_200_is_asked_again_as_one_with_that_status(code: int) -> None:
-    """Whole or streamed, it is the same failure, and the limits hear of it."""
+    """Whole or streamed, it is the same failure, and the limiter counts it."""
     script = answers(response({"error": {"message": "no", "code": code}}, extra=b"x-ratelimit-limit: 1000\r\n"))
     for kind in ("create", "text"):
         good = answers(response(whole(TEXT))) if kind == "create" else streams(TEXT)
@@ -277,7 +277,7 @@ async def test_an_error_under_status_200_is_asked_again_as_one_with_that_status(
 
 @leaves_nothing
 async def test_one_attempt_is_one_request() -> None:
-    """`attempts=1` never sends twice: no status, no lost connection, and no stale one, makes it."""
+    """`attempts=1` never sends twice, whatever the status, and also when the connection is lost or stale."""
     async with emulated(retry=Retry(attempts=1)) as (server, client):
         for kind in KINDS:
             for fault in (
@@ -303,7 +303,7 @@ async def test_one_attempt_is_one_request() -> None:
 
 @leaves_nothing
 async def test_a_stale_connection_counts_as_an_attempt() -> None:
-    """What is sent again because a pooled connection had been closed is one of the `attempts`, and says so."""
+    """A request that is sent again because its pooled connection had been closed counts as one of the `attempts`."""
     turns = Counter[int]()
 
     async def script(call: Any) -> None:

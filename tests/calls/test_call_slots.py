@@ -45,7 +45,7 @@ def most_at_once(server: EmulatorServer) -> int:
 @leaves_nothing
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_slot_is_held_until_its_stream_is_left(way: Callable[[AsyncTogether], Awaitable[None]]) -> None:
-    """However streams are left, the server never sees more than three, and afterwards none is counted."""
+    """However streams are left, the server never sees more than three, and afterwards the limiter counts 0."""
     async with emulated(ENDLESS.strip(), tokens_per_second=1000, limits=Limits(concurrency=3)) as (server, client):
         await asyncio.gather(*(way(client) for _ in range(7)))
         gc.collect()
@@ -56,17 +56,17 @@ async def test_a_slot_is_held_until_its_stream_is_left(way: Callable[[AsyncToget
 
 @leaves_nothing
 @pytest.mark.parametrize(
-    ("fault", "whole_ones"),
+    ("fault", "successes"),
     [(None, 20), (Cut(after_token=2), 0), (Garbage(after_token=1), 0), (Status(500), 0), (Cut(in_head=9), 0)],
     ids=repr,
 )
-async def test_a_slot_is_held_until_its_answer_ends(fault: Fault | None, whole_ones: int) -> None:
-    """Well or badly, whole or streamed: three at once, and none in the end."""
+async def test_a_slot_is_held_until_its_answer_ends(fault: Fault | None, successes: int) -> None:
+    """Well or badly, whole or streamed: three at once, and 0 in the end."""
     faults = [Stall(in_head=0, seconds=0.002), *([] if fault is None else [fault])]
     async with emulated(faults=faults, limits=Limits(concurrency=3), retry=Retry(attempts=1)) as (server, client):
         results = await asyncio.gather(*(deed(client) for deed in DEEDS * 4), return_exceptions=True)
-        assert results.count(TEXT) == whole_ones
-        assert all(one == TEXT or isinstance(one, TogetherError) for one in results)
+        assert results.count(TEXT) == successes
+        assert all(result == TEXT or isinstance(result, TogetherError) for result in results)
         assert counted(client) == (0, 0)
         assert most_at_once(server) == 3
         assert len(server.journal) == 20
@@ -74,7 +74,7 @@ async def test_a_slot_is_held_until_its_answer_ends(fault: Fault | None, whole_o
 
 @leaves_nothing
 async def test_streams_nobody_reads_hold_their_slots_until_their_client_is_closed() -> None:
-    """The limiter is another's too: it has the slots back although the streams are still there."""
+    """Another client shares the limiter: it gets the slots back although the streams still exist."""
     limiter = clocked(Limits(concurrency=3))
     async with (
         EmulatorServer(ENDLESS, tokens_per_second=1000) as server,
@@ -108,7 +108,7 @@ async def test_streams_nobody_reads_hold_their_slots_until_their_client_is_close
 
 @leaves_nothing
 async def test_an_unread_stream_that_is_forgotten_gives_its_slot_back() -> None:
-    """Entered and never read; the collector finds it, and who waits goes."""
+    """Entered and never read; the collector finds it, and the waiting call is sent."""
     async with emulated(ENDLESS, tokens_per_second=1000, limits=Limits(concurrency=1)) as (server, client):
         holder: list[Any] = [await client.stream(PROMPT, model=MODEL).__aenter__()]
         holder.append(holder)

@@ -1,4 +1,4 @@
-"""`batches()`, `leave()` and `so_far()` of a stream: what has come together, leaving without waiting, and the state."""
+"""`batches()`, `leave()` and `so_far()`: chunks that arrived together, leaving without waiting, and what was read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.clients import served
+from support.clients import bodies_ended, served
 from support.scripts import sends
 from support.servers import (
     DONE,
@@ -52,7 +52,7 @@ ERROR = sse({"error": {"message": "overloaded", "code": 503}})
 
 
 def texts(chunks: Sequence[ChatCompletionChunk]) -> list[str]:
-    return [text for one in chunks for choice in one.choices if (text := text_of(choice))]
+    return [text for chunk in chunks for choice in chunk.choices if (text := text_of(choice))]
 
 
 async def read(stream: ChatCompletionStream) -> tuple[list[list[ChatCompletionChunk]], TogetherError | None]:
@@ -70,8 +70,8 @@ async def read(stream: ChatCompletionStream) -> tuple[list[list[ChatCompletionCh
 async def read_each(stream: ChatCompletionStream) -> tuple[list[ChatCompletionChunk], TogetherError | None]:
     chunks: list[ChatCompletionChunk] = []
     try:
-        async for one in stream:
-            chunks.append(one)  # noqa: PERF401 - those before an error count
+        async for chunk in stream:
+            chunks.append(chunk)  # noqa: PERF401 - those before an error count
     except TogetherError as error:
         return chunks, error
     return chunks, None
@@ -119,7 +119,7 @@ async def test_the_chunks_are_those_of_a_loop(name: str) -> None:
         batches, error = await read(stream)
         chunks, expected = await read_each(other)
         assert (type(error), str(error)) == (type(expected), str(expected))
-        assert [one for batch in batches for one in batch] == chunks
+        assert [chunk for batch in batches for chunk in batch] == chunks
         assert all(1 <= len(batch) <= MOST for batch in batches)
         assert stream.so_far().to_dict() == other.so_far().to_dict()
         assert stream.complete is other.complete is (error is None)
@@ -128,19 +128,19 @@ async def test_the_chunks_are_those_of_a_loop(name: str) -> None:
 
 
 async def test_each_chunk_is_exactly_what_came() -> None:
-    """To the last key, also where the stream's first chunk had no unknown ones."""
+    """To the last key, also where the first chunk of the stream had no unknown keys."""
     sent = [json.loads(event.removeprefix(b"data: ")) for event in RICH if b'"choices"' in event]
     async with served(sends(b"".join(RICH) + DONE)) as (_, client):
         batches, _ = await read(client.stream("Hi", model=MODEL, n=2))
-        assert [one.to_dict() for batch in batches for one in batch] == sent
+        assert [chunk.to_dict() for batch in batches for chunk in batch] == sent
 
 
 async def test_what_has_come_together_comes_together() -> None:
-    """Three hundred tokens in one write are a handful of batches, none of more than 64, and none is empty."""
+    """Three hundred tokens in one write are a handful of batches, each with 1 to 64 chunks."""
     async with served(sends(say(*WORDS))) as (_, client):
         batches, error = await read(client.stream("Hi", model=MODEL))
         assert error is None
-        assert texts([one for batch in batches for one in batch]) == WORDS
+        assert texts([chunk for batch in batches for chunk in batch]) == WORDS
         assert max(map(len, batches)) == MOST
         assert min(map(len, batches)) >= 1
         assert len(batches) <= 8
@@ -160,12 +160,12 @@ async def test_what_comes_alone_comes_alone() -> None:
         await call.send(LAST_CHUNK)
 
     async with served(script) as (_, client):
-        said = []
+        got = []
         async with asyncio.timeout(5):
             async for batch in client.stream("Hi", model=MODEL).batches():
-                said.append(texts(batch))
+                got.append(texts(batch))
                 step.set()
-        assert said[:3] == [["a"], ["b"], ["c"]]
+        assert got[:3] == [["a"], ["b"], ["c"]]
 
 
 async def test_a_whole_completion_is_a_batch_of_one() -> None:
@@ -189,15 +189,15 @@ async def test_a_whole_completion_is_a_batch_of_one() -> None:
     ],
 )
 async def test_an_error_comes_after_all_that_had_come(last: bytes, end: str, error: type[StreamError]) -> None:
-    """In one read with it, more than one batch; it comes again to who reads again."""
+    """In one read with it, more than one batch; it is raised again by a later read."""
     body = b"".join(sse(delta(word)) for word in WORDS[:100])
     async with served(sends(body + last, end=end)) as (server, client):
         stream = client.stream("Hi", model=MODEL)
-        batches, got = await read(stream)
-        assert texts([one for batch in batches for one in batch]) == WORDS[:100]
-        assert type(got) is error
-        assert isinstance(got, StreamError)
-        assert got.partial.text == "".join(WORDS[:100])
+        batches, caught = await read(stream)
+        assert texts([chunk for batch in batches for chunk in batch]) == WORDS[:100]
+        assert type(caught) is error
+        assert isinstance(caught, StreamError)
+        assert caught.partial.text == "".join(WORDS[:100])
         with pytest.raises(error):
             await anext(stream.batches())
         if end == "hang":
@@ -211,7 +211,7 @@ async def test_what_breaks_before_a_chunk_is_asked_again() -> None:
         async with served(first, sends(say("a", "b")), retry=retry) as (server, client):
             stream = client.stream("Hi", model=MODEL)
             batches, error = await read(stream)
-            assert texts([one for batch in batches for one in batch]) == ["a", "b"]
+            assert texts([chunk for batch in batches for chunk in batch]) == ["a", "b"]
             assert (error, len(server.calls), stream.attempts) == (None, 2, 2)
 
 
@@ -242,14 +242,14 @@ async def test_a_cancelled_read_loses_nothing() -> None:
         await call.send(LAST_CHUNK)
 
     async with served(script) as (_, client), client.stream("Hi", model=MODEL) as stream:
-        said, timeouts = list[str](), 0
+        got, timeouts = list[str](), 0
         while not stream.complete:
             try:
                 async with asyncio.timeout(0.001):
-                    said += texts(await anext(stream.batches(), []))
+                    got += texts(await anext(stream.batches(), []))
             except TimeoutError:
                 timeouts += 1
-        assert said == WORDS[:30]
+        assert got == WORDS[:30]
         assert timeouts
 
 
@@ -311,7 +311,7 @@ def test_what_follows_an_interrupted_read_is_not_the_servers_silence(way: str) -
 
 @pytest.mark.parametrize("way", ["chunks", "batches", "text", "raw"])
 def test_interrupted_reads_do_not_put_off_the_idle_limit(way: str) -> None:
-    """Who gives up a read each second, and reads again at once, has waited all the time."""
+    """A reader that gives up each second, and reads again at once, has waited all the time."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -321,7 +321,7 @@ def test_interrupted_reads_do_not_put_off_the_idle_limit(way: str) -> None:
         ):
             await some_of(stream, way)
             began = loop.time()
-            with pytest.raises(StreamTimeoutError):  # noqa: PT012 - of one of the reads
+            with pytest.raises(StreamTimeoutError):  # noqa: PT012 - any of the reads may raise it
                 while loop.time() < began + 60:
                     with contextlib.suppress(asyncio.CancelledError):
                         await interrupted(some_of(stream, way), 1)
@@ -340,28 +340,28 @@ async def interrupted(reading: Any, after_s: float) -> None:
 async def test_a_loop_may_be_left_and_taken_up_again_in_a_block() -> None:
     """By batches, by chunks and by text in turn: each goes on where the last was left."""
     async with served(sends(say(*WORDS))) as (_, client), client.stream("Hi", model=MODEL) as stream:
-        said = list[str]()
+        got = list[str]()
         async for batch in stream.batches():
-            said += texts(batch)
+            got += texts(batch)
             break
-        async for one in stream:
-            said += texts([one])
+        async for chunk in stream:
+            got += texts([chunk])
             break
         async for text in stream.text():
-            said.append(text)
+            got.append(text)
             break
         async for batch in stream.batches():
-            said += texts(batch)
-        assert said == WORDS
+            got += texts(batch)
+        assert got == WORDS
         assert (await stream.completion()).text == "".join(WORDS)
 
 
 async def test_two_tasks_read_batches() -> None:
-    """The second is sent away, the first unharmed."""
+    """The second gets an error; the first goes on."""
     async with served(starts_and_hangs) as (server, client), client.stream("Hi", model=MODEL) as stream:
-        said = list[str]()
-        while len(said) < 2:
-            said += texts(await anext(stream.batches()))
+        got = list[str]()
+        while len(got) < 2:
+            got += texts(await anext(stream.batches()))
         first = asyncio.ensure_future(anext(stream.batches()))
         await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="two tasks read one stream"):
@@ -378,11 +378,11 @@ async def test_so_far_is_what_was_read() -> None:
     async with served(sends(say(*WORDS))) as (server, client):
         stream = client.stream("Hi", model=MODEL)
         assert (stream.so_far().choices, len(server.calls)) == ((), 0)
-        said = ""
+        got = ""
         async with stream:
             async for batch in stream.batches():
-                said += "".join(texts(batch))
-                assert stream.so_far().text == said
+                got += "".join(texts(batch))
+                assert stream.so_far().text == got
         assert stream.complete
         assert stream.so_far() == await stream.completion()
 
@@ -408,7 +408,7 @@ async def test_complete_is_the_rule_and_nothing_less() -> None:
 
 @pytest.mark.parametrize("how", ["loop", "block", "callback", "reader", "drop"])
 async def test_leaving_closes_the_connection(how: str) -> None:
-    """At once and without an await; who reads afterwards is told that it is not all."""
+    """At once and without an await; a later read says that the stream is not complete."""
     async with served(ticks) as (server, client):
         stream = client.stream("Hi", model=MODEL)
         if how == "loop":
@@ -439,7 +439,7 @@ async def test_leaving_closes_the_connection(how: str) -> None:
 
 
 async def test_leaving_before_it_is_opened() -> None:
-    """Nothing is asked, and nothing looks complete."""
+    """No request is sent, and the stream does not look complete."""
     async with served(ticks) as (server, client):
         stream = client.stream("Hi", model=MODEL)
         stream.leave()
@@ -449,7 +449,7 @@ async def test_leaving_before_it_is_opened() -> None:
 
 
 async def test_leaving_while_it_is_opened() -> None:
-    """The request is given up; its task is told, and does not wait for the service."""
+    """The request is given up; its task gets an error, and does not wait for the service."""
     async with served(hangs) as (server, client):
         stream = client.stream("Hi", model=MODEL)
         task = asyncio.create_task(read(stream))
@@ -461,12 +461,12 @@ async def test_leaving_while_it_is_opened() -> None:
 
 
 async def test_leaving_at_the_end_leaves_the_connection_to_the_next() -> None:
-    """There is nothing to close any more."""
+    """There is nothing left to close."""
     async with served(sends(say("a"))) as (server, client):
         for _ in range(3):
             stream = client.stream("Hi", model=MODEL)
             await read(stream)
-            await asyncio.sleep(0.01)
+            await bodies_ended(client)
             stream.leave()
             assert stream.complete
         assert len(server.connections) == 1

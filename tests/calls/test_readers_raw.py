@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.clients import served
+from support.clients import bodies_ended, served
 from support.event_bytes import cut, is_whole
 from support.scripts import sends
 from support.servers import (
@@ -164,7 +164,7 @@ async def test_cut_at_every_byte(framing: str) -> None:
             assert got.usage == USAGE, size
             return
         assert is_whole(got.data), size
-        if count > 1:  # the first has no token: as long as there is none, nothing is passed on
+        if count > 1:  # the first has no token, and nothing is passed on before the first token
             assert got.data.count(b"\n\n") == count, size
         else:
             assert got.data == b"", size
@@ -179,7 +179,7 @@ async def test_cut_at_every_byte(framing: str) -> None:
 
 @pytest.mark.parametrize("end", ["end", "close", "reset"])
 async def test_without_done(end: str) -> None:
-    """`transformers serve` never says it: with every finish reason there, it is complete, however the body ends."""
+    """`transformers serve` never sends it: with every finish reason there, it is complete, however the body ends."""
     got = await outcome(sends_apart(FIRST, *WORDS[:3], FINISH, end=end))
     assert got.error is None
     assert got.data == FIRST + b"".join(WORDS[:3]) + FINISH
@@ -188,7 +188,7 @@ async def test_without_done(end: str) -> None:
 
 @pytest.mark.parametrize(("end", "error"), [("end", IncompleteStreamError), ("reset", StreamConnectionError)])
 async def test_without_a_finish_reason(end: str, error: type[StreamError]) -> None:
-    """Cut off; all whole events that had come were passed on, and what was torn was not."""
+    """Cut off; the whole events that had come were passed on, and the torn one was not."""
     got = await outcome(sends_apart(FIRST, *WORDS[:3], WORDS[3][:20], end=end))
     assert type(got.error) is error
     assert got.data == FIRST + b"".join(WORDS[:3])
@@ -217,7 +217,7 @@ def framed(body: bytes, framing: str) -> Script:
     ids=["bare", "LF", "tight", "CR", "CRLF"],
 )
 async def test_done_without_an_empty_line_is_passed_on(done: bytes, finish: bytes, framing: str) -> None:
-    """The body ends with it: clients wait for it, and where the stream counts as complete they get it."""
+    """The body ends with it, without an empty line: it is passed on, since clients wait for it."""
     body = FIRST + WORDS[0] + finish + done
     script = framed(body, framing)
     got = await outcome(script)
@@ -274,7 +274,7 @@ ERRORS = {
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("place", NOT_AT_THE_START)
 async def test_an_error_in_the_stream(place: str, kind: str, end: str) -> None:
-    """It is raised, once its own event and all before it are passed on; of one before any token nothing is."""
+    """Its own event and all before it are passed on, then it is raised; before the first token nothing is passed on."""
     before = NOT_AT_THE_START[place]
     got = await outcome(sends_apart(*([before] if before else []), ERRORS[kind], end=end), timeouts=Timeouts(idle=2))
     assert isinstance(got.error, StreamAPIError)
@@ -445,7 +445,7 @@ async def test_a_cancelled_read_loses_no_byte() -> None:
 
 
 async def test_two_readers_are_refused() -> None:
-    """The second is sent away; the first gets the bytes."""
+    """The second gets an error; the first gets the bytes."""
     async with served(starts_and_hangs) as (server, client), client.stream("Hi", model=MODEL) as stream:
         data = b""
         while data.count(b"\n\n") < 2:
@@ -459,7 +459,7 @@ async def test_two_readers_are_refused() -> None:
 
 
 async def test_bytes_that_were_read_as_chunks_are_gone() -> None:
-    """The other way to read comes too late, and says so; before anything was read it does not."""
+    """Reading in another way is an error once something was read, and possible before that."""
     async with served(sends_apart(STREAM)) as (_, client):
         async with client.stream("Hi", model=MODEL) as stream:
             await anext(stream)
@@ -471,7 +471,7 @@ async def test_bytes_that_were_read_as_chunks_are_gone() -> None:
 
 
 async def test_the_number_of_events_is_known() -> None:
-    """About: what came one by one is counted exactly, what came at once by its size."""
+    """About: events that came one by one are counted exactly, those that came together by their size."""
     for pieces in ([ROLE, FIRST, *WORDS, FINISH, DONE], [STREAM]):
         got = await outcome(sends_apart(*pieces))
         assert abs(got.stream.stats.chunks - len(WORDS) - 1) <= 3
@@ -484,5 +484,5 @@ async def test_the_connection_is_used_again() -> None:
         for _ in range(3):
             got = await Outcome(client.stream("Hi", model=MODEL)).read()
             assert got.error is None
-            await asyncio.sleep(0.01)
+            await bodies_ended(client)
         assert len(server.connections) == 1

@@ -20,7 +20,7 @@ from together_async.calls.stats import ArrivalTimes
 
 @leaves_nothing
 async def test_a_whole_stream_costs_what_the_server_counted() -> None:
-    """`stats` has the server's own number, and none before the end."""
+    """`stats` has the server's own number, and None before the end."""
     async with emulated() as (_, client):
         for kind in ("chunks", "text"):
             stream = client.stream(PROMPT, model=MODEL)
@@ -40,7 +40,7 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
 @leaves_nothing
 @pytest.mark.parametrize("how", LEFT)
 async def test_a_stream_that_was_cut_costs_what_was_seen(how: str) -> None:
-    """Its tokens and an estimate of the prompt, and it says that this is estimated, whoever cut it."""
+    """The tokens that came and an estimate of the prompt, marked as estimated, whatever cut it."""
 
     async def script(call: Any) -> None:
         await call.head()
@@ -77,9 +77,9 @@ async def test_a_stream_that_was_cut_costs_what_was_seen(how: str) -> None:
         await asyncio.wait([task])
         assert task.cancelled() is (how == "cancel")
         prompt = len(PROMPT) // 4 + 4
-        whole_one = how == "silence after the usage"
+        usage_came = how == "silence after the usage"
         stats = stream.stats
-        assert (stats.total_tokens, stats.estimated) == ((12, False) if whole_one else (prompt + 3, True))
+        assert (stats.total_tokens, stats.estimated) == ((12, False) if usage_came else (prompt + 3, True))
         assert counted(client) == (0, 0)
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from support.clients import read_all, served
+from support.clients import read_all, served, transport_of
 from support.servers import (
     DONE,
     KEY,
@@ -85,8 +85,8 @@ async def test_a_loop_in_a_block_may_be_left_and_taken_up() -> None:
                 break
         chunk = await anext(stream)
         assert chunk.choices[0].delta is not None
-        rest = [text async for text in stream.text()]
-        assert (first, chunk.choices[0].delta.content, rest) == (["a", "b"], "c", ["d", "e", "f"])
+        others = [text async for text in stream.text()]
+        assert (first, chunk.choices[0].delta.content, others) == (["a", "b"], "c", ["d", "e", "f"])
         assert (await stream.completion()).text == "abcdef"
 
 
@@ -115,7 +115,7 @@ async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
                 except StopAsyncIteration:
                     break
                 else:
-                    got.append(chunk.choices[0].delta.content)  # type: ignore[union-attr]
+                    got.append(chunk.choices[0].delta.content)  # type: ignore[union-attr]  # each has a delta
         assert ("".join(got), gave_up) == ("abcdefgh", 16)
 
 
@@ -123,7 +123,7 @@ async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
 
 
 async def test_two_readers_share_a_stream() -> None:
-    """Two tasks over one stream: every chunk goes to one of them, or the second is told; the first is not hurt."""
+    """Two tasks over one stream: every chunk goes to one of them, or the second gets an error; the first goes on."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -151,14 +151,14 @@ async def test_two_readers_open_a_stream_once() -> None:
         await asyncio.gather(anext(stream), anext(stream), return_exceptions=True)
         await stream.aclose()
         assert len(server.calls) == 1
-        assert not client._connections.current.responses  # type: ignore[union-attr]
+        assert not transport_of(client).responses
 
 
 # --------------------------------------------------------------------------------------------------------- fast servers
 
 
 async def test_a_loop_over_a_blast_lets_others_run() -> None:
-    """A server that sends as fast as it can does not keep the rest of the program waiting."""
+    """A server that sends as fast as it can does not keep other tasks waiting."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -175,7 +175,7 @@ async def test_a_loop_over_a_blast_lets_others_run() -> None:
 
 @virtual
 async def test_an_idle_reader_pauses_the_server() -> None:
-    """Nobody reads, so the server can't send for ever: what waits is bounded."""
+    """Nobody reads, so the server can't send for ever: the data that waits is bounded."""
     sent = 0
 
     async def script(call: Call) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.clients import served
+from support.clients import served, transport_of
 from support.scripts import slow_ticks
 from support.servers import (
     DONE,
@@ -131,7 +131,7 @@ async def test_leaving_closes_the_connection(
         await left_at_once(await server.call())
         assert "".join([text async for text in client.stream(PROMPT, model=MODEL).text()]) == "b"
         assert len(server.connections) == 2
-        assert not client._connections.current.responses  # type: ignore[union-attr]
+        assert not transport_of(client).responses
         del stream
 
 
@@ -217,8 +217,8 @@ async def test_cancelled_while_waiting(head: bytes) -> None:
     async with served(script) as (server, client):
         await cancelled_when(client, server.call())
         await left_at_once(await server.call())
-        assert not client._connections.current.responses  # type: ignore[union-attr]
-        assert not client._connections.current.openings  # type: ignore[union-attr]
+        assert not transport_of(client).responses
+        assert not transport_of(client).openings
 
 
 async def test_cancelled_while_connecting() -> None:
@@ -269,7 +269,7 @@ async def test_cancelled_at_every_turn(in_block: bool) -> None:
             except asyncio.CancelledError:
                 outcomes.append("cancelled")
         assert set(outcomes) == {"cancelled", "abc"}
-        assert all(not exchange._waiting for exchange in client._connections.current.responses)  # type: ignore[union-attr]
+        assert all(not response._waiting for response in transport_of(client).responses)
 
 
 @virtual
@@ -288,7 +288,7 @@ async def test_a_loop_after_a_cancelled_opening_is_not_taken_for_a_finished_one(
 
 
 async def test_completion_after_leaving_is_an_error() -> None:
-    """What was left by its reader is not a completion."""
+    """A stream that its reader left has no completion."""
     async with served(starts_and_hangs) as (_, client):
         stream = client.stream(PROMPT, model=MODEL)
         async for _ in stream:
@@ -383,4 +383,4 @@ async def test_closing_while_the_stream_opens(how: Callable[[ChatCompletionStrea
         with lasts(0), contextlib.suppress(TogetherError):
             assert not await task
         await left_at_once(call)
-        assert not client._connections.current.responses  # type: ignore[union-attr]
+        assert not transport_of(client).responses

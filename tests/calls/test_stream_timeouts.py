@@ -61,7 +61,7 @@ async def test_the_first_token_is_late(script: Script) -> None:
 
 @virtual
 async def test_the_head_does_not_start_the_first_token_anew() -> None:
-    """A head that comes late leaves only the rest of first_token for the token."""
+    """After a late head the token has only what is left of first_token."""
 
     async def script(call: Call) -> None:
         with contextlib.suppress(TimeoutError):
@@ -203,7 +203,7 @@ async def test_a_finished_stream_that_stays_open_is_complete() -> None:
 
 
 @virtual
-async def test_tokens_under_a_key_that_is_not_known_are_no_silence() -> None:
+async def test_tokens_under_a_key_that_is_not_known_are_not_silence() -> None:
     """A server's new kind of delta keeps the stream alive, although nothing of it is added up."""
 
     async def thinks(call: Call) -> None:

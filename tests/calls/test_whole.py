@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from support.clients import served
+from support.clients import served, transport_of
 from support.servers import (
     LAST_CHUNK,
     MODEL,
@@ -67,7 +67,7 @@ async def test_each_status_has_its_error(status: int, error: type[APIStatusError
     body = {"error": {"message": "no such luck", "type": "t", "param": None, "code": "c"}}
     extra = b"X-Request-ID: r-1\r\nretry-after: 1.5\r\n"
     async with served(answers(response(body, status=status, extra=extra))) as (server, client):
-        with pytest.raises(APIStatusError) as caught:  # noqa: PT012
+        with pytest.raises(APIStatusError) as caught:  # noqa: PT012 - either way raises it
             if stream:
                 await anext(client.stream(PROMPT, model=MODEL))
             else:
@@ -90,7 +90,7 @@ async def test_each_status_has_its_error(status: int, error: type[APIStatusError
     ["This model's maximum context length is 8193 tokens", "Input length 9000 exceeds the maximum context of 8192"],
 )
 async def test_a_context_that_is_too_long(status: int, message: str) -> None:
-    """Together says 403, others 400; both are ContextLengthError."""
+    """Together sends 403, others 400; both are ContextLengthError."""
     async with served(answers(response({"error": {"message": message}}, status=status))) as (_, client):
         with pytest.raises(ContextLengthError):
             await client.create(PROMPT, model=MODEL)
@@ -149,7 +149,7 @@ async def test_error_bodies(body: bytes, expected: str) -> None:
     ],
 )
 async def test_a_200_that_is_not_a_completion(data: bytes, error: type[TogetherError]) -> None:
-    """Each is a typed error with the request id and attempts; none is a completion."""
+    """Each is a typed error with the request id and attempts."""
     data = data.replace(b"\r\n\r\n", b"\r\nx-request-id: r-1\r\n\r\n", 1)
     async with served(answers(data)) as (_, client):
         with pytest.raises(error) as caught:
@@ -161,7 +161,7 @@ async def test_a_200_that_is_not_a_completion(data: bytes, error: type[TogetherE
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 async def test_a_response_cut_at_every_byte(framing: str, reset: bool) -> None:
-    """All of it or one error of ours."""
+    """The whole completion, or a typed error."""
     body = json.dumps(whole("Hé")).encode()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
     wire = {
@@ -217,5 +217,5 @@ async def test_create_cancelled_at_every_turn() -> None:
             except asyncio.CancelledError:
                 outcomes.append("cancelled")
         assert set(outcomes) == {"cancelled", "Hello"}
-        assert not client._connections.current.responses  # type: ignore[union-attr]
-        assert not client._connections.current.openings  # type: ignore[union-attr]
+        assert not transport_of(client).responses
+        assert not transport_of(client).openings

@@ -40,7 +40,7 @@ def test_one_client_in_one_loop_after_the_other(leave: str) -> None:
             stream = client.stream("Hi", model=MODEL)
             if leave == "opening":
                 kept.append(asyncio.create_task(stream.completion()))
-                while not server.calls:  # noqa: ASYNC110
+                while not server.calls:  # noqa: ASYNC110 - in another thread
                     await asyncio.sleep(0.001)
                 return
             await anext(stream)
@@ -129,4 +129,4 @@ async def test_a_client_is_made_without_a_loop_and_used_in_one() -> None:
     """Making a client opens nothing."""
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts
     AsyncTogether(KEY)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above

@@ -90,7 +90,7 @@ async def test_a_session_closed_in_the_middle_of_a_stream() -> None:
 
 
 def test_a_callers_session_in_another_loop() -> None:
-    """A session of the caller's belongs to its loop: in another one it is an error of ours or works, never a hang."""
+    """A session of the caller's belongs to its loop: in another loop it is a typed error or works, and never hangs."""
     with threaded(streams("a"), streams("b")) as server:
         made: list[aiohttp.ClientSession] = []
 

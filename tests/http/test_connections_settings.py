@@ -52,7 +52,7 @@ def test_an_invalid_key(key: str) -> None:
 
 @pytest.mark.parametrize("key", [7, b"bytes", object()])
 def test_a_key_of_another_type(key: Any) -> None:
-    """Only text is a key."""
+    """Only a str is a key."""
     with pytest.raises(ValueError, match="api_key"):
         AsyncTogether(key)
 
@@ -70,7 +70,7 @@ async def test_blanks_around_a_key_are_dropped(monkeypatch: pytest.MonkeyPatch, 
 
 
 async def test_no_key_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Together needs one and nothing is sent without; another server may need none."""
+    """Together needs a key, and nothing is sent without it; another server may not."""
     async with AsyncTogether() as client:
         with pytest.raises(AuthenticationError, match="TOGETHER_API_KEY") as caught:
             await client.create("Hi", model=MODEL)

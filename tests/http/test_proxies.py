@@ -127,7 +127,7 @@ async def test_an_empty_proxy_argument_uses_none(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://u:hunter22@h:port", "http://", "x y"])
 async def test_a_bad_proxy_is_a_typed_error(proxy: str) -> None:
-    """A proxy that can't be one is an error of ours which does not repeat its password."""
+    """An invalid proxy is a typed error that does not repeat its password."""
     async with ScriptedServer(hangs) as server, client_of(server, proxy=proxy) as client:
         with pytest.raises(APIConnectionError) as caught:
             await client.create("Hi", model=MODEL)

@@ -60,12 +60,12 @@ async def main(url, kind):
         task = asyncio.create_task(beat())
         try:
             await call(kind)
-            said = "nothing"
+            outcome = "nothing"
         except TogetherError as error:
-            said = type(error).__name__
+            outcome = type(error).__name__
         await asyncio.sleep(0.01)
         task.cancel()
-    print(said, (max(peak, rss()) - before) >> 20, round(worst * 1000))
+    print(outcome, (max(peak, rss()) - before) >> 20, round(worst * 1000))
 
 asyncio.run(main(*sys.argv[1:]))
 """
@@ -115,10 +115,10 @@ async def test_a_gzip_bomb_costs_little(kind: str, piece: bytes, expected: str) 
     status = 500 if kind == "error" else 200
     packed = response(data, status=status, media_type=media_type, extra=b"content-encoding: gzip\r\n")
     async with ScriptedServer(answers(response(whole())), answers(packed)) as server:
-        said, megabytes, blocked_ms = await run_client(
+        outcome, megabytes, blocked_ms = await run_client(
             BOMB_CLIENT, server.base_url, "create" if kind == "error" else kind
         )
-    assert said == expected
+    assert outcome == expected
     assert int(megabytes) < 16
     assert int(blocked_ms) < 150
 
@@ -141,7 +141,7 @@ async def test_broken_gzip_is_a_typed_error() -> None:
 
 
 async def test_a_line_of_64_mebibytes() -> None:
-    """One endless line is refused at the size cap: the rest is not read, and the server sees us leave."""
+    """An endless line is refused at the size limit: no more of it is read, and the connection is closed."""
 
     async def script(call: Call) -> None:
         await call.head()

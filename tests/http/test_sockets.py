@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 async def test_reads_are_small_on_plain_connections() -> None:
-    """asyncio is told to read 64 KiB at a time; where the attribute is missing this test says so."""
+    """asyncio reads 64 KiB at a time; if its attribute is gone, this test fails."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -35,7 +35,7 @@ async def test_reads_are_small_on_plain_connections() -> None:
     going_on = asyncio.Event()
     async with ScriptedServer(script) as server, client_of(server) as client:
         async with client.stream("Hi", model=MODEL) as stream:
-            connection = stream._reading.response._response.connection  # type: ignore[union-attr]
+            connection = stream._reading.response._response.connection  # type: ignore[union-attr]  # it is open
             assert connection.transport.max_size == sockets.READ_SIZE
             going_on.set()
             assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
@@ -55,7 +55,7 @@ async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None
     async with ScriptedServer(script, ssl_context=server_tls(authority)) as server:
         async with client_of(server, ssl=client_tls(authority)) as client:
             async with client.stream("Hi", model=MODEL) as stream:
-                connection = stream._reading.response._response.connection  # type: ignore[union-attr]
+                connection = stream._reading.response._response.connection  # type: ignore[union-attr]  # it is open
                 protocol = connection.transport._ssl_protocol
                 assert len(protocol._ssl_buffer) == protocol.max_size == sockets.TLS_READ_SIZE
                 going_on.set()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from support import virtual_time
-from support.clients import client_of
+from support.clients import client_of, transport_of
 from support.servers import (
     MODEL,
     ScriptedServer,
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 async def opened(opening: list[Opening], after_s: float = 100.0) -> tuple[bool, BaseException, int]:
     """Waits as a request does. Returns whether what ended the wait came from the opening, what it was, and how many
-    cancellations its task has left to be told of."""
+    cancellations of its task are left."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
@@ -52,8 +52,8 @@ ENDS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("cancelled", ["not", "before", "after"])
 async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled: str) -> None:
-    """The deadline, the client's end and somebody's cancellation, in any order and all at once: only the latter is seen
-    as a cancellation by anybody else, and it always is."""
+    """The deadline, the client's end and somebody's cancellation, in any order and all at once: only the
+    last is seen as a cancellation by the task's owner, and always is."""
     opening: list[Opening] = []
     task = asyncio.ensure_future(opened(opening))
     await asyncio.sleep(0)
@@ -84,14 +84,14 @@ async def test_an_opening_that_has_ended_ignores_what_comes_later() -> None:
 
 
 async def test_an_opening_in_a_task_that_was_cancelled_before() -> None:
-    """A `finally` that asks something more, within a cancellation: its own deadline is told from that."""
+    """A `finally` that asks something more, within a cancellation: its own deadline is not taken for it."""
 
     async def main() -> tuple[bool, BaseException, int]:
         try:
             await asyncio.sleep(1_000)
         finally:
             opening: list[Opening] = []
-            asyncio.get_running_loop().call_later(0.01, lambda: opening[0].expire())  # noqa: PLW0108 - there is none yet
+            asyncio.get_running_loop().call_later(0.01, lambda: opening[0].expire())  # noqa: PLW0108 - the list is still empty
             return await opened(opening)  # noqa: B012 - the cancellation is over
 
     task = asyncio.ensure_future(main())
@@ -113,9 +113,8 @@ def test_closed_in_the_turn_in_which_it_is_late(order: str) -> None:
             client = client_of(server, proxy="", timeouts=Timeouts(first_token=5.0))
             call = asyncio.ensure_future(client.create("Hi", model=MODEL))
             await server.call()
-            transport = client._connections.current
-            assert transport is not None
-            (opening,) = (one for one in transport.openings if isinstance(one, Opening))
+            transport = transport_of(client)
+            (opening,) = (found for found in transport.openings if isinstance(found, Opening))
             await asyncio.sleep(opening.at - loop.time() - 0.02)  # the deadline has a timer of its own now
             loop.call_at(opening.at + (0.0001 if order == "deadline first" else -0.0001), transport.abort_all)
             time.sleep(0.03)  # noqa: ASYNC251 - both are due when the loop goes on
@@ -127,10 +126,9 @@ def test_closed_in_the_turn_in_which_it_is_late(order: str) -> None:
 
 
 async def test_no_timer_is_left_by_requests() -> None:
-    """However many were made: the last one takes the timer along."""
+    """However many were made: the last request to end takes the timer along."""
     async with ScriptedServer(answers(response(whole()))) as server, client_of(server) as client:
         await asyncio.gather(*(client.create("Hi", model=MODEL) for _ in range(20)))
-        transport = client._connections.current
-        assert transport is not None
+        transport = transport_of(client)
         assert not transport._deadlines._waiting
         assert not transport.openings

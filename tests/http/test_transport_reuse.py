@@ -133,7 +133,7 @@ async def test_a_response_that_nobody_asked_for_answers_nobody() -> None:
 
 
 async def test_two_responses_in_one_piece() -> None:
-    """The second of two responses to one request is nobody's."""
+    """The second of two responses to the same request belongs to no request."""
     both = answers(response(whole("first")) + response(whole("for somebody else")))
     async with ScriptedServer(both, answers(response(whole("second")))) as server, client_of(server) as client:
         assert (await client.create("Hi", model=MODEL)).text == "first"

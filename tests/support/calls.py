@@ -38,7 +38,7 @@ UNTIMED = Timeouts(connect=None, first_token=None, idle=None)
 
 
 def refuses(status: int, **headers: str) -> Status:
-    """A refusal; a 429 tells a limit that is generous."""
+    """A refusal; a 429 reports a generous limit."""
     return Status(status, headers={**(GENEROUS if status == 429 else {}), **headers})
 
 
@@ -78,9 +78,9 @@ def clocked(limits: Limits | None = None) -> RateLimiter:
     return RateLimiter(limits, clock=lambda: asyncio.get_running_loop().time())
 
 
-def reasons(asked: Any) -> tuple[str, ...]:
+def reasons(result: Any) -> tuple[str, ...]:
     """Why a completion, an error or a stream needed more attempts."""
-    return tuple(one.reason for one in asked.retries)
+    return tuple(retried.reason for retried in result.retries)
 
 
 def notes(error: BaseException) -> list[str]:
@@ -89,17 +89,17 @@ def notes(error: BaseException) -> list[str]:
 
 
 def check_attempts(outcome: Outcome, requests: int, reason: str) -> None:
-    """An outcome says how many requests were made for it, and why it was more than one."""
-    asked = outcome.completion if outcome.error is None else outcome.error
-    assert asked.attempts == requests
+    """An outcome knows how many requests were made for it, and why."""
+    result = outcome.completion if outcome.error is None else outcome.error
+    assert result.attempts == requests
     # What a pooled connection fails with may be that it was stale, and then it is replaced at once.
     also = {reason, "stale connection"} if reason == "no connection" else {reason}
-    assert len(asked.retries) == requests - 1
-    assert set(reasons(asked)) <= also
-    assert all(0 <= one.waited_s < 5 for one in asked.retries)
+    assert len(result.retries) == requests - 1
+    assert set(reasons(result)) <= also
+    assert all(0 <= retried.waited_s < 5 for retried in result.retries)
     if outcome.error is not None and requests > 1:
         (note,) = notes(outcome.error)
-        assert note.startswith(f"{requests} attempts ({asked.retries[0].reason}, waited ")
+        assert note.startswith(f"{requests} attempts ({result.retries[0].reason}, waited ")
         assert note.endswith("; Retry.attempts allows no more")
 
 
@@ -111,7 +111,7 @@ def unpickled(value: Any) -> Any:
 async def ask_with_faults(
     server: EmulatorServer, client: AsyncTogether, kind: str, faults: Any, **options: Any
 ) -> Outcome:
-    """Asks the emulator with these faults; what the outcome says is what the journal says."""
+    """Asks the emulator with these faults; the attempts of the outcome are those in the journal."""
     server.journal.clear()
     server.faults = faults
     client._budget = RetryBudget(1)  # each of these calls is its client's first
@@ -122,7 +122,7 @@ async def ask_with_faults(
 
 
 async def good(call: Any) -> None:
-    """A script that answers as it is asked to."""
+    """A script that answers as it is result to."""
     await (streams(TEXT) if call.json.get("stream") else answers(response(whole(TEXT))))(call)
 
 

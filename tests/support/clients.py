@@ -1,7 +1,8 @@
-"""Clients of scripted servers."""
+"""Clients of scripted servers, and what they and their errors hold."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,7 @@ from support.servers import (
 from together_async import (
     AsyncTogether,
 )
+from together_async.http.transport import Transport
 
 
 @contextlib.asynccontextmanager
@@ -22,6 +24,21 @@ async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[Script
     """A server that follows the scripts, one a call, and a client of it."""
     async with ScriptedServer(*scripts) as server, AsyncTogether(KEY, base_url=server.base_url, **options) as client:
         yield server, client
+
+
+def transport_of(client: AsyncTogether) -> Transport:
+    """The transport that a client uses now."""
+    transport = client._connections.current
+    assert transport is not None
+    return transport
+
+
+async def bodies_ended(client: AsyncTogether) -> None:
+    """Waits until no response of a client is being read any more: each connection is in the pool, or closed."""
+    responses = transport_of(client).responses
+    async with asyncio.timeout(5):
+        while responses:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0)
 
 
 def client_of(server: ScriptedServer, **options: Any) -> AsyncTogether:
