@@ -32,7 +32,7 @@ PACKAGES = """
     wire:           models errors request
     http:           _version errors timeouts wire
     ratelimit:      validation errors timeouts
-    calls:          models errors timeouts retry wire http ratelimit | | request wire http ratelimit
+    calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | models request calls
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client

@@ -15,6 +15,7 @@ from typing import Final, Self
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
 from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw
+from together_async.tasks import OwningIterator
 from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
 from together_async.wire.raw_events import RawEventDecoder
 
@@ -23,8 +24,8 @@ _BATCH: Final = 64
 _EXTRA_FIELDS: Final = frozenset(GENERATED_FIELDS) - {"content", "tool_calls"}
 
 
-class Reader:
-    """What all iterators share. One that owns the connection closes it when it is dropped.
+class Reader(OwningIterator):
+    """What all iterators share. The owner of the connection closes it when it is dropped.
 
     Args:
         reading: What is read.
@@ -32,11 +33,11 @@ class Reader:
         owner: Whether the connection is closed when this iterator is dropped.
     """
 
-    __slots__ = ("_accumulator", "_append", "_careful", "_index", "_owner", "_reading")
+    __slots__ = ("_accumulator", "_append", "_careful", "_index", "_reading")
 
     def __init__(self, reading: Reading, index: int, *, owner: bool) -> None:
+        super().__init__(owner=owner)
         self._reading = reading
-        self._owner = owner
         self._index = index
         self._accumulator = reading.accumulator
         self._append: Callable[[str], None] | None = None  # adds to the texts of the choice, once it has begun
@@ -47,12 +48,10 @@ class Reader:
         return f"<{type(self).__name__} of {self._reading!r}>"
 
     def __aiter__(self) -> Self:
-        # The iterator of a loop owns the connection: it dies with the loop, even if this one is kept.
-        owner, self._owner = self._owner, False
-        return type(self)(self._reading, self._index, owner=owner)
+        return type(self)(self._reading, self._index, owner=self._hand_over())
 
-    def __del__(self) -> None:
-        if self._owner and not self._reading.over:
+    def _drop(self) -> None:
+        if not self._reading.over:
             self._reading.leave()
 
     def _begin(self) -> None:
