@@ -38,10 +38,10 @@ PACKAGES = """
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
     relay:          models errors tasks wire calls flow
     compat:         models request | | calls client
-    client:         models request timeouts retry pricing wire http ratelimit calls fanout compat | http batch
-                    | batch
-    __init__:       _version models errors request timeouts retry pricing wire ratelimit calls fanout client |
-                    | flow batch
+    client:         models request timeouts retry wire http ratelimit calls fanout compat | pricing wire http
+                    batch | pricing wire batch
+    __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client | |
+                    pricing wire flow fanout batch
     local:          errors
     testing:        request wire
     examples:       relay __init__

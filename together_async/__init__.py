@@ -30,7 +30,6 @@ from together_async.errors import (
     TogetherError,
     UnprocessableEntityError,
 )
-from together_async.fanout.merge import merge
 from together_async.fanout.results import MapResult, MapResults, Timing
 from together_async.models import (
     ChatCompletion,
@@ -50,19 +49,20 @@ from together_async.models import (
     ToolCallDelta,
     Usage,
 )
-from together_async.pricing import Price
 from together_async.ratelimit import Limits, LimitsState, ModelState, Priority, RateLimiter
 from together_async.request import ChatCompletionRequest, Message, MessagesLike, RequestOptions
 from together_async.retry import Retry
 from together_async.timeouts import Timeouts
 from together_async.wire.sse import EventStreamParser, EventTooLargeError, ServerSentEvent, encode_event
-from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
     from together_async.batch import BatchInputError, BatchSummary, OutputError, Record
+    from together_async.fanout.merge import merge
     from together_async.flow.broadcast import Broadcast, SlowConsumerError, Subscription, tee
     from together_async.flow.buffer import Buffer
     from together_async.flow.buffered import Buffered, buffered
+    from together_async.pricing import Price
+    from together_async.wire.structured import ParsedCompletion
 
 __all__ = [
     "APIConnectionError",
@@ -152,6 +152,9 @@ _ON_FIRST_USE = {
     "Buffer": "flow.buffer",
     "Buffered": "flow.buffered",
     "buffered": "flow.buffered",
+    "ParsedCompletion": "wire.structured",
+    "Price": "pricing",
+    "merge": "fanout.merge",
 }
 """Names that few programs need, and their modules: to import them costs a twentieth of the whole import and more."""
 _PARTS = ("relay", "testing")

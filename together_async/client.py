@@ -23,7 +23,6 @@ from together_async.fanout.pending import Requester
 from together_async.fanout.results import MapResults, OnChunk, OnError
 from together_async.http.connections import DEFAULT_BASE_URL, Connections, checked_headers, checked_key, checked_url
 from together_async.models import ChatCompletion
-from together_async.pricing import Price, read_prices
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimator import size_of
 from together_async.ratelimit.lane import MOST_PAUSE_S
@@ -31,12 +30,10 @@ from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
 from together_async.retry import Retry, RetryBudget
 from together_async.timeouts import Timeouts
-from together_async.wire import structured
 from together_async.wire.error_bodies import json_of, status_error
 from together_async.wire.http_request import MODELS_REQUEST, build_request
 from together_async.wire.redaction import Secret
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
-from together_async.wire.structured import ParsedCompletion
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -46,6 +43,8 @@ if TYPE_CHECKING:
 
     from together_async.batch.progress import BatchSummary
     from together_async.batch.record import Record
+    from together_async.pricing import Price
+    from together_async.wire.structured import ParsedCompletion
 
 DEFAULT_RETRY: Final = Retry()
 R = TypeVar("R")
@@ -222,6 +221,8 @@ class AsyncTogether:
             APIResponseValidationError: The answer is cut off, not JSON, or does not fit the class; `.path` says where.
             TogetherError: What `create` raises.
         """
+        from together_async.wire import structured  # noqa: PLC0415 - most programs never parse
+
         if options.get("response_format") is None:
             options["response_format"] = structured.response_format(response_type)
         completion = await self.create(
@@ -416,6 +417,8 @@ class AsyncTogether:
             APIConnectionError, APITimeoutError: Nothing came back.
             APIResponseValidationError: The response is not JSON.
         """
+        from together_async.pricing import read_prices  # noqa: PLC0415 - most programs never ask for prices
+
         transport = self._connections.transport()
         response = await transport.open(
             MODELS_REQUEST,

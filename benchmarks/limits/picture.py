@@ -11,7 +11,7 @@ from benchmarks.limits.workload import DYNAMIC, FIXED, RATES
 from together_async.testing.ideal import ideal_seconds
 
 if TYPE_CHECKING:
-    from benchmarks.limits.run import LimitsRun
+    from benchmarks.limits.results import LimitsRun
 
 OURS, OTHERS, LIMIT, REFUSED = "#0f6fff", "#e07a3f", "#344054", "#d92d20"
 BINS = 130

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from together_async.wire.http_request import HTTPRequest
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)  # a traceback with locals must not show headers or messages
 class CallSettings:
     """What stays the same over all attempts of a call.
 
