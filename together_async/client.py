@@ -338,33 +338,33 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> BatchSummary:
-        """Asks for all requests of a file, and writes the results to another file. Called again, it goes on.
+        """Sends all requests of a file, and writes the results to another file. Called again, it goes on.
 
         ```python
         summary = await client.run_batch("in.jsonl", "out.jsonl")
         ```
 
-        A result counts when it is on disk. Whatever ends the process, the next call asks what has no result, and what
-        was edited since: requests are told apart by `custom_id` and a hash of the body, defaults included. Answers
-        to bodies that were edited move to a file beside the output, its name with `.superseded`.
+        A result counts when it is on disk. Whatever ends the process, the next call sends what has no result, and what
+        was edited since: requests are identified by `custom_id` and a hash of the body, defaults included. Answers
+        to bodies that were edited move to a file next to the output, its name with `.superseded`.
 
         Args:
             input: JSON lines as the Batch API takes them, `{"custom_id": ..., "body": {...}}`; a text with a prompt in
                 each line; or a CSV, with a template.
-            output: JSON lines as the Batch API writes them, with `"meta"` beside: hash, timing and attempts.
+            output: JSON lines as the Batch API writes them, with a `"meta"` of their own: hash, timing and attempts.
             model: For requests that name none.
             format: Of the input; None goes by its suffix.
             template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}".
             system: For text and CSV: a system message before each prompt.
             concurrency: As for `map`.
-            stream: Whether answers are streamed, so that silence is noticed and no gateway takes a long answer for
-                none. What is written is the completion in either case.
-            retry_errors: Whether errors of earlier runs are asked again.
-            keep_going: Whether lines that can't be asked become errors in the output; else nothing is sent.
-            prices: Whether to ask the service for its prices (`GET /models`), so that the summary tells the cost.
+            stream: Whether answers are streamed, so that silence is noticed and no gateway gives up on a long answer.
+                The completion is written in either case.
+            retry_errors: Whether requests that failed in earlier runs are sent again.
+            keep_going: Whether invalid lines become errors in the output; else nothing is sent.
+            prices: Whether to ask the service for its prices (`GET /models`), so that the summary has the cost.
             max_cost: US dollars which all answers in the output together may cost, by these prices.
             max_tokens_total: Tokens that they may use, prompts and answers together.
-            deadline: When to begin nothing more: seconds from now, a timedelta or a datetime.
+            deadline: When to send no further request: seconds from now, a timedelta or a datetime.
             report: Where to write a page (HTML) about how it went.
             on_result: Called with the record of each result once it is on disk.
             timeouts: In place of the client's.
@@ -373,13 +373,13 @@ class AsyncTogether:
             **options: Fields of `ChatCompletionRequest`, for requests that do not have them.
 
         Returns:
-            How it ended: what has an answer, what has an error, and what has neither, because it was `stopped`.
+            How many requests have an answer, how many an error, and how many neither, because it was `stopped`.
 
         Raises:
-            BatchInputError: Lines that can't be asked; `.errors` has each with its number.
+            BatchInputError: Invalid lines; `.errors` has each with its number.
             OutputError: The output can't be written, holds something else, or another run has it.
             OSError: The input can't be read.
-            ValueError, TypeError: An argument out of range, an option that is none.
+            ValueError, TypeError: An argument out of range, an unknown option.
         """
         from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
 
@@ -558,7 +558,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_map(model: object, timeouts: object, on_chunk: object, *, stream: bool) -> None:
-    """Raises at once for what would be found with each request."""
+    """Raises at once for an argument that would fail with every request."""
     if on_chunk is not None and not callable(on_chunk):
         raise ValueError(f"on_chunk: got a {type(on_chunk).__name__}, expected a function of index and chunk")
     if on_chunk is not None and not stream:

@@ -56,16 +56,16 @@ class CallSettings:
         connections: Those of the client.
         driver: The limiter's: it decides when the call may be sent, and learns from the responses.
         budget: The retries that the client's calls may make together.
-        request: What is asked.
-        http_request: The same as it is sent.
-        headers: Added to, or in place of, the client's; None for none.
+        request: The request.
+        http_request: The request as it is sent.
+        headers: Added to, or in place of, the client's; None adds nothing.
         timeouts: The deadlines of the call.
         retry: When another attempt follows a failed one.
         priority: "interactive" or "batch".
         size: The size of the request, from which its tokens are estimated.
         streamed: Whether the answer comes token by token.
-        counts_as_queued: Whether `Limits.max_queued` counts the call and holds for it.
-        skips_slow_start: Whether the call is one of a number that the caller has named.
+        counts_as_queued: Whether the call counts towards `Limits.max_queued`, and is refused beyond it.
+        skips_slow_start: Whether the call needs no slow start, because its caller named a number of calls at once.
     """
 
     connections: Connections
@@ -100,7 +100,7 @@ class Call:
         tokens: Tokens of prompt and answer, as they were settled with the limiter; None before the end.
         estimated: Whether that is an estimate, because the server's own count did not come.
         first_sent_at: When the first attempt began, on the event loop's clock; None before that.
-        on_wait: Called with 1 when the call begins to wait for its turn, with -1 when the wait ends; None for nobody.
+        on_wait: Called with 1 when the call begins to wait for its turn, with -1 when the wait ends; None for no call.
         on_backoff: The same for the wait before another attempt.
     """
 
@@ -163,7 +163,7 @@ class Call:
         """Returns the response of the first attempt whose status is a success.
 
         Raises:
-            TogetherError: What the last attempt came to, or why there was none; with attempts and retries.
+            TogetherError: The error of the last attempt, or why there was none; with `attempts` and `retries`.
         """
         settings = self.settings
         transport = settings.connections.transport(settings.headers)
@@ -191,7 +191,7 @@ class Call:
         """Returns another response, after one that began and broke before the caller had seen anything of it.
 
         Raises:
-            TogetherError: `error` itself, if there is no other attempt; else as `open`.
+            TogetherError: `error` itself if there is no other attempt, else what `open` raises.
         """
         delay_s = self._delay_after(error)
         transport = self.settings.connections.transport(self.settings.headers)

@@ -28,7 +28,7 @@ class Reader(OwningIterator):
     """What all iterators share. The owner of the connection closes it when it is dropped.
 
     Args:
-        reading: What is read.
+        reading: The stream that is read.
         index: The index of the choice whose text is read; 0 for readers of whole chunks.
         owner: Whether the connection is closed when this iterator is dropped.
     """
@@ -55,7 +55,7 @@ class Reader(OwningIterator):
             self._reading.leave()
 
     def _begin(self) -> None:
-        """Takes the quick path from now on if the choice has begun, and the response is the one that stays."""
+        """Takes the quick path from now on if the choice has begun, and no retry can replace the response."""
         texts = self._accumulator.texts(self._index) if self._reading.delivered else None
         if texts is not None:
             self._append = texts.append
@@ -234,7 +234,7 @@ class RawReader(Reader):
     def _next_data(self) -> bytes:
         """Decodes the payloads that matter; returns the bytes that came with them.
 
-        Bytes are returned once they hold something of an answer: until then the answer may be asked for again.
+        Bytes are returned once they hold something of an answer: until then the call may be retried.
         """
         reading = self._reading
         decoder = reading.decoder
@@ -319,7 +319,7 @@ class TextReader(Reader):
 
 
 class RestReader(TextReader):
-    """What `completion()` reads: as text, which is cheaper. What comes before a token can be asked for again."""
+    """Reads for `completion()`: as text, which is cheaper. Before the first token the call may be retried."""
 
     __slots__ = ()
 

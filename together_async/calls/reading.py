@@ -1,4 +1,4 @@
-"""`Reading`: one stream while it is read. What waits for the network, what ends a stream, and what breaks it.
+"""`Reading`: one stream while it is read. It waits for the network, and ends the stream or breaks it off.
 
 The stream (`calls.stream`) is the public face of a reading, and the readers (`calls.readers`) are the loops over it;
 both hold the reading and read its state. A reading is in one of five states:
@@ -82,7 +82,7 @@ class Reading:
     The attributes are one thing: whatever a read can change when it waits, ends or fails.
 
     Args:
-        call: The call that the stream is the answer of.
+        call: The call that the stream answers.
         choices: How many choices were asked for.
         time: The event loop's clock, in seconds.
         max_event_size: The most bytes of one event.
@@ -91,11 +91,11 @@ class Reading:
         state: See the table at the head of this module.
         response: The HTTP response that is being read.
         decoder: Its decoder; kept when the response has ended.
-        payloads: What has come and has not been decoded yet. The last one is the next.
+        payloads: Payloads that have come and are not decoded yet; the next is the last of the list.
         accumulator: What has been delivered, added up.
         error: Why the stream broke; every later read raises it again.
         times: When something generated arrived.
-        delivered: Whether the caller has got something of the answer. From then on nothing is asked for again.
+        delivered: Whether the caller has got something of the answer. From then on there is no retry.
         caller_ran: Whether the caller had a turn since the last wait for the network. Then the time between is the
             caller's, and not the server's silence.
         closed: Whether the caller has closed the stream.
@@ -214,7 +214,7 @@ class Reading:
             self.times.started = self._time()
         self.state, self.error = State.OPENING, None
         response = await self._response_of_call(broken)
-        # Called by whoever closes the response. It holds no reference to this reading, which has to end when dropped.
+        # Called when the response is closed. It holds no reference to this reading, which has to end when dropped.
         response.on_close = functools.partial(_settle_limits, self._call, self.accumulator)
         if broken is not None:
             self._start_anew()
@@ -257,7 +257,7 @@ class Reading:
         self._headers = None
 
     async def retry(self, error: TogetherError) -> None:
-        """Asks again after a response that broke; raises `error` if some of it was delivered, or if nothing may be."""
+        """Sends the request again after a response that broke; raises `error` if that is not possible any more."""
         if self.delivered or self.closed or self.error is not error:
             raise error
         await self.open(broken=error)
@@ -313,7 +313,7 @@ class Reading:
                     data_to_come = response.start_read(progressed, caller_ran=caller_ran)
                     try:
                         data = await data_to_come
-                    except BaseException as error:  # noqa: BLE001 - salvage_buffered raises what it means
+                    except BaseException as error:  # noqa: BLE001 - salvage_buffered raises it, or returns data
                         data = response.salvage_buffered(error)
                     else:
                         response.note_read(data)
@@ -385,7 +385,7 @@ class Reading:
         return chunk
 
     async def skip(self) -> None:
-        """Counts a payload that is nothing for the caller; gives other tasks a turn now and then."""
+        """Counts a payload that holds nothing for the caller; gives other tasks a turn now and then."""
         self._skipped += 1
         if self._skipped % _SKIPS_PER_TURN == 0:
             await asyncio.sleep(0)
@@ -411,7 +411,7 @@ class Reading:
             response.close()
 
     def _detach(self) -> HTTPResponse | None:
-        """Ends the reading; returns the response, if it had one, with what will be asked for of it kept here."""
+        """Ends the reading; returns the response, if it had one, and keeps its headers."""
         self.state = State.ENDED
         self.payloads = []
         response, self.response = self.response, None
@@ -435,7 +435,7 @@ class Reading:
             )
 
     def _connection_failed(self, error: APIConnectionError) -> None:
-        """Ends a stream whose connection is lost or late: well if the answer is complete, else with an error."""
+        """Ends a stream whose connection is lost or too slow; with an error unless the answer is complete."""
         if self.decoder is not None and (payloads := self.decoder.kept_payloads()):
             payloads.reverse()
             self.payloads = payloads  # they may complete the answer; if not, the next read fails in the same way

@@ -4,7 +4,7 @@ Who closes the connection: inside `async with stream:` the end of the block does
 again. Without `async with` the loop owns the connection: `async for` gets an iterator of its own, which the `for`
 statement drops when it is left for whatever reason, and the end of that iterator closes the connection at once.
 
-What is read, and how it ends, is the business of `calls.reading`; the loops themselves are in `calls.readers`.
+How a stream is read and how it ends is in `calls.reading`; the loops are in `calls.readers`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ async def read_completion(call: Call) -> ChatCompletion:
     """Returns the completion of a call, after as many attempts as it may make.
 
     Raises:
-        TogetherError: What the last attempt came to.
+        TogetherError: The error of the last attempt.
     """
     response = await call.open()
     while True:

@@ -37,7 +37,7 @@ class Deadline(abc.ABC):
 
 
 class Deadlines:
-    """The deadlines of one event loop: one timer for each second in which something is due, none when idle."""
+    """The deadlines of one event loop: one timer for each second in which something is due, and no timer when idle."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

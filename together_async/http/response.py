@@ -23,7 +23,7 @@ MAX_BODY_SIZE: Final = 64 * 1024 * 1024
 """Most bytes of a whole response."""
 MAX_ERROR_BODY_SIZE: Final = 256 * 1024
 ERROR_BODY_SECONDS: Final = 5.0
-"""How long the body of an error may take. Its status is known, so the part that came by then has to do."""
+"""How long the body of an error may take. Its status is known, so the part that has come by then is enough."""
 DRAIN_SECONDS: Final = 1.0
 """How long a stream may take from `[DONE]` to the end of its body before its connection is closed and not reused."""
 _INFLATE_FREE: Final = 4 * 1024 * 1024
@@ -126,7 +126,7 @@ class HTTPResponse:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response's headers, names in lower case; of a repeated one the values joined by a comma."""
+        """The response's headers, names in lower case; the values of a repeated one are joined by commas."""
         headers: dict[str, str] = {}
         for name, value in self._response.headers.items():
             key = name.lower()
@@ -260,7 +260,7 @@ class HTTPResponse:
             failure = self._failure = _connection_error(error, self._response)
             failure.attempts = self.attempts
         content = self._response.content
-        # Private, so asked for with a default: without it the bytes are lost, and the error still tells the truth.
+        # Private, so asked for with a default: without it the bytes are lost, but the error is still right.
         buffered = getattr(content, "_buffer", None)
         if buffered:
             offset = getattr(content, "_buffer_offset", 0)
@@ -296,7 +296,7 @@ class HTTPResponse:
         """Returns a body that came with its head, as most short ones do: no wait, no timer."""
         try:
             data = self._content.read_nowait(-1)
-        except Exception as error:  # noqa: BLE001 - salvage_buffered raises what it means
+        except Exception as error:  # noqa: BLE001 - salvage_buffered raises it, or returns data
             return self.salvage_buffered(error)
         self.arrived = self._time()
         self._body_read = True

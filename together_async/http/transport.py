@@ -312,7 +312,7 @@ class Transport:
             except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
                 # A connector error is a connection that was never made; a message is a response that had begun.
                 # Our own sessions know whether the connection came from the pool; for others it has to be assumed.
-                # (A reset in the middle of a head can't be told from a stale connection's: aiohttp drops what came.)
+                # (A reset in the middle of a head looks like one of a stale connection: aiohttp drops what came.)
                 if (
                     isinstance(error, aiohttp.ClientConnectorError)
                     or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
@@ -379,7 +379,7 @@ class Transport:
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
             socket_factory=make_socket,
-            # aiohttp takes a keepalive_timeout of None, and only that, beside force_close.
+            # aiohttp takes a keepalive_timeout of None, and only that, together with force_close.
             keepalive_timeout=None if force_close else KEEPALIVE_SECONDS,
         )
         return aiohttp.ClientSession(
@@ -432,7 +432,7 @@ class Transport:
 
 
 def _permanent(message: str) -> APIConnectionError:
-    """Returns an error that another attempt can't mend."""
+    """Returns an error that another attempt would meet again."""
     error = APIConnectionError(message)
     error.transient = False
     return error
