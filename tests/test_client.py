@@ -24,7 +24,7 @@ PROMPT = "the secret plans of the company"
 
 
 async def test_a_whole_completion() -> None:
-    """What is asked for is sent, what comes is returned, exactly."""
+    """Exactly the given fields are sent, and exactly the response is returned."""
     async with served(answers(response(whole("Hé")))) as (server, client):
         completion = await client.create(
             [Message.system("Be brief."), {"role": "user", "content": PROMPT}],

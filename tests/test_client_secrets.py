@@ -63,7 +63,7 @@ async def test_the_key_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def all_shown(error: BaseException) -> str:
-    """What any log or crash reporter could make of an error: texts, reprs, tracebacks with locals of our frames."""
+    """All that a log or a crash reporter could show of an error: texts, reprs, tracebacks with the package's locals."""
     texts = []
     seen: list[BaseException] = []
     pending: list[BaseException | None] = [error]
@@ -113,7 +113,7 @@ async def test_no_error_shows_the_key(script: Script) -> None:
 
 
 async def test_a_refused_connection_does_not_show_the_key() -> None:
-    """Nor do aiohttp's errors from connecting."""
+    """aiohttp's errors from connecting do not show it either."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

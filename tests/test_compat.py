@@ -1,4 +1,4 @@
-"""`compat`: the words of the `openai` and `together` SDKs, as their READMEs use them, unchanged but for the import."""
+"""`compat`: the calls of the `openai` and `together` SDKs as in their READMEs, unchanged except for the import."""
 # ruff: noqa: SIM117 - a server and its client, one inside the other, read better than a tuple of both
 
 import asyncio
@@ -72,7 +72,7 @@ async def test_async_usage_by_environment(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 async def test_async_usage_in_a_block() -> None:
-    """`async with AsyncTogether(api_key=...) as client`, a developer's message, and several choices of words."""
+    """`async with AsyncTogether(api_key=...) as client`, a developer's message, and the SDKs' names of arguments."""
     async with ScriptedServer(answers(response(whole()))) as server:
         async with AsyncTogether(api_key=KEY, base_url=server.base_url) as client:
             completion = await client.chat.completions.create(
@@ -327,7 +327,7 @@ async def test_messages_of_every_kind() -> None:
     async with served(answers(response(whole()))) as (server, client):
         first = await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")])
         kinds = ({"role": "user", "content": "Hi"}, first.choices[0].message, Message.user("And now?"))
-        await client.chat.completions.create(model=MODEL, messages=iter(kinds))  # type: ignore[arg-type] # a mistake, on purpose
+        await client.chat.completions.create(model=MODEL, messages=iter(kinds))  # type: ignore[arg-type] # typed as a sequence
     assert [message["role"] for message in server.calls[1].json["messages"]] == ["user", "assistant", "user"]
 
 
@@ -413,7 +413,7 @@ async def test_cancelled_while_creating() -> None:
         ({"model": ""}, ValueError),
     ],
 )
-async def test_mistakes_are_told_before_anything_is_sent(options: dict[str, Any], error: type[Exception]) -> None:
+async def test_mistakes_are_reported_before_anything_is_sent(options: dict[str, Any], error: type[Exception]) -> None:
     """The same checks as elsewhere."""
     async with served(hangs) as (server, client):
         with pytest.raises(error):

@@ -39,7 +39,7 @@ from together_async.testing import (
 
 
 async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bool = True) -> list[TogetherError]:
-    """The errors of so many calls, each of which fails."""
+    """Makes `count` calls, each of which has to fail; returns their errors."""
 
     async def failure() -> TogetherError:
         try:
@@ -86,7 +86,7 @@ async def test_a_thousand_refused_calls_try_at_most_1200_connections() -> None:
 
 @pytest.mark.parametrize("header", ["x: y", "retry-after: 0", "retry-after: 2"])
 def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(header: str) -> None:
-    """An account that never lets anybody in is asked at the slowest of all paces, with or without a reported wait."""
+    """An account that refuses every call is asked at the slowest rate, with or without a reported wait."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -85,7 +85,7 @@ def test_never_earlier_than_reported(name: str, status: int) -> None:
 @pytest.mark.parametrize("header", ["x-ratelimit-reset: 50", "retry-after: soon\r\nx-ratelimit-reset: 50"])
 @pytest.mark.parametrize("status", [408, 500, 503])
 def test_a_reset_of_another_status_delays_nothing(status: int, header: str) -> None:
-    """Every answer has `x-ratelimit-reset`; it says how long to wait only on a 429."""
+    """Every response has `x-ratelimit-reset`; only on a 429 it is a time to wait."""
 
     async def main() -> None:
         async with (
@@ -101,7 +101,7 @@ def test_a_reset_of_another_status_delays_nothing(status: int, header: str) -> N
 @pytest.mark.parametrize("kind", ["create", "text"])
 @pytest.mark.parametrize("code", [429, 503])
 def test_the_wait_reported_with_an_error_under_status_200_is_kept(code: int, kind: str) -> None:
-    """The head of the response that holds it reports the wait, as that of any other."""
+    """The wait is in the head of the response that holds the error."""
 
     async def main() -> None:
         error = response({"error": {"message": "no", "code": code}}, extra=b"retry-after: 20\r\n")
@@ -224,7 +224,7 @@ def test_delays_are_anything_from_nothing_to_the_most() -> None:
 
 
 def test_the_deadline_over_all_attempts_ends_a_call_at_once(longest_delays: None) -> None:
-    """Nobody sleeps past `Timeouts.total`: the call ends with the error of the last attempt."""
+    """No call sleeps past `Timeouts.total`: the call ends with the error of the last attempt."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""`Call`: what can be looked at: the limits' state, and the attempts of errors and completions."""
+"""`Call`: the state of the limits, and the attempts that errors and completions remember."""
 
 import asyncio
 import copy
@@ -93,7 +93,7 @@ def test_the_state_is_a_value_that_can_be_read() -> None:
 
 @leaves_nothing
 async def test_errors_and_completions_keep_their_history_through_a_pickle() -> None:
-    """Attempts, reasons and the added sentence; a copy is equal and knows the same."""
+    """Attempts, reasons and the note; a copy is equal and has the same."""
     async with emulated(faults=InTurn(Status(503), Status(500))) as (server, client):
         for kind in KINDS:
             server.faults = InTurn(Status(503), Status(500))
@@ -115,7 +115,7 @@ async def test_errors_and_completions_keep_their_history_through_a_pickle() -> N
 
 @leaves_nothing
 async def test_a_refusal_to_ask_again_says_why() -> None:
-    """Of a retry that the table allows: the budget, the server's wait or the deadline, unless retries are off."""
+    """The budget, the server's wait or the deadline forbade a retry; nothing is said if retries are off."""
     for options, headers, why in (
         ({"retry": Retry(budget=0)}, {}, "the client's retry budget is used up"),
         ({"retry": QUICK}, {"retry-after": "100"}, "the server's wait is longer than Retry.max_retry_after"),

@@ -40,7 +40,7 @@ from together_async.testing import (
 
 
 class Stepped:
-    """Awaits a coroutine, and does something at its n-th suspension.
+    """Awaits a coroutine, and calls a function at its n-th suspension.
 
     Args:
         coroutine: What is awaited.
@@ -93,7 +93,7 @@ PLACES = ("in the queue", "in the backoff", "in the pause of a 429", "before the
 
 @contextlib.asynccontextmanager
 async def waiting_place(place: str) -> AsyncIterator[tuple[EmulatorServer, AsyncTogether, RateLimiter]]:
-    """A client whose next call has to wait, a few milliseconds, at a place."""
+    """A client whose next call has to wait for a few milliseconds at a place."""
     faults: Any = {
         "in the backoff": InTurn(Status(503)),
         "in the pause of a 429": InTurn(refuses(429, **{"retry-after-ms": "3"})),

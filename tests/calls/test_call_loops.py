@@ -26,7 +26,7 @@ from together_async import (
 
 
 def run_and_close(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine in a loop that is then closed, whatever still waits in it."""
+    """Runs a coroutine in a loop that is then closed, even if tasks still wait in it."""
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)  # it would report the tasks that are dropped
     try:

@@ -131,7 +131,7 @@ async def test_a_402_within_a_response_stops_as_well(kind: str) -> None:
 
 
 def test_a_402_refuses_calls_that_wait_for_another_attempt(longest_delays: None) -> None:
-    """A call in its backoff, or in the pause of a 429, is not sent again; the error says what it has cost so far."""
+    """A call in its backoff, or in the pause of a 429, is not sent again; the error has the attempts made so far."""
 
     async def script(call: Any) -> None:
         await call.send(refusal(int(call.json["model"]), "retry-after: 20", "x-ratelimit-limit: 1000"))

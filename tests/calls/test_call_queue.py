@@ -101,7 +101,7 @@ async def test_load_is_shed_at_once() -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_call_that_asks_again_keeps_its_place(status: int) -> None:
-    """It comes before those that came later: at once after a pause of all, else as soon as its backoff is over."""
+    """It goes before later calls: right after a pause of the model, else as soon as its backoff is over."""
 
     async def main() -> None:
         first = answers(refusal(status, "retry-after: 20", "x-ratelimit-limit: 1000"))
@@ -179,7 +179,7 @@ def test_what_ends_in_the_queue_knows_what_was_sent_before() -> None:
 
 
 def test_the_queue_has_a_timeout_of_its_own() -> None:
-    """APITimeoutError with phase queue, and nothing was sent; it is not asked again."""
+    """APITimeoutError with phase queue, and nothing was sent; there is no retry."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""`Call`: which failures are retried, whatever the way of asking."""
+"""`Call`: which failures are retried, in every way of calling."""
 
 import asyncio
 import contextlib
@@ -121,7 +121,7 @@ async def test_a_stream_that_breaks_before_its_first_token(kind: str) -> None:
 @leaves_nothing
 @pytest.mark.parametrize("kind", STREAMED)
 async def test_a_stream_that_breaks_after_its_first_token(kind: str) -> None:
-    """It is never asked for again, however it breaks."""
+    """It is never retried, however it breaks."""
     async with emulated() as (server, client):
         for fault in (
             *(Cut(after_token=1, how=how) for how in ("reset", "close", "chunk", "end")),  # type: ignore[arg-type]  # literals
@@ -135,7 +135,7 @@ async def test_a_stream_that_breaks_after_its_first_token(kind: str) -> None:
 
 
 async def role_then_lost(call: Any) -> None:
-    """The role and no text; then the connection is lost."""
+    """A script that sends the role and no text; then the connection is lost."""
     await call.head()
     await call.chunk(sse(delta("", role="assistant", reasoning="first thoughts")))
     call.reset()
@@ -230,7 +230,7 @@ TIMED_OUT: dict[str, tuple[Fault, Timeouts]] = {
 
 @pytest.mark.parametrize("name", TIMED_OUT)
 def test_a_timeout_of_the_callers_is_not_asked_again(name: str) -> None:
-    """The work was probably being done, and billed; a second request would be late as well."""
+    """The work was probably being done, and billed; a second request would probably be late as well."""
     fault, timeouts = TIMED_OUT[name]
 
     async def main() -> None:

@@ -61,7 +61,7 @@ async def test_a_slot_is_held_until_its_stream_is_left(way: Callable[[AsyncToget
     ids=repr,
 )
 async def test_a_slot_is_held_until_its_answer_ends(fault: Fault | None, successes: int) -> None:
-    """Well or badly, whole or streamed: three at once, and 0 in the end."""
+    """With success or failure, whole or streamed: three at once, and 0 in the end."""
     faults = [Stall(in_head=0, seconds=0.002), *([] if fault is None else [fault])]
     async with emulated(faults=faults, limits=Limits(concurrency=3), retry=Retry(attempts=1)) as (server, client):
         results = await asyncio.gather(*(deed(client) for deed in DEEDS * 4), return_exceptions=True)

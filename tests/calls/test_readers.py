@@ -229,7 +229,7 @@ async def test_what_breaks_after_a_chunk_is_not_asked_again() -> None:
 
 
 async def test_a_cancelled_read_loses_nothing() -> None:
-    """In a block: given up every millisecond, and repeated."""
+    """In a block: cancelled every millisecond, and repeated."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -271,14 +271,14 @@ async def test_a_cancelled_read_without_a_block_leaves() -> None:
 
 
 async def some_of(stream: ChatCompletionStream, way: str) -> Any:
-    """One read, in one of the ways to read."""
+    """Reads once, in one of the ways to read."""
     ways: dict[str, Any] = {"chunks": lambda: stream, "batches": stream.batches, "text": stream.text, "raw": stream.raw}
     return await anext(ways[way]())
 
 
 @pytest.mark.parametrize("way", ["chunks", "batches", "text", "raw"])
 def test_what_follows_an_interrupted_read_is_not_the_servers_silence(way: str) -> None:
-    """The consumer gives a read up, and is away for longer than a server may be silent: the stream goes on."""
+    """The consumer cancels a read, and is away for longer than a server may be silent: the stream goes on."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -331,7 +331,7 @@ def test_interrupted_reads_do_not_put_off_the_idle_limit(way: str) -> None:
 
 
 async def interrupted(reading: Any, after_s: float) -> None:
-    """A read that is given up by its own task, after so long."""
+    """Cancels the task of a read after so many seconds."""
     task = asyncio.ensure_future(reading)
     asyncio.get_running_loop().call_later(after_s, task.cancel)
     await task

@@ -343,7 +343,7 @@ async def test_a_whole_completion_becomes_a_stream(before: bytes) -> None:
         (b": ping\n\n", "text/event-stream", IncompleteStreamError),
     ],
 )
-async def test_what_is_no_stream_is_an_error(body: bytes, media_type: str, error: type[TogetherError]) -> None:
+async def test_what_is_not_a_stream_is_an_error(body: bytes, media_type: str, error: type[TogetherError]) -> None:
     """The same as read by chunks, and no byte is passed on."""
     script = answers(response(body, media_type=media_type))
     got = await outcome(script)
@@ -374,7 +374,7 @@ async def test_an_event_above_the_cap_ends_the_stream() -> None:
 
 @pytest.mark.parametrize("ping", [b": ping\n\n", b'data: {"type": "ping"}\n\n'], ids=["comment", "json"])
 @pytest.mark.parametrize("begun", [False, True], ids=["first token", "idle"])
-def test_pings_are_no_tokens(begun: bool, ping: bytes) -> None:
+def test_pings_are_not_tokens(begun: bool, ping: bytes) -> None:
     """They are passed on, and do not put off the timeouts."""
 
     async def script(call: Call) -> None:
@@ -471,7 +471,7 @@ async def test_bytes_that_were_read_as_chunks_are_gone() -> None:
 
 
 async def test_the_number_of_events_is_known() -> None:
-    """About: events that came one by one are counted exactly, those that came together by their size."""
+    """Approximately: events that came one by one are counted exactly, those that came together by their size."""
     for pieces in ([ROLE, FIRST, *WORDS, FINISH, DONE], [STREAM]):
         got = await outcome(sends_apart(*pieces))
         assert abs(got.stream.stats.chunks - len(WORDS) - 1) <= 3

@@ -60,7 +60,7 @@ async def test_a_stream_cannot_be_pickled() -> None:
 
 
 def test_no_task_is_made_for_a_stream() -> None:
-    """Reading a stream makes no task of ours."""
+    """Reading a stream makes no task."""
 
     async def main() -> None:
         async with served(starts_and_hangs) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
@@ -92,7 +92,7 @@ async def test_a_loop_in_a_block_may_be_left_and_taken_up() -> None:
 
 @virtual
 async def test_waiting_with_a_timeout_in_a_block_loses_nothing() -> None:
-    """wait_for(anext(stream)) may give up as often as it likes: every chunk comes, once."""
+    """wait_for(anext(stream)) may time out any number of times: every chunk comes once."""
 
     async def script(call: Call) -> None:
         await call.head()

@@ -191,7 +191,7 @@ async def test_pieces_of_any_size(size: int) -> None:
     ],
 )
 async def test_what_a_200_may_be(body: bytes, media_type: str, error: type[TogetherError] | None, text: str) -> None:
-    """Each thing that comes with status 200 has one right answer, the same by chunks and by text."""
+    """Every body under status 200 has one outcome, the same by chunks and by text."""
     async with served(sends(body, media_type=media_type)) as (_, client):
         for how in (read, read_text):
             delivered, caught = await how(client)
@@ -254,7 +254,7 @@ async def test_an_error_in_the_stream_does_not_repeat_key_or_prompt() -> None:
 
 
 async def test_the_error_is_raised_again_by_every_later_read() -> None:
-    """A broken stream stays broken: no later loop ends as if all were well."""
+    """A broken stream stays broken: no later loop ends without an error."""
     async with served(sends(sse(delta("a")))) as (_, client):
         stream = client.stream(PROMPT, model=MODEL)
         with pytest.raises(IncompleteStreamError) as first:
@@ -289,7 +289,7 @@ async def test_fewer_choices_than_asked_for_are_not_complete() -> None:
 
 @pytest.mark.parametrize("value", [b'"\xff"', b"1e999"])
 async def test_what_cannot_be_read_in_a_value_nobody_reads(value: bytes) -> None:
-    """Broken text or a huge number under a key that is not ours breaks nothing, `to_dict` included."""
+    """Broken text or a huge number under an unknown key does no harm, not even in `to_dict`."""
     first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"x":' + value + b"}\n\n"
     async with served(sends(first + sse(delta("b", finish="stop")) + DONE)) as (_, client):
         chunks = [chunk async for chunk in client.stream(PROMPT, model=MODEL)]
@@ -298,7 +298,7 @@ async def test_what_cannot_be_read_in_a_value_nobody_reads(value: bytes) -> None
 
 
 async def test_a_partial_of_a_stream_error_is_picklable() -> None:
-    """Errors of a stream travel between processes with what was delivered."""
+    """Errors of a stream can be sent to another process, with what was delivered."""
 
     async def script(call: Call) -> None:
         await call.head()

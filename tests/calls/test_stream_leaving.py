@@ -124,7 +124,7 @@ async def by_timeout(stream: ChatCompletionStream) -> None:
 async def test_leaving_closes_the_connection(
     leave: Callable[[ChatCompletionStream], Awaitable[None]], script: Script
 ) -> None:
-    """However a stream is left, though its variable lives: the server sees it, and the connection is not reused."""
+    """However it is left, although a variable still holds it: the server sees it, and the connection is not reused."""
     async with served(script, streams("b")) as (server, client):
         stream = client.stream(PROMPT, model=MODEL)
         await leave(stream)
@@ -186,7 +186,7 @@ async def test_leaving_chunks_taken_by_hand() -> None:
 
 
 async def cancelled_when(client: AsyncTogether, reached: Awaitable[Any]) -> None:
-    """Cancels a reading task once something is reached."""
+    """Cancels a reading task a second after `reached` is done."""
 
     async def reader() -> None:
         async with client.stream(PROMPT, model=MODEL) as stream:
@@ -239,7 +239,7 @@ async def test_cancelled_while_connecting() -> None:
 
 @pytest.mark.parametrize("in_block", [False, True])
 async def test_cancelled_at_every_turn(in_block: bool) -> None:
-    """Cancellation at any turn of the loop ends in CancelledError or in the whole answer, never between."""
+    """Cancellation at any turn of the loop ends in CancelledError or in the whole answer, and nothing else."""
 
     async def use(client: AsyncTogether) -> str:
         stream = client.stream(PROMPT, model=MODEL)
@@ -274,7 +274,7 @@ async def test_cancelled_at_every_turn(in_block: bool) -> None:
 
 @virtual
 async def test_a_loop_after_a_cancelled_opening_is_not_taken_for_a_finished_one() -> None:
-    """Giving up while a stream opens loses it; a loop over it says so instead of ending without a word."""
+    """A stream whose opening was cancelled is lost; a later loop raises instead of ending silently."""
     async with served(hangs) as (_, client):
         stream = client.stream(PROMPT, model=MODEL)
         with pytest.raises(TimeoutError):
@@ -300,7 +300,7 @@ async def test_completion_after_leaving_is_an_error() -> None:
 
 @virtual
 async def test_closing_from_another_task_wakes_the_reader() -> None:
-    """aclose() while somebody waits: the waiting ends at once, with an error of ours."""
+    """aclose() while a task waits: the wait ends at once with a typed error."""
     async with served(starts_and_hangs) as (server, client):
         stream = client.stream(PROMPT, model=MODEL)
         task = asyncio.create_task(stream.completion())
@@ -328,7 +328,7 @@ async def test_closing_before_anything_was_sent() -> None:
 
 @virtual
 async def test_a_stream_given_up_is_not_taken_for_finished() -> None:
-    """Without `async with`, a wait_for that gives up ends the stream; a later read says so instead of stopping."""
+    """Without `async with`, a wait_for that gives up ends the stream; a later read raises instead of stopping."""
     async with served(starts_and_hangs) as (_, client):
         texts = client.stream(PROMPT, model=MODEL).text()
         await anext(texts)

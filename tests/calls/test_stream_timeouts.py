@@ -92,7 +92,7 @@ async def test_the_head_does_not_start_the_first_token_anew() -> None:
     ids=["silence", "comments", "json pings", "empty content", "no choices", "dripping", "usage"],
 )
 async def test_silence_after_a_token(after: bytes | None, first_token: float | None, total: float | None) -> None:
-    """idle is silence between contents, whatever the other limits are and whatever else arrives."""
+    """idle limits the time between contents, whatever the other limits are and whatever else arrives."""
     token = sse(delta("a", role="assistant"))
     script = starts_and_hangs if after is None else repeats(token, b"data: " if after == b"x" else after, after)
     async with served(script, timeouts=Timeouts(first_token=first_token, idle=130, total=total)) as (server, client):
@@ -144,7 +144,7 @@ async def test_idle_is_noticed_after_a_slow_consumer() -> None:
 
 @virtual
 async def test_total_ends_a_busy_stream() -> None:
-    """total is over everything, however busy the stream is."""
+    """total limits the whole call, however busy the stream is."""
     async with served(slow_ticks, timeouts=Timeouts(total=150)) as (server, client):
         with lasts(150), pytest.raises(StreamTimeoutError) as caught:
             await read_all(client)
@@ -156,7 +156,7 @@ async def test_total_ends_a_busy_stream() -> None:
 @virtual
 @pytest.mark.parametrize("reads", [0, 1])
 async def test_total_runs_while_nobody_reads(reads: int) -> None:
-    """A stream that nobody reads is closed when its time is over, and says why when it is read."""
+    """A stream that nobody reads is closed when its time is over; a later read raises the timeout."""
     async with served(slow_ticks, timeouts=Timeouts(total=150)) as (server, client):
         with lasts(150):
             async with client.stream(PROMPT, model=MODEL) as stream:

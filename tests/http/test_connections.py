@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 )
 @pytest.mark.parametrize("kind", ["chunks", "text", "create", "completion", "block"])
 async def test_closing_the_client_ends_what_is_under_way(script: Script, kind: str) -> None:
-    """Every waiting call ends at once with an error of ours; closing twice is fine."""
+    """Every waiting call ends at once with a typed error; closing twice is fine."""
     async with served(script) as (server, client):
 
         async def call() -> None:
@@ -88,7 +88,7 @@ async def test_closing_the_client_while_nobody_reads() -> None:
 
 
 async def test_a_closed_client_says_so() -> None:
-    """Whatever is asked of it, nothing is sent."""
+    """Every call fails, and nothing is sent."""
     async with served(hangs) as (server, client):
         await client.aclose()
         for call in (

@@ -60,7 +60,7 @@ def test_one_client_in_one_loop_after_the_other(leave: str) -> None:
 
 
 def test_a_stream_of_a_loop_that_ended() -> None:
-    """Reading on in another loop is an error of ours at once, not 'Event loop is closed' and no hanging."""
+    """Reading on in another loop is a typed error at once, not 'Event loop is closed', and does not hang."""
     with threaded(starts_and_hangs) as server:
         client = client_of(server)
         kept = [client.stream("Hi", model=MODEL)]

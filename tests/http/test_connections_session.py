@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
     ids=lambda settings: next(iter(settings), "plain"),
 )
 async def test_a_session_of_the_callers(settings: dict[str, Any]) -> None:
-    """It is used whatever its defaults are, ours win where they must, and it stays open."""
+    """It is used whatever its defaults are; ours override them where necessary; it stays open."""
     body = gzip.compress(say("a", "b"))
     packed = response(body, media_type="text/event-stream", extra=b"content-encoding: gzip\r\n")
     refused = answers(response({"error": {"message": "no"}}, status=400))
@@ -67,7 +67,7 @@ async def test_a_session_of_the_callers(settings: dict[str, Any]) -> None:
 
 
 async def test_a_closed_session_of_the_callers_is_a_typed_error() -> None:
-    """A session closed behind our back says so in our words."""
+    """A session that its owner has closed is reported as closed."""
     session = aiohttp.ClientSession()
     await session.close()
     async with AsyncTogether(KEY, base_url="http://127.0.0.1:1/v1", session=session) as client:
@@ -110,7 +110,7 @@ def test_a_callers_session_in_another_loop() -> None:
 
 
 async def test_a_session_and_its_settings_exclude_each_other() -> None:
-    """proxy= and ssl= are for a session of ours."""
+    """proxy= and ssl= are only for a session that the client opens."""
     async with aiohttp.ClientSession() as session:
         with pytest.raises(ValueError, match="session"):
             AsyncTogether(KEY, session=session, proxy="http://h")

@@ -108,7 +108,7 @@ def test_tls_in_one_loop_after_the_other(authority: trustme.CA, live: bool) -> N
 
 @virtual
 async def test_closing_the_client_with_a_live_tls_stream(authority: trustme.CA) -> None:
-    """aclose() does not wait for anybody's TLS farewell."""
+    """aclose() does not wait for the peer's close_notify."""
     async with ScriptedServer(starts_and_hangs, ssl_context=server_tls(authority)) as server:
         async with client_of(server, ssl=client_tls(authority)) as client:
             stream = client.stream("Hi", model=MODEL)

@@ -72,7 +72,7 @@ def test_deadline_fires_once_and_exactly(start_s: float, after_s: float) -> None
 
 @pytest.mark.parametrize("ago_s", [0.0, 1e-9, 0.5, 1.0, 5.0, START, 1e12])
 def test_deadline_in_the_past_fires_in_the_next_turn(ago_s: float) -> None:
-    """Not within `add`, whose caller has yet to begin what is late."""
+    """Not within `add`, whose caller has yet to begin the work."""
 
     async def main() -> None:
         (deadline,) = added(deadlines(), START - ago_s)
@@ -126,7 +126,7 @@ def test_infinity_is_never() -> None:
 
 @pytest.mark.parametrize("at", [1e15, 1e300, 1.7e308])
 def test_deadline_after_any_date(at: float) -> None:
-    """A timeout of any finite number of seconds is a timer as any other."""
+    """A deadline in any finite number of seconds is like any other."""
 
     async def main() -> None:
         where = deadlines()

@@ -1,4 +1,4 @@
-"""`errors`: what inflates beyond reason is an error of the body, whatever the way of asking."""
+"""`errors`: a compressed body that inflates beyond reason."""
 
 import gzip
 

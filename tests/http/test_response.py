@@ -57,7 +57,7 @@ async def test_end_of_the_body_may_come_after_done(monkeypatch: pytest.MonkeyPat
 
 @virtual
 async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that keeps the body open after [DONE] does not keep us: the stream ends, the connection is dropped."""
+    """A server that keeps the body open after [DONE] does not hold up the client: the connection is dropped."""
     monkeypatch.setattr(response_module, "DRAIN_SECONDS", 100)
 
     async def script(call: Call) -> None:
@@ -77,7 +77,7 @@ async def test_a_body_without_end_is_closed_after_a_moment(monkeypatch: pytest.M
 
 
 async def test_endless_data_after_done_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows [DONE] is no reason to stay: the connection is dropped, and nothing more is delivered."""
+    """Data after [DONE] is not delivered, and its connection is dropped."""
     monkeypatch.setattr(response_module, "DRAIN_SECONDS", 0.1)
 
     async def script(call: Call) -> None:
@@ -117,7 +117,7 @@ async def test_an_error_body_that_does_not_end(script: Script, seconds: float) -
 
 
 async def test_an_error_body_cut_off() -> None:
-    """What came of an error's body before the connection broke is shown."""
+    """The error shows what came of its body before the connection broke."""
 
     async def script(call: Call) -> None:
         await call.send(b"HTTP/1.1 429 X\r\ncontent-length: 100\r\n\r\nslow down")
@@ -130,7 +130,7 @@ async def test_an_error_body_cut_off() -> None:
 
 @virtual
 async def test_an_endless_error_body() -> None:
-    """No more of it is read than somebody could want."""
+    """Only a limited part of it is read."""
 
     sent = 0
 

@@ -124,7 +124,7 @@ async def test_a_gzip_bomb_costs_little(kind: str, piece: bytes, expected: str) 
 
 
 async def test_gzip_of_reasonable_size_is_read() -> None:
-    """A proxy that compresses against our wish does no harm."""
+    """A proxy that compresses although the client asked for identity does no harm."""
     body = gzip.compress(say("a", "b"))
     packed = response(body, media_type="text/event-stream", extra=b"content-encoding: gzip\r\n")
     async with ScriptedServer(answers(packed)) as server, client_of(server) as client:
@@ -132,7 +132,7 @@ async def test_gzip_of_reasonable_size_is_read() -> None:
 
 
 async def test_broken_gzip_is_a_typed_error() -> None:
-    """What can't be inflated is an error of ours."""
+    """A body that can't be inflated is a typed error."""
     for body in (b"no gzip at all", gzip.compress(say("a" * 1000))[:-20]):
         packed = response(body, media_type="text/event-stream", extra=b"content-encoding: gzip\r\n")
         async with ScriptedServer(answers(packed)) as server, client_of(server) as client:

@@ -45,7 +45,7 @@ async def test_a_head_of_60_kilobytes() -> None:
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["create", "stream"])
 async def test_a_broken_head_is_a_typed_error(head: bytes, stream: bool) -> None:
-    """Nothing of aiohttp's escapes, whatever stands where HTTP should."""
+    """No error of aiohttp's escapes, whatever comes in place of HTTP."""
 
     async def script(call: Call) -> None:
         await call.send(head)
@@ -59,14 +59,14 @@ async def test_a_broken_head_is_a_typed_error(head: bytes, stream: bool) -> None
 
 
 async def test_early_hints_before_the_response() -> None:
-    """Informational responses are not the response."""
+    """Informational responses are skipped."""
     early = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
     async with ScriptedServer(answers(early + response(whole()))) as server, client_of(server) as client:
         assert (await client.create("Hi", model=MODEL)).text == "Hello"
 
 
 async def test_an_answer_before_the_request_was_read() -> None:
-    """A server that refuses a large request at once and closes: an error of ours, soon."""
+    """A server that refuses a large request at once and closes: a typed error, soon."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -71,7 +71,7 @@ async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled
 
 
 async def test_an_opening_that_has_ended_ignores_what_comes_later() -> None:
-    """A timer or a close that comes later cancels nobody, whatever the task does now."""
+    """A timer or a close that comes later does not cancel the task, whatever it does now."""
     opening = Opening(0.0, asyncio.get_running_loop())
     assert not opening.end(None)
     opening.expire()
@@ -84,7 +84,7 @@ async def test_an_opening_that_has_ended_ignores_what_comes_later() -> None:
 
 
 async def test_an_opening_in_a_task_that_was_cancelled_before() -> None:
-    """A `finally` that asks something more, within a cancellation: its own deadline is not taken for it."""
+    """A `finally` that sends a request, within a cancellation: its own deadline is not taken for it."""
 
     async def main() -> tuple[bool, BaseException, int]:
         try:

@@ -72,7 +72,7 @@ async def test_a_redirect_of_a_callers_session_does_not_take_its_headers_along()
 
 
 async def test_a_redirect_of_a_callers_session_without_headers_is_followed() -> None:
-    """A session that has nothing to betray follows as ours does."""
+    """A session without headers, credentials and cookies follows redirects as the client's own does."""
     async with ScriptedServer(answers(response(whole()))) as other:
         async with ScriptedServer(redirects(lambda: f"{other.origin}/v1/x")) as server:
             async with aiohttp.ClientSession() as session, client_of(server, session=session) as client:
@@ -81,7 +81,7 @@ async def test_a_redirect_of_a_callers_session_without_headers_is_followed() -> 
 
 
 async def test_redirects_in_a_circle_end() -> None:
-    """After five redirects it's an error, whose causes are no circle either."""
+    """After five redirects it's an error, whose causes are not a circle."""
     async with ScriptedServer(redirects(lambda: "/again")) as server, client_of(server) as client:
         with pytest.raises(APIConnectionError, match="redirected more than 5") as caught:
             await client.create("Hi", model=MODEL)

@@ -48,7 +48,7 @@ async def test_create_reuses_its_connection() -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 @pytest.mark.parametrize("own_session", [False, True], ids=["session of ours", "session of the caller"])
 async def test_a_stale_pooled_connection_is_replaced_at_once(reset: bool, own_session: bool) -> None:
-    """A server that closes after each response though it promised keep-alive costs no call."""
+    """A server that closes after each response though it promised keep-alive fails no call."""
     used: set[int] = set()
 
     async def script(call: Call) -> None:
@@ -141,7 +141,7 @@ async def test_two_responses_in_one_piece() -> None:
 
 
 async def test_two_hundred_streams_at_once() -> None:
-    """Nothing queues behind a pool's limit: all 200 requests are there before the first answer."""
+    """No request queues behind a pool's limit: all 200 have come before the first response."""
     everybody = asyncio.Event()
 
     async def script(call: Call) -> None:

@@ -33,7 +33,7 @@ from together_async.testing import (
 leaves_nothing = pytest.mark.usefixtures("no_leaks")
 QUICK = Retry(attempts=3, base_delay=0.001, max_delay=0.002)
 GENEROUS = {"x-ratelimit-limit": "1000"}
-"""What a 429 may carry so that the next attempt does not wait for a rate that had to be found out."""
+"""Headers of a 429 after which the next attempt does not wait for an unknown rate."""
 UNTIMED = Timeouts(connect=None, first_token=None, idle=None)
 
 
@@ -49,7 +49,7 @@ def refusal(status: int, *headers: str) -> bytes:
 
 
 def counted(client: AsyncTogether) -> tuple[int, int]:
-    """What is in flight and queued now."""
+    """How many calls are in flight and queued now."""
     state = client.limits
     return state.in_flight, state.queued
 
@@ -84,7 +84,7 @@ def reasons(result: Any) -> tuple[str, ...]:
 
 
 def notes(error: BaseException) -> list[str]:
-    """What was added to an error."""
+    """The notes that were added to an error."""
     return list(getattr(error, "__notes__", ()))
 
 
@@ -104,7 +104,7 @@ def check_attempts(outcome: Outcome, requests: int, reason: str) -> None:
 
 
 def unpickled(value: Any) -> Any:
-    """A copy by way of a pickle."""
+    """A copy, made by pickling."""
     return pickle.loads(pickle.dumps(value))  # noqa: S301 - our own
 
 
@@ -122,12 +122,12 @@ async def ask_with_faults(
 
 
 async def good(call: Any) -> None:
-    """A script that answers as it is result to."""
+    """A script that answers with a stream if one is asked for, else with a whole response."""
     await (streams(TEXT) if call.json.get("stream") else answers(response(whole(TEXT))))(call)
 
 
 async def starts_only(call: Any) -> None:
-    """One token, and nothing more."""
+    """A script that sends the head and one token, and nothing more."""
     await call.head()
     await call.chunk(sse(delta("a", role="assistant")))
     await call.hang()

@@ -21,7 +21,7 @@ from together_async.http.transport import Transport
 
 @contextlib.asynccontextmanager
 async def served(*scripts: Script, **options: Any) -> AsyncIterator[tuple[ScriptedServer, AsyncTogether]]:
-    """A server that follows the scripts, one a call, and a client of it."""
+    """A server that runs the scripts, one for each request and the last for all others, and a client of it."""
     async with ScriptedServer(*scripts) as server, AsyncTogether(KEY, base_url=server.base_url, **options) as client:
         yield server, client
 
@@ -42,19 +42,22 @@ async def bodies_ended(client: AsyncTogether) -> None:
 
 
 def client_of(server: ScriptedServer, **options: Any) -> AsyncTogether:
+    """A client of a server; the caller closes it."""
     return AsyncTogether(KEY, base_url=server.base_url, **options)
 
 
 async def read_all(client: AsyncTogether, **options: Any) -> list[Any]:
+    """All chunks of a stream."""
     return [chunk async for chunk in client.stream("Hi", model=MODEL, **options)]
 
 
 async def text_of(client: AsyncTogether, **options: Any) -> str:
+    """The text of a stream."""
     return "".join([text async for text in client.stream("Hi", model=MODEL, **options).text()])
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """An error and what it came from; fails on a circle."""
+    """An error and its causes; fails on a circle."""
     found: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None:

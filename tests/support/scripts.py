@@ -1,4 +1,4 @@
-"""Scripts for a `ScriptedServer`, and ways to read what it sends, that several test files use."""
+"""Scripts for a `ScriptedServer` that several test files use."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from support.servers import (
 
 
 def repeats(*pieces: bytes, every: float = 20.0) -> Script:
-    """Sends the pieces, then the last one every so many seconds for ever."""
+    """A script that sends the pieces of a stream, then the last of them every so many seconds for ever."""
 
     async def script(call: Call) -> None:
         await call.head()
@@ -42,7 +42,7 @@ def sends(
     Args:
         pieces: Of the body.
         end: Then "end" ends the body, "close" and "reset" the connection, and "hang" sends nothing more.
-        media_type: Of the response.
+        media_type: The content type of the response.
         extra: More lines of its head.
         apart_s: Seconds between two pieces; with 0 most arrive together.
     """
