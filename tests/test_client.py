@@ -5,18 +5,8 @@ from typing import Any
 import pytest
 
 from support.clients import served
-from support.servers import (
-    KEY,
-    MODEL,
-    answers,
-    hangs,
-    response,
-    whole,
-)
-from together_async import (
-    ChatCompletionRequest,
-    Message,
-)
+from support.servers import KEY, MODEL, answers, hangs, response, whole
+from together_async import ChatCompletionRequest, Message
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -13,17 +13,7 @@ import pytest
 
 from support.clients import client_of, served, text_of
 from support.scripts import JSON_HEAD, stalls
-from support.servers import (
-    KEY,
-    MODEL,
-    Call,
-    Script,
-    ScriptedServer,
-    answers,
-    response,
-    starts_and_hangs,
-    streams,
-)
+from support.servers import KEY, MODEL, Call, Script, ScriptedServer, answers, response, starts_and_hangs, streams
 from support.virtual_time import virtual
 from together_async import (
     APIConnectionError,

@@ -21,21 +21,10 @@ from support.calls import (
     retrying_client,
 )
 from support.servers import ScriptedServer, answers
-from support.survival import (
-    KEY,
-    TEXT,
-)
-from together_async import (
-    AsyncTogether,
-    Limits,
-    Retry,
-    TogetherError,
-)
+from support.survival import KEY, TEXT
+from together_async import AsyncTogether, Limits, Retry, TogetherError
 from together_async.retry import RetryBudget
-from together_async.testing import (
-    Chance,
-    Status,
-)
+from together_async.testing import Chance, Status
 
 
 async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bool = True) -> list[TogetherError]:

@@ -13,23 +13,8 @@ import pytest
 from support import virtual_time
 from support.calls import UNTIMED, check_attempts, do_create, good, notes, reasons, refusal, retrying_client
 from support.servers import ScriptedServer, answers, delta, response, sse, whole
-from support.survival import (
-    KINDS,
-    MODEL,
-    PROMPT,
-    TEXT,
-    ask,
-    case,
-)
-from together_async import (
-    APITimeoutError,
-    Limits,
-    RateLimitError,
-    Retry,
-    StreamTimeoutError,
-    Timeouts,
-    TogetherError,
-)
+from support.survival import KINDS, MODEL, PROMPT, TEXT, ask, case
+from together_async import APITimeoutError, Limits, RateLimitError, Retry, StreamTimeoutError, Timeouts, TogetherError
 
 
 class Timed(ScriptedServer):

@@ -25,25 +25,10 @@ from support.calls import (
     unpickled,
 )
 from support.servers import ScriptedServer, answers
-from support.survival import (
-    KEY,
-    KINDS,
-    MODEL,
-    PROMPT,
-    ask,
-)
-from together_async import (
-    Limits,
-    LimitsState,
-    Retry,
-    Timeouts,
-)
+from support.survival import KEY, KINDS, MODEL, PROMPT, ask
+from together_async import Limits, LimitsState, Retry, Timeouts
 from together_async.retry import RetryBudget
-from together_async.testing import (
-    Cut,
-    InTurn,
-    Status,
-)
+from together_async.testing import Cut, InTurn, Status
 
 
 def test_the_state_is_a_value_that_can_be_read() -> None:

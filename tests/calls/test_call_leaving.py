@@ -11,32 +11,10 @@ import pytest
 
 from support.calls import QUICK, clocked, do_create, do_text, good, leaves_nothing, refusal, refuses
 from support.servers import ScriptedServer, answers, hangs
-from support.survival import (
-    KEY,
-    KINDS,
-    MODEL,
-    PROMPT,
-    TEXT,
-    Outcome,
-    ask,
-    case,
-    check_discreet,
-)
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    Limits,
-    RateLimiter,
-    StreamError,
-    TogetherError,
-)
+from support.survival import KEY, KINDS, MODEL, PROMPT, TEXT, Outcome, ask, case, check_discreet
+from together_async import APIConnectionError, AsyncTogether, Limits, RateLimiter, StreamError, TogetherError
 from together_async.retry import RetryBudget
-from together_async.testing import (
-    EmulatorServer,
-    InTurn,
-    Stall,
-    Status,
-)
+from together_async.testing import EmulatorServer, InTurn, Stall, Status
 
 
 class Stepped:

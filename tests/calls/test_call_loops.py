@@ -9,20 +9,8 @@ import pytest
 
 from support.calls import DEEDS, QUICK, counted, do_create, good, starts_only
 from support.servers import response, threaded, whole
-from support.survival import (
-    KEY,
-    MODEL,
-    PROMPT,
-    TEXT,
-    ask,
-)
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    Limits,
-    RateLimiter,
-    TogetherError,
-)
+from support.survival import KEY, MODEL, PROMPT, TEXT, ask
+from together_async import APIConnectionError, AsyncTogether, Limits, RateLimiter, TogetherError
 
 
 def run_and_close(main: Coroutine[Any, Any, None]) -> None:

@@ -18,17 +18,8 @@ from support.calls import (
     retrying_client,
 )
 from support.servers import DONE, ScriptedServer, answers, delta, response, say, sse
-from support.survival import (
-    KINDS,
-    MODEL,
-    PROMPT,
-    TEXT,
-    ask,
-)
-from together_async import (
-    Limits,
-    PaymentRequiredError,
-)
+from support.survival import KINDS, MODEL, PROMPT, TEXT, ask
+from together_async import Limits, PaymentRequiredError
 
 
 def test_one_402_stops_everybody_who_shares_the_account() -> None:

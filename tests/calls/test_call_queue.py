@@ -21,14 +21,7 @@ from support.calls import (
     retrying_client,
 )
 from support.servers import ScriptedServer, answers
-from support.survival import (
-    KEY,
-    KINDS,
-    MODEL,
-    PROMPT,
-    TEXT,
-    ask,
-)
+from support.survival import KEY, KINDS, MODEL, PROMPT, TEXT, ask
 from together_async import (
     APITimeoutError,
     AsyncTogether,
@@ -39,11 +32,7 @@ from together_async import (
     Retry,
     Timeouts,
 )
-from together_async.testing import (
-    InTurn,
-    Stall,
-    Status,
-)
+from together_async.testing import InTurn, Stall, Status
 
 
 @leaves_nothing

@@ -7,23 +7,9 @@ import pytest
 
 from support import virtual_time
 from support.calls import DEEDS, UNTIMED, clocked, emulated, refuses
-from support.survival import (
-    KEY,
-    KINDS,
-    TEXT,
-    ask,
-)
-from together_async import (
-    AsyncTogether,
-)
-from together_async.testing import (
-    Account,
-    ByModel,
-    Dynamic,
-    EmulatorServer,
-    InTurn,
-    Rate,
-)
+from support.survival import KEY, KINDS, TEXT, ask
+from together_async import AsyncTogether
+from together_async.testing import Account, ByModel, Dynamic, EmulatorServer, InTurn, Rate
 
 
 def account_of(rate: Rate | dict[str, Rate]) -> Account:

@@ -24,18 +24,7 @@ from support.calls import (
     retrying_client,
 )
 from support.servers import DONE, ScriptedServer, answers, delta, response, sse, streams, whole
-from support.survival import (
-    KEY,
-    KINDS,
-    MODEL,
-    PROMPT,
-    STREAMED,
-    TEXT,
-    TOKENS,
-    ask,
-    case,
-    listening,
-)
+from support.survival import KEY, KINDS, MODEL, PROMPT, STREAMED, TEXT, TOKENS, ask, case, listening
 from together_async import (
     APIConnectionError,
     APITimeoutError,
@@ -46,18 +35,7 @@ from together_async import (
     Timeouts,
 )
 from together_async.retry import RetryBudget
-from together_async.testing import (
-    Account,
-    CloseAfter,
-    Cut,
-    ErrorInStream,
-    Fault,
-    Garbage,
-    InTurn,
-    Rate,
-    Stall,
-    Status,
-)
+from together_async.testing import Account, CloseAfter, Cut, ErrorInStream, Fault, Garbage, InTurn, Rate, Stall, Status
 
 RETRIED = (408, 409, 429, 500, 502, 503, 504, 520, 524, 529)
 OTHERS = (400, 401, 402, 403, 404, 405, 406, 410, 413, 415, 418, 422, 425, 431, 451, 501, 505, 507, 521, 522, 525, 599)

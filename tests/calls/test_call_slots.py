@@ -10,29 +10,9 @@ import pytest
 
 from support.calls import DEEDS, clocked, counted, emulated, leaves_nothing, retrying_client
 from support.leaving import ENDLESS, WAYS
-from support.survival import (
-    KEY,
-    MODEL,
-    PROMPT,
-    TEXT,
-    ask,
-)
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    Limits,
-    Retry,
-    StreamConnectionError,
-    TogetherError,
-)
-from together_async.testing import (
-    Cut,
-    EmulatorServer,
-    Fault,
-    Garbage,
-    Stall,
-    Status,
-)
+from support.survival import KEY, MODEL, PROMPT, TEXT, ask
+from together_async import APIConnectionError, AsyncTogether, Limits, Retry, StreamConnectionError, TogetherError
+from together_async.testing import Cut, EmulatorServer, Fault, Garbage, Stall, Status
 
 
 def most_at_once(server: EmulatorServer) -> int:

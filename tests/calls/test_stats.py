@@ -8,13 +8,8 @@ import pytest
 from support import virtual_time
 from support.calls import counted, emulated, leaves_nothing, retrying_client
 from support.servers import ScriptedServer, delta, sse
-from support.survival import (
-    MODEL,
-    PROMPT,
-)
-from together_async import (
-    Timeouts,
-)
+from support.survival import MODEL, PROMPT
+from together_async import Timeouts
 from together_async.calls.stats import ArrivalTimes
 
 

@@ -8,19 +8,7 @@ import pytest
 
 from support.clients import served
 from support.scripts import sends
-from support.servers import (
-    DONE,
-    KEY,
-    LAST_CHUNK,
-    MODEL,
-    Call,
-    answers,
-    chunked,
-    delta,
-    say,
-    sse,
-    whole,
-)
+from support.servers import DONE, KEY, LAST_CHUNK, MODEL, Call, answers, chunked, delta, say, sse, whole
 from together_async import (
     APIConnectionError,
     AsyncTogether,

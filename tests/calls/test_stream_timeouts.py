@@ -22,12 +22,7 @@ from support.servers import (
     starts_and_hangs,
 )
 from support.virtual_time import lasts, virtual
-from together_async import (
-    APITimeoutError,
-    StreamTimeoutError,
-    Timeouts,
-    TogetherError,
-)
+from together_async import APITimeoutError, StreamTimeoutError, Timeouts, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

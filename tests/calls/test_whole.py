@@ -7,16 +7,7 @@ import pickle
 import pytest
 
 from support.clients import served, transport_of
-from support.servers import (
-    LAST_CHUNK,
-    MODEL,
-    Call,
-    answers,
-    chunked,
-    response,
-    say,
-    whole,
-)
+from support.servers import LAST_CHUNK, MODEL, Call, answers, chunked, response, say, whole
 from together_async import (
     APIResponseValidationError,
     APIStatusError,

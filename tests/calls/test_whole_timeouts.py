@@ -6,20 +6,9 @@ import pytest
 
 from support.clients import served
 from support.scripts import JSON_HEAD, stalls
-from support.servers import (
-    KEY,
-    MODEL,
-    Script,
-    hangs,
-    left_at_once,
-)
+from support.servers import KEY, MODEL, Script, hangs, left_at_once
 from support.virtual_time import lasts, virtual
-from together_async import (
-    APITimeoutError,
-    AsyncTogether,
-    Timeouts,
-    TogetherError,
-)
+from together_async import APITimeoutError, AsyncTogether, Timeouts, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

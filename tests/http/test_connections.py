@@ -28,11 +28,7 @@ from support.servers import (
     threaded,
 )
 from support.virtual_time import lasts, virtual
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    StreamConnectionError,
-)
+from together_async import APIConnectionError, AsyncTogether, StreamConnectionError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

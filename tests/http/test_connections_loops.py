@@ -10,19 +10,8 @@ from typing import Any
 import pytest
 
 from support.clients import client_of
-from support.servers import (
-    KEY,
-    MODEL,
-    hangs,
-    starts_and_hangs,
-    streams,
-    threaded,
-)
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    TogetherError,
-)
+from support.servers import KEY, MODEL, hangs, starts_and_hangs, streams, threaded
+from together_async import APIConnectionError, AsyncTogether, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -9,23 +9,8 @@ import aiohttp
 import pytest
 
 from support.clients import client_of, text_of
-from support.servers import (
-    KEY,
-    MODEL,
-    ScriptedServer,
-    answers,
-    response,
-    say,
-    starts_and_hangs,
-    streams,
-    threaded,
-)
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    BadRequestError,
-    StreamConnectionError,
-)
+from support.servers import KEY, MODEL, ScriptedServer, answers, response, say, starts_and_hangs, streams, threaded
+from together_async import APIConnectionError, AsyncTogether, BadRequestError, StreamConnectionError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -6,18 +6,8 @@ from typing import Any
 
 import pytest
 
-from support.servers import (
-    KEY,
-    MODEL,
-    ScriptedServer,
-    answers,
-    response,
-    whole,
-)
-from together_async import (
-    AsyncTogether,
-    AuthenticationError,
-)
+from support.servers import KEY, MODEL, ScriptedServer, answers, response, whole
+from together_async import AsyncTogether, AuthenticationError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

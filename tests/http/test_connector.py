@@ -10,24 +10,10 @@ import pytest
 import trustme
 
 from support.clients import client_of, text_of
-from support.servers import (
-    KEY,
-    MODEL,
-    ScriptedServer,
-    gone,
-    hangs,
-    left_at_once,
-    starts_and_hangs,
-    streams,
-    threaded,
-)
+from support.servers import KEY, MODEL, ScriptedServer, gone, hangs, left_at_once, starts_and_hangs, streams, threaded
 from support.tls import client_tls, server_tls
 from support.virtual_time import lasts, virtual
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-    StreamConnectionError,
-)
+from together_async import APIConnectionError, AsyncTogether, StreamConnectionError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -5,14 +5,7 @@ from pathlib import Path
 import pytest
 
 from support.clients import client_of, served
-from support.servers import (
-    KEY,
-    MODEL,
-    ScriptedServer,
-    answers,
-    response,
-    whole,
-)
+from support.servers import KEY, MODEL, ScriptedServer, answers, response, whole
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

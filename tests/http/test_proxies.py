@@ -8,24 +8,11 @@ import traceback
 import pytest
 import trustme
 
-from support.clients import causes, client_of, text_of
-from support.servers import (
-    KEY,
-    MODEL,
-    Call,
-    Script,
-    ScriptedServer,
-    answers,
-    hangs,
-    response,
-    streams,
-    whole,
-)
+from support.clients import client_of, text_of
+from support.servers import KEY, MODEL, Call, Script, ScriptedServer, answers, hangs, response, streams, whole
+from support.survival import chain
 from support.tls import client_tls, server_tls
-from together_async import (
-    APIConnectionError,
-    AsyncTogether,
-)
+from together_async import APIConnectionError, AsyncTogether
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -131,4 +118,4 @@ async def test_a_bad_proxy_is_a_typed_error(proxy: str) -> None:
     async with ScriptedServer(hangs) as server, client_of(server, proxy=proxy) as client:
         with pytest.raises(APIConnectionError) as caught:
             await client.create("Hi", model=MODEL)
-        assert all("hunter22" not in str(error) for error in causes(caught.value))
+        assert all("hunter22" not in str(error) for error in chain(caught.value))

@@ -20,11 +20,7 @@ from support.servers import (
     sse,
 )
 from support.virtual_time import lasts, virtual
-from together_async import (
-    APIConnectionError,
-    InternalServerError,
-    RateLimitError,
-)
+from together_async import APIConnectionError, InternalServerError, RateLimitError
 from together_async.http import response as response_module
 from together_async.http.response import ERROR_BODY_SECONDS
 

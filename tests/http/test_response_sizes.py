@@ -10,22 +10,8 @@ import pytest
 
 from support.clients import client_of, text_of
 from support.paths import ROOT
-from support.servers import (
-    MODEL,
-    Call,
-    ScriptedServer,
-    answers,
-    gone,
-    heartbeat,
-    response,
-    say,
-    whole,
-)
-from together_async import (
-    APIResponseValidationError,
-    StreamProtocolError,
-    TogetherError,
-)
+from support.servers import MODEL, Call, ScriptedServer, answers, gone, heartbeat, response, say, whole
+from together_async import APIResponseValidationError, StreamProtocolError, TogetherError
 from together_async.http import response as response_module
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -1,21 +1,15 @@
-"""`sockets`: how much is read at once."""
+"""`sockets`: how they are made, and how much is read at once."""
 # ruff: noqa: SIM117 - a server and its client, one inside the other, read better than a tuple of both
 
 import asyncio
+import socket
+import types
 
 import pytest
 import trustme
 
 from support.clients import client_of
-from support.servers import (
-    LAST_CHUNK,
-    MODEL,
-    Call,
-    ScriptedServer,
-    delta,
-    say,
-    sse,
-)
+from support.servers import LAST_CHUNK, MODEL, Call, ScriptedServer, delta, say, sse
 from support.tls import client_tls, server_tls
 from together_async.http import sockets
 
@@ -60,3 +54,23 @@ async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None
                 assert len(protocol._ssl_buffer) == protocol.max_size == sockets.TLS_READ_SIZE
                 going_on.set()
                 assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
+
+
+def test_a_dead_peer_is_found_out_within_a_minute() -> None:
+    """After 30 seconds of silence TCP sends 3 probes, 10 seconds apart."""
+    with sockets.make_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 1))) as made:
+        assert not made.getblocking()
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            made.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+    assert (idle, interval, count) == (30, 10, 3)
+
+
+def test_a_transport_without_the_attributes_is_left_alone() -> None:
+    """uvloop's transports have none of them, and a response whose body has ended has no connection."""
+    bare = types.SimpleNamespace(connection=types.SimpleNamespace(transport=types.SimpleNamespace()))
+    sockets.set_read_size(bare, sockets.READ_SIZE)  # type: ignore[arg-type]  # a fake
+    assert not vars(bare.connection.transport)
+    sockets.set_read_size(types.SimpleNamespace(connection=None), sockets.READ_SIZE)  # type: ignore[arg-type]  # a fake

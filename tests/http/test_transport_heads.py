@@ -4,20 +4,10 @@ import asyncio
 
 import pytest
 
-from support.clients import causes, client_of, text_of
-from support.servers import (
-    KEY,
-    MODEL,
-    Call,
-    ScriptedServer,
-    answers,
-    response,
-    whole,
-)
-from together_async import (
-    AsyncTogether,
-    TogetherError,
-)
+from support.clients import client_of, text_of
+from support.servers import KEY, MODEL, Call, ScriptedServer, answers, response, whole
+from support.survival import chain
+from together_async import AsyncTogether, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -55,7 +45,7 @@ async def test_a_broken_head_is_a_typed_error(head: bytes, stream: bool) -> None
         with pytest.raises(TogetherError) as caught:
             await (text_of(client) if stream else client.create("Hi", model=MODEL))
         assert len(str(caught.value)) < 1000
-        causes(caught.value)
+        chain(caught.value)
 
 
 async def test_early_hints_before_the_response() -> None:

@@ -4,21 +4,11 @@
 import aiohttp
 import pytest
 
-from support.clients import causes, client_of
+from support.clients import client_of
 from support.scripts import redirects
-from support.servers import (
-    KEY,
-    MODEL,
-    ScriptedServer,
-    answers,
-    response,
-    whole,
-)
-from together_async import (
-    APIConnectionError,
-    APIStatusError,
-    TogetherError,
-)
+from support.servers import KEY, MODEL, ScriptedServer, answers, response, whole
+from support.survival import chain
+from together_async import APIConnectionError, APIStatusError, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -85,7 +75,7 @@ async def test_redirects_in_a_circle_end() -> None:
     async with ScriptedServer(redirects(lambda: "/again")) as server, client_of(server) as client:
         with pytest.raises(APIConnectionError, match="redirected more than 5") as caught:
             await client.create("Hi", model=MODEL)
-        causes(caught.value)
+        chain(caught.value)
         assert caught.value.attempts == len(server.calls) == 6
 
 
@@ -111,7 +101,7 @@ async def test_a_redirect_to_nowhere_is_a_typed_error(location: str) -> None:
         async with client_of(server) as client:
             with pytest.raises(TogetherError) as caught:
                 await client.create("Hi", model=MODEL)
-            causes(caught.value)
+            chain(caught.value)
 
 
 async def test_credentials_in_a_location_are_not_sent() -> None:

@@ -6,20 +6,8 @@ import aiohttp
 import pytest
 
 from support.clients import client_of, text_of
-from support.servers import (
-    MODEL,
-    Call,
-    ScriptedServer,
-    answers,
-    response,
-    streams,
-    whole,
-)
-from together_async import (
-    APIConnectionError,
-    BadRequestError,
-    Limits,
-)
+from support.servers import MODEL, Call, ScriptedServer, answers, response, streams, whole
+from together_async import APIConnectionError, BadRequestError, Limits
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -9,26 +9,10 @@ from typing import Any
 import pytest
 
 from support.servers import answers, delta, response, sse, streams, whole
-from support.survival import (
-    KEY,
-    MODEL,
-    PROMPT,
-    TEXT,
-    Outcome,
-    ask,
-)
-from together_async import (
-    AsyncTogether,
-    Limits,
-    RateLimiter,
-    Retry,
-    Timeouts,
-)
+from support.survival import KEY, MODEL, PROMPT, TEXT, Outcome, ask
+from together_async import AsyncTogether, Limits, RateLimiter, Retry, Timeouts
 from together_async.retry import RetryBudget
-from together_async.testing import (
-    EmulatorServer,
-    Status,
-)
+from together_async.testing import EmulatorServer, Status
 
 leaves_nothing = pytest.mark.usefixtures("no_leaks")
 QUICK = Retry(attempts=3, base_delay=0.001, max_delay=0.002)

@@ -1,4 +1,4 @@
-"""Clients of scripted servers, and what they and their errors hold."""
+"""Clients of scripted servers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from support.servers import (
-    KEY,
-    MODEL,
-    Script,
-    ScriptedServer,
-)
-from together_async import (
-    AsyncTogether,
-)
+from support.servers import KEY, MODEL, Script, ScriptedServer
+from together_async import AsyncTogether
 from together_async.http.transport import Transport
 
 
@@ -54,14 +47,3 @@ async def read_all(client: AsyncTogether, **options: Any) -> list[Any]:
 async def text_of(client: AsyncTogether, **options: Any) -> str:
     """The text of a stream."""
     return "".join([text async for text in client.stream("Hi", model=MODEL, **options).text()])
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """An error and its causes; fails on a circle."""
-    found: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        assert cause not in found, "the chain of causes is a circle"
-        found.append(cause)
-        cause = cause.__cause__
-    return found

@@ -4,14 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from support.servers import (
-    LAST_CHUNK,
-    Call,
-    Script,
-    delta,
-    response,
-    sse,
-)
+from support.servers import LAST_CHUNK, Call, Script, delta, response, sse
 
 
 def repeats(*pieces: bytes, every: float = 20.0) -> Script:
