@@ -11,7 +11,7 @@ from support import virtual_time
 from support.calls import (
     QUICK,
     UNTIMED,
-    Deed,
+    MakeCall,
     counted,
     do_completion,
     do_create,
@@ -27,12 +27,14 @@ from together_async.retry import RetryBudget
 from together_async.testing import Chance, Status
 
 
-async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bool = True) -> list[TogetherError]:
+async def failures(
+    make_call: MakeCall, client: AsyncTogether, count: int, *, at_once: bool = True
+) -> list[TogetherError]:
     """Makes `count` calls, each of which has to fail; returns their errors."""
 
     async def failure() -> TogetherError:
         try:
-            await deed(client)
+            await make_call(client)
         except TogetherError as error:
             return error
         raise AssertionError("a call went well")
@@ -44,18 +46,18 @@ async def failures(deed: Deed, client: AsyncTogether, count: int, *, at_once: bo
 
 
 @leaves_nothing
-@pytest.mark.parametrize("deed", [do_create, do_completion])
-async def test_when_everything_fails_a_thousand_calls_cost_at_most_1200_requests(deed: Deed) -> None:
+@pytest.mark.parametrize("make_call", [do_create, do_completion])
+async def test_when_everything_fails_a_thousand_calls_cost_at_most_1200_requests(make_call: MakeCall) -> None:
     """All at once, or one after the other; the errors know how many requests were sent, and no call hangs."""
     rules = Retry(base_delay=0.0001, max_delay=0.001)
     for script, at_once, count in (
-        (answers(refusal(503)), True, 1000 if deed is do_create else 200),
+        (answers(refusal(503)), True, 1000 if make_call is do_create else 200),
         (answers(refusal(503)), False, 200),
         (role_lost, True, 200),
         (role_lost, False, 200),
     ):
         async with ScriptedServer(script) as server, retrying_client(server, retry=rules) as client:
-            errors = await failures(deed, client, count, at_once=at_once)
+            errors = await failures(make_call, client, count, at_once=at_once)
             assert sum(error.attempts for error in errors) == len(server.calls)
             assert count < len(server.calls) <= 1.2 * count
 

@@ -107,11 +107,11 @@ async def check_nothing_left(client: AsyncTogether, limiter: RateLimiter, server
 @pytest.mark.parametrize("place", PLACES)
 async def test_cancelled_at_every_suspension(place: str, how: str) -> None:
     """CancelledError comes out as it is, wherever a call waits, and nothing is left."""
-    for deed in (do_create, do_text):
+    for make_call in (do_create, do_text):
         for at in itertools.count():
-            with case(deed.__name__, f"suspension {at}"):
+            with case(make_call.__name__, f"suspension {at}"):
                 async with waiting_place(place) as (_, client, limiter):
-                    reached = await cancelled_at(at, how, deed(client))
+                    reached = await cancelled_at(at, how, make_call(client))
                     await check_nothing_left(client, limiter)
             if not reached:
                 break

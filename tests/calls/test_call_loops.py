@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.calls import DEEDS, QUICK, counted, do_create, good, starts_only
+from support.calls import CALLS, QUICK, counted, do_create, good, starts_only
 from support.servers import response, threaded, whole
 from support.survival import KEY, MODEL, PROMPT, TEXT, ask
 from together_async import APIConnectionError, AsyncTogether, Limits, RateLimiter, TogetherError
@@ -39,7 +39,7 @@ def test_calls_left_waiting_in_one_loop_do_not_count_in_the_next(tidy: bool) -> 
             await do_create(client)
             stream = client.stream(PROMPT, model=MODEL)
             await anext(stream)
-            tasks = [asyncio.create_task(deed(client)) for deed in DEEDS]
+            tasks = [asyncio.create_task(make_call(client)) for make_call in CALLS]
             await asyncio.sleep(0)
             assert counted(client) == (1, 5)
             left.extend([client, stream, tasks])

@@ -9,7 +9,7 @@ import pytest
 
 from support import virtual_time
 from support.calls import (
-    DEEDS,
+    CALLS,
     QUICK,
     UNTIMED,
     counted,
@@ -72,7 +72,7 @@ async def test_load_is_shed_at_once() -> None:
     """A call beyond `max_queued` is refused in the same turn; a retry keeps its place."""
     limits = Limits(concurrency=1, max_queued=2)
     async with emulated(faults=Stall(in_head=0, seconds=0.005), limits=limits) as (server, client):
-        tasks = [asyncio.create_task(deed(client)) for deed in DEEDS[:3]]
+        tasks = [asyncio.create_task(make_call(client)) for make_call in CALLS[:3]]
         await asyncio.sleep(0)
         assert counted(client) == (1, 2)
         for kind in KINDS:
@@ -84,7 +84,7 @@ async def test_load_is_shed_at_once() -> None:
         assert await asyncio.gather(*tasks) == [TEXT] * 3
         assert len(server.journal) == 3
         server.faults = InTurn(Status(503))
-        first, *others = [asyncio.create_task(deed(client)) for deed in DEEDS[:3]]
+        first, *others = [asyncio.create_task(make_call(client)) for make_call in CALLS[:3]]
         assert await asyncio.gather(first, *others) == [TEXT] * 3
 
 

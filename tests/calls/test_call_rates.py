@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from support import virtual_time
-from support.calls import DEEDS, UNTIMED, clocked, emulated, refuses
+from support.calls import CALLS, UNTIMED, clocked, emulated, refuses
 from support.survival import KEY, KINDS, TEXT, ask
 from together_async import AsyncTogether
 from together_async.testing import Account, ByModel, Dynamic, EmulatorServer, InTurn, Rate
@@ -43,7 +43,7 @@ def test_an_account_is_used_in_full_and_not_overdrawn(
                 for _ in range(clients)
             ]
             began = loop.time()
-            calls = [DEEDS[n % 5](sharing[n % clients]) for n in range(count)]
+            calls = [CALLS[n % 5](sharing[n % clients]) for n in range(count)]
             assert await asyncio.gather(*calls) == [TEXT] * count
             assert loop.time() - began < within
             assert account.counts().admitted == count

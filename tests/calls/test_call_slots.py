@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.calls import DEEDS, clocked, counted, emulated, leaves_nothing, retrying_client
+from support.calls import CALLS, clocked, counted, emulated, leaves_nothing, retrying_client
 from support.leaving import ENDLESS, WAYS
 from support.survival import KEY, MODEL, PROMPT, TEXT, ask
 from together_async import APIConnectionError, AsyncTogether, Limits, Retry, StreamConnectionError, TogetherError
@@ -44,7 +44,7 @@ async def test_a_slot_is_held_until_its_answer_ends(fault: Fault | None, success
     """With success or failure, whole or streamed: three at once, and 0 in the end."""
     faults = [Stall(in_head=0, seconds=0.002), *([] if fault is None else [fault])]
     async with emulated(faults=faults, limits=Limits(concurrency=3), retry=Retry(attempts=1)) as (server, client):
-        results = await asyncio.gather(*(deed(client) for deed in DEEDS * 4), return_exceptions=True)
+        results = await asyncio.gather(*(make_call(client) for make_call in CALLS * 4), return_exceptions=True)
         assert results.count(TEXT) == successes
         assert all(result == TEXT or isinstance(result, TogetherError) for result in results)
         assert counted(client) == (0, 0)

@@ -138,5 +138,6 @@ async def do_block(client: AsyncTogether) -> str:
         return "".join([text async for text in stream.text()])
 
 
-Deed = Callable[[AsyncTogether], Coroutine[Any, Any, str]]
-DEEDS: tuple[Deed, ...] = (do_create, do_chunks, do_text, do_completion, do_block)
+MakeCall = Callable[[AsyncTogether], Coroutine[Any, Any, str]]
+CALLS: tuple[MakeCall, ...] = (do_create, do_chunks, do_text, do_completion, do_block)
+"""The five ways to call, each of which returns the text of the answer."""
