@@ -20,12 +20,12 @@ from support.fanout import (
     check_complete,
     children,
     emulated,
-    now,
     prompts,
     source_of,
     tidy,
 )
 from support.servers import KEY, MODEL
+from support.virtual_time import now
 from together_async import (
     AsyncTogether,
     ChatCompletionRequest,

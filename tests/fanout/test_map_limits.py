@@ -16,12 +16,12 @@ from support.fanout import (
     all_of,
     check_complete,
     emulated,
-    now,
     prompts,
     source_of,
     tidy,
 )
 from support.servers import MODEL
+from support.virtual_time import now
 from together_async import (
     Limits,
     MapResult,

@@ -25,11 +25,11 @@ from support.fanout import (
     counted,
     emulated,
     leave,
-    now,
     prompts,
     tidy,
 )
 from support.servers import MODEL
+from support.virtual_time import now
 from together_async import (
     BadRequestError,
     TogetherError,

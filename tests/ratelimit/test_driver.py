@@ -9,7 +9,8 @@ import time
 import pytest
 
 from support.admission import MODEL, ROOM_S, ROUNDING, paid
-from support.limiters import UNLIMITED, Waiters, limiter_of, now, run, taken, timers, turns
+from support.limiters import UNLIMITED, Waiters, limiter_of, taken, turns
+from support.virtual_time import now, run_in_fake_time, timers
 from together_async import (
     Limits,
     PaymentRequiredError,
@@ -48,7 +49,7 @@ def test_call_without_contest_costs_no_task_no_timer_and_no_turn_of_the_loop(lim
         assert len(asyncio.all_tasks()) == 1
         assert (limiter.state.in_flight, limiter.state.queued, limiter.state.sent) == (0, 0, 1)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_call_without_contest_takes_microseconds() -> None:
@@ -66,7 +67,7 @@ def test_call_without_contest_takes_microseconds() -> None:
             best = min(best, (time.process_time() - started) / 500)
         return best
 
-    assert run(main(), asyncio.new_event_loop()) < 150e-6
+    assert run_in_fake_time(main(), asyncio.new_event_loop()) < 150e-6
 
 
 def test_all_that_wait_share_one_timer() -> None:
@@ -86,7 +87,7 @@ def test_all_that_wait_share_one_timer() -> None:
         assert waiters.order == list(range(200))
         assert 2 - ROOM_S <= waiters.at[-1] - started <= 2.01
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_no_timer_while_only_places_are_missing() -> None:
@@ -105,7 +106,7 @@ def test_no_timer_while_only_places_are_missing() -> None:
             reservation = waiters.tasks[place].result()
         limiter.driver.release(reservation)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 # ------------------------------------------------------------------------------------------------------------- waiting
@@ -122,7 +123,7 @@ def test_turns_come_in_order_and_at_the_rate() -> None:
         assert gaps == pytest.approx([1.0] * 4, rel=0.12)
         assert min(gaps) > 1 - ROUNDING
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_settled_tokens_let_others_go_earlier() -> None:
@@ -138,7 +139,7 @@ def test_settled_tokens_let_others_go_earlier() -> None:
         limiter.driver.release(reservation, 500)
         await asyncio.wait_for(waiters.tasks[0], 0.5)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
@@ -161,7 +162,7 @@ def test_pause_wakes_nobody_before_its_end_and_everybody_after() -> None:
         assert started + 5 - ROUNDING <= waiters.at[0] <= started + 5.1
         assert limiter.state.rate_limited == 2
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_clock_of_the_limiter_need_not_be_the_loops() -> None:
@@ -175,7 +176,7 @@ def test_clock_of_the_limiter_need_not_be_the_loops() -> None:
             limiter.driver.release(await taken(limiter))
         assert now() - started == pytest.approx(2, rel=0.12)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
@@ -192,7 +193,7 @@ def test_interactive_call_goes_before_batch_calls_that_wait() -> None:
         assert waiters.order == [2, 0, 1]
         limiter.driver.release(reservation)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_two_that_share_a_limiter_keep_within_it_together() -> None:
@@ -214,7 +215,7 @@ def test_two_that_share_a_limiter_keep_within_it_together() -> None:
         assert order == list(range(100))
         assert limiter.state.in_flight == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_estimate_is_learned() -> None:
@@ -234,7 +235,7 @@ def test_estimate_is_learned() -> None:
         assert reservation.tokens == 1_100
         limiter.driver.release(reservation)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 # ----------------------------------------------------------------------------------------------------------------- 402
@@ -252,7 +253,7 @@ def test_a_402_is_taken_back_when_somebody_has_paid() -> None:
         limiter.driver.release(await taken(limiter))
         assert limiter.state.stopped is None
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() -> None:
@@ -279,4 +280,4 @@ def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() 
         assert limiter.state.stopped is None
         limiter.driver.release(await taken(limiter))
 
-    run(main())
+    run_in_fake_time(main())

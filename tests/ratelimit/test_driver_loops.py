@@ -9,7 +9,8 @@ import itertools
 import pytest
 
 from support.admission import MODEL
-from support.limiters import Waiters, run, taken, turns
+from support.limiters import Waiters, taken, turns
+from support.virtual_time import run_in_fake_time
 from together_async import (
     APIConnectionError,
     Limits,
@@ -31,8 +32,9 @@ def test_limiter_in_a_second_loop_knows_what_it_has_learned() -> None:
         limiter.driver.release(reservation)
         return limiter.state.models[MODEL].server_requests_per_minute
 
-    assert run(main(AccountLimits(ReportedLimit(5_000, None), ReportedLimit())), asyncio.new_event_loop()) == 300_000
-    assert run(main(None), asyncio.new_event_loop()) == 300_000
+    reported = AccountLimits(ReportedLimit(5_000, None), ReportedLimit())
+    assert run_in_fake_time(main(reported), asyncio.new_event_loop()) == 300_000
+    assert run_in_fake_time(main(None), asyncio.new_event_loop()) == 300_000
 
 
 def test_calls_left_over_in_a_closed_loop_hold_no_place() -> None:
@@ -67,7 +69,7 @@ def test_calls_left_over_in_a_closed_loop_hold_no_place() -> None:
         limiter.driver.release(await waiters.tasks[0])
         assert limiter.state.in_flight == 0
 
-    run(second(), asyncio.new_event_loop())
+    run_in_fake_time(second(), asyncio.new_event_loop())
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio would log it
     del tasks, task
@@ -97,7 +99,7 @@ def test_waiters_that_die_with_their_closed_loop_disturb_nobody() -> None:
     async def second() -> None:
         limiter.driver.release(await asyncio.wait_for(taken(limiter), 5))
 
-    run(second(), asyncio.new_event_loop())
+    run_in_fake_time(second(), asyncio.new_event_loop())
     assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from support.admission import MODEL, paid
-from support.limiters import Waiters, limiter_of, now, run, taken, timers, turns
+from support.limiters import Waiters, limiter_of, taken, turns
+from support.virtual_time import now, run_in_fake_time, timers
 from together_async import (
     APIConnectionError,
     APITimeoutError,
@@ -40,7 +41,7 @@ def test_cancelled_waiter_in_the_middle_is_passed_over() -> None:
         limiter.driver.release(waiters.tasks[2].result())
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_cancelled_waiter_that_is_first_in_line_gives_its_turn_to_the_next() -> None:
@@ -57,7 +58,7 @@ def test_cancelled_waiter_that_is_first_in_line_gives_its_turn_to_the_next() -> 
         await waiters.tasks[1]
         assert now() - started == pytest.approx(1, rel=0.12)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_cancelled_last_waiter_takes_the_timer_with_it() -> None:
@@ -72,7 +73,7 @@ def test_cancelled_last_waiter_takes_the_timer_with_it() -> None:
         assert limiter.driver.timer is None
         assert limiter.state.queued == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("by", ["release", "timer", "release, then an error for all"])
@@ -105,7 +106,7 @@ def test_cancelled_in_the_very_turn_in_which_it_was_granted(by: str) -> None:
         assert waiters.order == [1]
         assert (limiter.state.in_flight, limiter.state.queued, limiter.state.sent) == (1 + (by == "timer"), 0, 2)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_cancelled_in_the_turn_in_which_it_was_refused(caplog: pytest.LogCaptureFixture) -> None:
@@ -124,7 +125,7 @@ def test_cancelled_in_the_turn_in_which_it_was_refused(caplog: pytest.LogCapture
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
     with caplog.at_level(logging.DEBUG):
-        run(main())
+        run_in_fake_time(main())
         gc.collect()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -141,7 +142,7 @@ def test_cancelled_before_it_began() -> None:
         assert limiter.state.sent == 0
         limiter.driver.release(await taken(limiter))
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_every_second_of_a_hundred_is_cancelled_at_some_moment() -> None:
@@ -166,7 +167,7 @@ def test_every_second_of_a_hundred_is_cancelled_at_some_moment() -> None:
         assert set(order) >= set(range(1, 100, 2))
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_caller_can_end_a_wait_with_an_error_of_its_own() -> None:
@@ -190,7 +191,7 @@ def test_caller_can_end_a_wait_with_an_error_of_its_own() -> None:
         reservation = await taken(limiter, on_waiting=handed.append)
         assert len(handed) == 2, "one that never waits has nothing to hand out"
 
-    run(main())
+    run_in_fake_time(main())
 
 
 # --------------------------------------------------------------------------------------------------- late, or too many
@@ -210,7 +211,7 @@ def test_wait_that_is_too_long_ends_in_time(phase: Any) -> None:
         limiter.driver.release(reservation)
         assert (await taken(limiter)).granted
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_wait_that_is_just_short_enough() -> None:
@@ -225,7 +226,7 @@ def test_wait_that_is_just_short_enough() -> None:
         await asyncio.sleep(1)
         assert two.granted
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("first", ["release", "timeout"])
@@ -252,7 +253,7 @@ def test_turn_and_timeout_in_the_same_turn_of_the_loop(first: str) -> None:
         limiter.driver.release(waiters.tasks[1].result())
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
@@ -280,7 +281,7 @@ def test_one_more_than_may_wait_is_refused_at_once(most: int) -> None:
         limiter.driver.release(await taken(limiter))
         assert limiter.state.in_flight == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
@@ -312,7 +313,7 @@ def test_uncounted_calls_take_no_room_from_others(most: int) -> None:
             limiter.driver.release(reservation)
         assert (limiter.state.in_flight, limiter.state.queued, limiter.driver.admission.uncounted) == (0, 0, 0)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_uncounted_calls_that_give_up_are_not_counted_any_more() -> None:
@@ -333,7 +334,7 @@ def test_uncounted_calls_that_give_up_are_not_counted_any_more() -> None:
         assert limiter.driver.admission.uncounted == 0
         limiter.driver.release(held)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_call_that_asks_again_is_not_refused_for_a_full_queue() -> None:
@@ -352,7 +353,7 @@ def test_call_that_asks_again_is_not_refused_for_a_full_queue() -> None:
         limiter.driver.release(again)
         limiter.driver.release(await waiters.tasks[0])
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_pause_that_is_too_long_is_not_waited_for() -> None:
@@ -374,4 +375,4 @@ def test_pause_that_is_too_long_is_not_waited_for() -> None:
         limiter.driver.release(other)
         limiter.driver.release(await waiters.tasks[1])
 
-    run(main())
+    run_in_fake_time(main())

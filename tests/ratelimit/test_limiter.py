@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from support.admission import MODEL
-from support.limiters import limiter_of, now, run, turns
+from support.limiters import limiter_of, turns
+from support.virtual_time import now, run_in_fake_time
 from together_async import (
     APITimeoutError,
     Limits,
@@ -52,7 +53,7 @@ def test_block_settles_the_tokens_it_used(used: float | None, error: type[Except
         assert change == [pytest.approx(-spent)]
         assert limiter.state.in_flight == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_block_waits_as_long_as_it_may() -> None:
@@ -67,7 +68,7 @@ def test_block_waits_as_long_as_it_may() -> None:
             assert now() - started == pytest.approx(3)
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_block_that_is_cancelled_frees_its_place() -> None:
@@ -86,7 +87,7 @@ def test_block_that_is_cancelled_frees_its_place() -> None:
             await task
         assert limiter.state.in_flight == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_acquired_place_is_given_back_through_the_driver() -> None:
@@ -101,7 +102,7 @@ def test_acquired_place_is_given_back_through_the_driver() -> None:
         limiter.driver.release(reservation, 5)
         assert limiter.state.in_flight == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("priority", ["urgent", "", None, 5])
@@ -124,4 +125,4 @@ def test_repr_shows_the_state() -> None:
         assert "1 of 2 in flight, 0 queued" in shown
         assert "600 requests/min" in shown
 
-    run(main())
+    run_in_fake_time(main())

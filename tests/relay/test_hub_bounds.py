@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.any_chunks import chunk
-from support.hubs import ended_completion, run
+from support.hubs import ended_completion
 from support.sources import Tap, doing, rest_of, settle
+from support.virtual_time import run_in_fake_time
 from together_async import QueueFullError, StreamConnectionError, TogetherError
 from together_async.models import ChatCompletion
 from together_async.relay import Hub
@@ -181,4 +182,4 @@ def test_the_size_is_nothing_when_nothing_is_kept(steps: list[tuple[str, str]]) 
         await hub.aclose()
         assert (hub.size, len(hub)) == (0, 0)
 
-    run(main())
+    run_in_fake_time(main())

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from support.any_chunks import assert_same
 from support.any_chunks import streams as any_streams
-from support.hubs import EventSourceClient, body_of, collect, last_event_id, run, send_response
+from support.hubs import EventSourceClient, body_of, collect, last_event_id, send_response
 from support.sources import BROKEN, Tap, doing, rest_of, settle, text, texts
+from support.virtual_time import run_in_fake_time
 from together_async import StreamConnectionError
 from together_async.models import ChatCompletionChunk
 from together_async.relay import EventSourceResponse, Hub, shut_down, sse
@@ -53,7 +54,7 @@ def test_a_client_that_loses_its_connection_has_the_text_once(
                 had.extend(batch_read)
             assert_same(had, chunks)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 async def test_who_comes_back_gets_what_he_missed_as_one_chunk() -> None:

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from support.hubs import ended_completion, run
+from support.hubs import ended_completion
 from support.sources import Tap, rest_of, settle
+from support.virtual_time import run_in_fake_time
 from together_async.relay import Hub
 from together_async.relay.browser_errors import StoppedError
 
@@ -29,7 +30,7 @@ def test_what_is_through_is_kept_for_so_long() -> None:
             assert "a" not in hub
             assert hub.size == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_what_is_being_read_is_not_forgotten() -> None:
@@ -46,7 +47,7 @@ def test_what_is_being_read_is_not_forgotten() -> None:
             await asyncio.sleep(11)
             assert "a" not in hub
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_nothing_is_kept_where_nothing_is_to_be() -> None:
@@ -63,7 +64,7 @@ def test_nothing_is_kept_where_nothing_is_to_be() -> None:
             await asyncio.sleep(0.01)
             assert len(hub) == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_one_that_nobody_reads_is_stopped_after_a_while() -> None:
@@ -90,7 +91,7 @@ def test_one_that_nobody_reads_is_stopped_after_a_while() -> None:
             await asyncio.sleep(101)
             assert "a" not in hub
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_a_token_does_not_put_off_that_it_is_stopped() -> None:
@@ -107,7 +108,7 @@ def test_a_token_does_not_put_off_that_it_is_stopped() -> None:
             await asyncio.sleep(2)
             assert tap.left
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_one_may_run_to_its_end_unread() -> None:
@@ -124,7 +125,7 @@ def test_one_may_run_to_its_end_unread() -> None:
             await settle()
             assert "".join(await rest_of(hub.join("a"))) == "ab"
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_abandon_of_nothing_stops_with_the_last_reader() -> None:
@@ -141,4 +142,4 @@ def test_abandon_of_nothing_stops_with_the_last_reader() -> None:
             await asyncio.sleep(0.01)
             assert tap.left
 
-    run(main())
+    run_in_fake_time(main())

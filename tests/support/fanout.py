@@ -72,11 +72,6 @@ def tidy(test: Callable[..., Any]) -> Callable[..., None]:
     return run
 
 
-def now() -> float:
-    """The time of the running loop, in seconds."""
-    return asyncio.get_running_loop().time()
-
-
 def _echo(request: ChatCompletionRequest) -> str:
     return f"You said: {request.messages[-1]['content']}"
 
@@ -108,7 +103,8 @@ class Server(EmulatorServer):
 
 def client_of(server: Any, limits: Limits | None = None, **options: Any) -> AsyncTogether:
     """A client on the running loop's clock."""
-    return AsyncTogether(KEY, base_url=server.base_url, proxy="", limits=RateLimiter(limits, clock=now), **options)
+    limiter = RateLimiter(limits, clock=virtual_time.now)
+    return AsyncTogether(KEY, base_url=server.base_url, proxy="", limits=limiter, **options)
 
 
 @contextlib.asynccontextmanager

@@ -1,28 +1,16 @@
-"""Helpers for tests of `Hub`: a virtual clock, completions that have ended, and a browser that comes back."""
+"""Helpers for tests of `Hub`: completions that have ended, and a browser that comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from support.sources import Tap
-from support.virtual_time import run as run_to_end
 from together_async.relay import EventSourceResponse, Hub
 from together_async.relay.hub import HubReader
 from together_async.wire.sse import EventStreamParser
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs it in virtual time; no task and no timer may be left."""
-
-    async def watched() -> None:
-        await main
-        left = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # asyncio has no public list of timers
-        assert not left, left
-
-    run_to_end(watched())
 
 
 async def ended_completion(hub: Hub, id: str, content: str = "abc") -> Tap:

@@ -1,53 +1,18 @@
-"""Limiters in tests: an event loop whose time only passes in waits, and tasks that wait for their turn."""
+"""Limiters in tests, and tasks that wait for their turn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from support.admission import MODEL
-from support.virtual_time import VirtualTimeLoop
+from support.virtual_time import now
 from together_async import Limits, RateLimiter
 from together_async.ratelimit.headers import AccountLimits, ReportedLimit
 from together_async.ratelimit.queue import Reservation
 
-T = TypeVar("T")
 UNLIMITED = AccountLimits(ReportedLimit(), ReportedLimit())
 """What a service without limits reports."""
-
-
-class FakeTimeLoop(VirtualTimeLoop):
-    """A loop in which no time passes but in the waits for timers. They are exact, since nothing here uses a socket."""
-
-    def time(self) -> float:
-        """Seconds since the loop was made, and a number that is not 0."""
-        return 1_000 + self._jumping.jumped_s
-
-
-def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None = None) -> T:
-    """Runs a coroutine in a loop of its own, at whose end no task and no timer is left, and no callback failed."""
-    loop = loop or FakeTimeLoop()
-    unhandled: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda _, context: unhandled.append(context))
-    try:
-        result = loop.run_until_complete(main)
-        left = asyncio.all_tasks(loop)
-        assert not left, f"tasks left: {left}"
-        assert not timers(loop), f"timers left: {timers(loop)}"
-        assert not unhandled, f"in callbacks: {unhandled}"
-        return result
-    finally:
-        loop.close()
-
-
-def timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
-    scheduled = loop._scheduled  # type: ignore[attr-defined]  # asyncio has no public list of timers
-    return [timer for timer in scheduled if not timer.cancelled()]
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def limiter_of(limits: Limits) -> RateLimiter:

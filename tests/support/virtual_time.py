@@ -19,6 +19,8 @@ GRACE_S = 0.0002
 """Real seconds in which the network may still bring something before the clock jumps."""
 SOON_S = 0.05
 """Virtual seconds of timers that may fire in addition to those which a test is about."""
+START_S = 1_000.0
+"""When a `FakeTimeLoop` begins."""
 STUCK_S = 5.0
 """Real seconds after which a loop without any timer or byte counts as stuck."""
 
@@ -56,9 +58,28 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return super().time() + self._jumping.jumped_s
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine in a loop of its own; no task may be left at its end."""
-    loop = VirtualTimeLoop()
+class FakeTimeLoop(VirtualTimeLoop):
+    """A loop in which no time passes but in the waits for timers: they are exact. For tests without sockets."""
+
+    def time(self) -> float:
+        """Seconds since the loop was made, and a number that is not 0."""
+        return START_S + self._jumping.jumped_s
+
+
+def now() -> float:
+    """The time of the running loop, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
+    """The timers that are set in a loop."""
+    scheduled = loop._scheduled  # type: ignore[attr-defined] # asyncio has no public list of timers
+    return [timer for timer in scheduled if not timer.cancelled()]
+
+
+def run(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None = None) -> T:
+    """Runs a coroutine in a loop of its own, by default one whose clock jumps; no task may be left at its end."""
+    loop = loop or VirtualTimeLoop()
     try:
         result = loop.run_until_complete(main)
         left = asyncio.all_tasks(loop)
@@ -66,6 +87,22 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return result
     finally:
         loop.close()
+
+
+def run_in_fake_time(main: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None = None) -> T:
+    """The same in a `FakeTimeLoop`, or the loop given; no timer may be left either, and no callback may fail."""
+    loop = loop or FakeTimeLoop()
+    unhandled: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+
+    async def watched() -> T:
+        result = await main
+        assert not timers(loop), f"timers left: {timers(loop)}"
+        return result
+
+    result = run(watched(), loop)
+    assert not unhandled, f"in callbacks: {unhandled}"
+    return result
 
 
 def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

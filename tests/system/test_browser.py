@@ -9,8 +9,6 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import os
-import shutil
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,6 +21,7 @@ from aiohttp import web
 
 from support.chromium import EXECUTABLE, Browser, Process, Tab
 from support.example_apps import ASK, FOLDER, serving
+from support.nginx import NGINX, running_nginx
 from together_async.testing import DEEPSEEK, GPT_OSS, Cut, Dialect, EmulatorServer, ErrorInStream, Reply, Stall, Status
 
 pytestmark = [
@@ -30,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(EXECUTABLE is None, reason="needs Debian's chromium"),
     pytest.mark.usefixtures("no_leaks"),
 ]
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 TOKENS = ("Blue", " light", " is", " scattered", " most", ".")
 ANSWER = "".join(TOKENS)
 SOON_S = 0.1
@@ -169,40 +167,6 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def nginx(url: str, directory: Path) -> AsyncIterator[str]:
-    """A real nginx with its default settings before an app; yields its address."""
-    assert NGINX is not None
-    listening = socket.create_server(("127.0.0.1", 0), backlog=64)
-    place = f"127.0.0.1:{listening.getsockname()[1]}"
-    temporary = "".join(
-        f"{kind}_temp_path {directory};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    settings = directory / "nginx.conf"
-    settings.write_text(f"""
-        daemon off; user root; pid {directory}/pid; error_log {directory}/log;
-        events {{}}
-        http {{
-            access_log off; {temporary}
-            server {{ listen {place}; location / {{ proxy_pass {url}; }} }}
-        }}
-    """)
-    # It is given the socket, as at an upgrade, so that who connects before it is up has to wait, and no more.
-    process = await asyncio.create_subprocess_exec(
-        *(NGINX, "-p", directory, "-c", settings, "-e", directory / "log"),
-        env={**os.environ, "NGINX": f"{listening.fileno()};"},
-        pass_fds=(listening.fileno(),),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield f"http://{place}/"
-    finally:
-        listening.close()
-        with contextlib.suppress(ProcessLookupError):  # then its log says why
-            process.terminate()
-        await process.wait()
-
-
-@contextlib.asynccontextmanager
 async def saying(data: bytes = b"") -> AsyncIterator[str]:
     """An app that has the page, and answers every question with these bytes."""
 
@@ -250,14 +214,15 @@ async def test_tokens_appear_one_by_one_behind_nginx(
     name: str, browser: Browser, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A proxy that collects answers by default passes these on as they come; closing the tab goes through it too."""
-    async with serving(name, emulator, monkeypatch) as (url, _), nginx(url, tmp_path) as before:
-        tab = await browser.tab(before)
-        await one_by_one(tab, emulator)
-        emulator.faults = Stall(after_token=2)
-        await ask(tab)
-        await tab.until(shows("Blue light"))
-        await tab.close()
-        await emulator.journal[1].wait_left()
+    async with serving(name, emulator, monkeypatch) as (url, _):
+        with running_nginx(tmp_path, f"proxy_pass {url};") as (port,):
+            tab = await browser.tab(f"http://127.0.0.1:{port}/")
+            await one_by_one(tab, emulator)
+            emulator.faults = Stall(after_token=2)
+            await ask(tab)
+            await tab.until(shows("Blue light"))
+            await tab.close()
+            await emulator.journal[1].wait_left()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])

@@ -2,41 +2,26 @@
 
 import asyncio
 import contextlib
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 
+from support.nginx import NGINX, running_nginx
 from support.relay_apps import (
     SOON,
     TOKEN_MARK,
     Process,
     Upstream,
     Visitor,
-    free_port,
     leaving,
     nothing_left,
     running,
     until,
 )
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
-# The default of a distribution, apart from the places of files: `proxy_pass` and nothing else.
-CONFIGURATION = """
-daemon off; master_process off; pid {directory}/nginx.pid; error_log {directory}/error.log;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
-  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-  {servers}
-}}
-"""
-SERVER = "server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://127.0.0.1:{behind}; {more} }} }}"
 BUFFERS = "proxy_ignore_headers X-Accel-Buffering;"
 HTTP_1_1 = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
@@ -55,22 +40,13 @@ def behind(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def ports(behind: dict[str, Process], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], int]]:
     """The ports of one nginx, three for each server: nginx's defaults, buffering, and kept connections."""
-    directory = tmp_path_factory.mktemp("nginx")
-    found, servers = {}, []
-    for name, process in behind.items():
-        for kind, more in (("default", ""), ("buffers", BUFFERS), ("keeps", HTTP_1_1)):
-            found[name, kind] = free_port()
-            servers.append(SERVER.format(port=found[name, kind], behind=process.port, more=more))
-    configuration = directory / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(directory=directory, servers="\n".join(servers)))
-    assert NGINX is not None
-    with subprocess.Popen(
-        [NGINX, "-p", str(directory), "-c", str(configuration), "-e", str(directory / "error.log")]
-    ) as popen:
-        try:
-            yield found
-        finally:
-            popen.kill()
+    locations = {
+        (name, kind): f"proxy_pass http://127.0.0.1:{process.port}; {more}"
+        for name, process in behind.items()
+        for kind, more in (("default", ""), ("buffers", BUFFERS), ("keeps", HTTP_1_1))
+    }
+    with running_nginx(tmp_path_factory.mktemp("nginx"), *locations.values()) as found:
+        yield dict(zip(locations, found, strict=True))
 
 
 @pytest_asyncio.fixture
@@ -81,19 +57,8 @@ async def nginx(
     name, kind = request.param
     process, port = behind[name], ports[name, kind]
     await process.ready()
-    await _listens(port)
     async with nothing_left(process):
         yield process, port
-
-
-async def _listens(port: int) -> None:
-    for _ in range(500):
-        with contextlib.suppress(ConnectionError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("nginx does not listen")
 
 
 def _id(value: tuple[str, str] | str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from support.calls import do_block, do_chunks, do_completion, do_create, do_text
 from support.leaving import (
     ENDLESS,
     WAYS,
@@ -118,27 +119,6 @@ class Interrupted:
                 result = yield waited
             except BaseException as caught:  # noqa: BLE001 - it is the coroutine's
                 error = caught
-
-
-async def do_create(client: AsyncTogether) -> Any:
-    return (await client.create(PROMPT, model=MODEL)).text
-
-
-async def do_chunks(client: AsyncTogether) -> Any:
-    return "".join([chunk.choices[0].delta.content or "" async for chunk in open_stream(client)])
-
-
-async def do_text(client: AsyncTogether) -> Any:
-    return "".join([text async for text in open_stream(client).text()])
-
-
-async def do_block(client: AsyncTogether) -> Any:
-    async with open_stream(client) as stream:
-        return "".join([text async for text in stream.text()])
-
-
-async def do_completion(client: AsyncTogether) -> Any:
-    return (await open_stream(client).completion()).text
 
 
 async def do_aclose_stream(client: AsyncTogether) -> Any:
