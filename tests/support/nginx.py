@@ -35,7 +35,7 @@ def running_nginx(directory: Path, *locations: str) -> Iterator[list[int]]:
         )
         settings = directory / "nginx.conf"
         settings.write_text(f"""
-            daemon off; master_process off; pid {directory}/pid; error_log {directory}/log;
+            daemon off; user root; pid {directory}/pid; error_log {directory}/log;
             events {{}}
             http {{
                 access_log off;
@@ -53,5 +53,5 @@ def running_nginx(directory: Path, *locations: str) -> Iterator[list[int]]:
         try:
             yield ports
         finally:
-            process.kill()
+            process.terminate()
             process.wait()
