@@ -59,7 +59,6 @@ TESTED_ELSEWHERE = {
     "cli/serve/options": "cli/serve/test_command.py",
     "cli/target": "cli/test_local_model.py",
     "cli/terminal": "cli/chat/test_session.py",
-    "http/errors": "http/test_response_sizes.py",
 }
 """Modules without a test file of their name, and the file that covers them."""
 NO_MODULE = {"test_layers.py", "test_names.py"}
