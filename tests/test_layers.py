@@ -259,8 +259,8 @@ AT_THE_TOP = {"pyproject.toml", "README.md", "together_async", "tests", "benchma
 """All there is in the repository, except for names that begin with a dot."""
 
 PURE = ("validation", "models", "request", "errors", "timeouts", "retry", "pricing", "wire")
-"""Packages and modules of the top without I/O, clock or chance: the same input gives the same output, and time is an
-argument. What they import is in this list too."""
+"""Packages and modules of the top without I/O, clock or randomness: equal input gives equal output, and time is an
+argument. Their imports are in this list too."""
 PURE_INSIDE = {
     "ratelimit": {
         "admission",
@@ -295,7 +295,7 @@ IMPURE = {
     "uuid",
 }
 TYPES_ALONE = {"datetime"}
-"""A module of types and arithmetic, beside a clock that must not be asked: `now` and `utcnow` are looked for."""
+"""Modules of types and arithmetic that also have a clock, `now` and `utcnow`: a test looks for calls of those."""
 CLOCKS = {"together_async.wire.error_bodies": {"time"}}
 """`time.time` stands there once, as the default of an argument."""
 
@@ -442,7 +442,7 @@ def pure_modules() -> dict[str, Path]:
 
 @pytest.mark.parametrize("module", pure_modules())
 def test_pure_modules_are_pure(module):
-    """No event loop, socket, clock or chance, at import or later; what they import of ours is pure as well."""
+    """No event loop, socket, clock or randomness, at import or later; their imports from this package are pure too."""
     tree = ast.parse(modules()[module].read_text())
     used = {name.split(".")[0] for kind, name in imports(tree) if kind != "types"}
     assert (used & IMPURE) - TYPES_ALONE == CLOCKS.get(module, set())

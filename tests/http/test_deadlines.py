@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.limiters import run, timers
+from support.virtual_time import run_in_fake_time, timers
 from together_async.http.deadlines import Deadline, Deadlines
 
 START = 1_000.0
@@ -67,7 +67,7 @@ def test_deadline_fires_once_and_exactly(start_s: float, after_s: float) -> None
         assert len(deadline.fired_at) == 1
         assert deadline.fired_at[0] == pytest.approx(at, abs=1e-6)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("ago_s", [0.0, 1e-9, 0.5, 1.0, 5.0, START, 1e12])
@@ -81,7 +81,7 @@ def test_deadline_in_the_past_fires_in_the_next_turn(ago_s: float) -> None:
             await asyncio.sleep(0)
         assert deadline.fired_at == [START]
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_two_in_one_second_fire_each_at_its_own_time() -> None:
@@ -93,7 +93,7 @@ def test_two_in_one_second_fire_each_at_its_own_time() -> None:
         await asyncio.sleep(20)
         assert (early.fired_at, late.fired_at) == ([START + 10.25], [START + 10.75])
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_added_between_the_seconds_timer_and_its_deadlines() -> None:
@@ -108,7 +108,7 @@ def test_added_between_the_seconds_timer_and_its_deadlines() -> None:
         await asyncio.sleep(5)
         assert (second.fired_at, first.fired_at) == ([START + 10.8], [START + 10.9])
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_infinity_is_never() -> None:
@@ -121,7 +121,7 @@ def test_infinity_is_never() -> None:
         where.discard(never)
         assert never.fired_at == []
 
-    run(main())
+    run_in_fake_time(main())
 
 
 @pytest.mark.parametrize("at", [1e15, 1e300, 1.7e308])
@@ -135,7 +135,7 @@ def test_deadline_after_any_date(at: float) -> None:
         where.discard(deadline)
         assert timer_count() == 0
 
-    run(main())
+    run_in_fake_time(main())
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost
@@ -153,7 +153,7 @@ def test_thousands_have_a_timer_for_each_second() -> None:
         assert timer_count() == 0
         assert not where._waiting
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_a_thousand_fire_each_at_its_own_time() -> None:
@@ -167,7 +167,7 @@ def test_a_thousand_fire_each_at_its_own_time() -> None:
             assert len(deadline.fired_at) == 1
             assert deadline.fired_at[0] == pytest.approx(deadline.at, abs=1e-6)
 
-    run(main())
+    run_in_fake_time(main())
 
 
 # -------------------------------------------------------------------------------------------------------------- discard
@@ -188,7 +188,7 @@ def test_discarded_before_its_time_never_fires(when_s: float, times: int) -> Non
         await asyncio.sleep(20)
         assert (first.fired_at, second.fired_at) == ([], [START + 10.5])
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_discarded_after_it_fired() -> None:
@@ -202,7 +202,7 @@ def test_discarded_after_it_fired() -> None:
             where.discard(deadline)
             assert len(deadline.fired_at) == 1
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_discarding_one_that_was_never_added() -> None:
@@ -217,7 +217,7 @@ def test_discarding_one_that_was_never_added() -> None:
         await asyncio.sleep(20)
         assert deadline.fired_at == [START + 10.5]
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_the_last_of_a_second_takes_its_timer_along() -> None:
@@ -234,7 +234,7 @@ def test_the_last_of_a_second_takes_its_timer_along() -> None:
         await asyncio.sleep(20)
         assert third.fired_at == [START + 10.5]
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_one_that_fires_discards_the_others() -> None:
@@ -253,7 +253,7 @@ def test_one_that_fires_discards_the_others() -> None:
         await asyncio.sleep(20)
         assert sum(len(deadline.fired_at) for deadline in made) == 1
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_one_that_fires_adds_others() -> None:
@@ -267,7 +267,7 @@ def test_one_that_fires_adds_others() -> None:
         await asyncio.sleep(20)
         assert [added_later.fired_at for added_later in more] == [[START + at] for at in (10.7, 10.5, 10.5, 12.25)]
 
-    run(main())
+    run_in_fake_time(main())
 
 
 def test_one_that_raises_does_not_stop_the_others() -> None:
@@ -285,7 +285,7 @@ def test_one_that_raises_does_not_stop_the_others() -> None:
         await asyncio.sleep(20)
         assert second.fired_at == [START + 10.5]
 
-    run(main())
+    run_in_fake_time(main())
     assert [type(error) for error in raised] == [KeyError]
 
 
@@ -318,4 +318,4 @@ def test_any_sequence(seed: int) -> None:
             assert len(deadline.fired_at) == (deadline not in dropped)
             assert all(fired == pytest.approx(max(deadline.at, fired), abs=1e-6) for fired in deadline.fired_at)
 
-    run(main())
+    run_in_fake_time(main())

@@ -1,1 +1,1 @@
-"""What the tests of several packages share: servers, clocks, browsers, and what is right."""
+"""What the tests of several packages share: servers, clocks, browsers and oracles."""

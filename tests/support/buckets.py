@@ -1,4 +1,4 @@
-"""Buckets in tests: their requests wait and learn in one line."""
+"""Short ways to book from a bucket and to report a response to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of event streams: cut in pieces, and whether they end with an event."""
+"""Cuts the bytes of an event stream in pieces, and tells whether they end with an event."""
 
 import itertools
 from collections.abc import Sequence

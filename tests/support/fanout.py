@@ -62,7 +62,7 @@ def tidy(test: Callable[..., Any]) -> Callable[..., None]:
         async def main() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
             await test(*args, **kwargs)
-            await asyncio.sleep(0.01)  # transports close a turn or two after they are told to
+            await asyncio.sleep(0.01)  # transports close a turn or two after `close()`
             await asyncio.get_running_loop().shutdown_asyncgens()
 
         virtual_time.run(main())
@@ -256,7 +256,7 @@ WAYS = (
 
 
 IMMEDIATE = {"block", "block, exception", "aclose", "cancelled in anext", "timeout"}
-"""Those after which nothing is under way any more; after the others it has been told to end."""
+"""The ways after which nothing is under way any more. After the others the calls are being cancelled."""
 
 
 async def counted(count: int | None, turns: int = 1, made: list[Any] | None = None) -> AsyncIterator[int]:

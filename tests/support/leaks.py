@@ -1,4 +1,4 @@
-"""Looks for what a test left open."""
+"""Sockets that a test left open."""
 
 from pathlib import Path
 

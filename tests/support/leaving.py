@@ -1,4 +1,4 @@
-"""The ways in which people leave a loop over a stream."""
+"""All the ways to leave a loop over a stream."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Where things are."""
+"""The folders of the repository."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A plain HTTP client, in front of a recorder or of a replay."""
+"""A plain HTTP client of a recorder or a replay."""
 
 import itertools
 import math

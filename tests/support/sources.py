@@ -1,4 +1,4 @@
-"""Sources that give what the test says, and helpers to read them."""
+"""Sources that yield the chunks a test scripts, and helpers to read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the survival tests share: one way to ask, in every form a user has, and one judgement of what came out."""
+"""The survival tests' one function that makes a call, in each way users do, and judges the outcome."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def text(self) -> str | None:
-        """The text of an answer that is whole, by whatever way it came; None if there is none."""
+        """The text of a whole answer; None without one."""
         return None if self.completion is None else self.completion.text or ""
 
     @property
@@ -139,7 +139,7 @@ async def ask(client: AsyncTogether, kind: str, *, within: float = SOON, alone: 
     outcome = Outcome(tuple(got), completion, error, time.monotonic() - began)
     if kind not in ("create", "completion"):
         whole = outcome.text if completion is not None else outcome.partial
-        assert "".join(got) == (whole or ""), "what was delivered is not what is said to have been"
+        assert "".join(got) == (whole or ""), "the answer or the partial is not what was delivered"
     return outcome
 
 
@@ -185,8 +185,8 @@ class Scene:
     async def ask(self, kind: str, **options: Any) -> Outcome:
         """`ask`, and what was delivered is a prefix of the truth."""
         outcome = await ask(self.client, kind, **options)
-        said = outcome.text if outcome.error is None else outcome.partial
-        assert self.truth.startswith(said or ""), "something was delivered that was never said"
+        text = outcome.text if outcome.error is None else outcome.partial
+        assert self.truth.startswith(text or ""), "something was delivered that the model never generated"
         return outcome
 
     async def check_usable(self) -> None:

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: real sockets, but nobody waits.
+"""Event loops whose clock jumps: real sockets, but no real waiting.
 
 When nothing is ready and the network has nothing, the clock goes to the next timer at once. A stall of five minutes
 takes a millisecond, and a timeout is exact, however busy the machine is. It holds where both ends of every connection
@@ -26,7 +26,7 @@ STUCK_S = 5.0
 
 
 class StuckError(AssertionError):
-    """Everybody waits for something that no timer and no byte will bring."""
+    """All tasks wait, and no timer is set and no byte will come."""
 
 
 class _Selector(selectors.DefaultSelector):
@@ -71,9 +71,9 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def timers(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
-    """The timers that are set in a loop."""
-    scheduled = loop._scheduled  # type: ignore[attr-defined] # asyncio has no public list of timers
+def timers(loop: asyncio.AbstractEventLoop | None = None) -> list[asyncio.TimerHandle]:
+    """The timers that are set in a loop, by default the running one."""
+    scheduled = (loop or asyncio.get_running_loop())._scheduled  # type: ignore[attr-defined] # asyncio has no public list of timers
     return [timer for timer in scheduled if not timer.cancelled()]
 
 
@@ -113,7 +113,7 @@ def virtual(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         async def main() -> None:
             async with asyncio.timeout(10_000):  # a server that drips for ever would keep a broken client as long
                 await test(*args, **kwargs)
-            await asyncio.sleep(1)  # transports close a turn or two after they are told to
+            await asyncio.sleep(1)  # transports close a turn or two after `close()`
 
         run(main())
 

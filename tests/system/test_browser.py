@@ -37,7 +37,7 @@ SOON_S = 0.1
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[Process]:
-    """One chromium for all."""
+    """One chromium for all tests."""
     chromium = Process()
     yield chromium
     chromium.close()
@@ -258,7 +258,7 @@ async def test_bytes_may_be_cut_anywhere(size: int, browser: Browser) -> None:
 async def test_reasoning_is_shown_apart(
     dialect: Dialect, browser: Browser, emulator: EmulatorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the model thinks before is beside the answer and not in it."""
+    """The model's reasoning is shown next to the answer and not in it."""
     emulator.dialect, emulator.script = dialect, Reply(TOKENS, reasoning="Let me think.")
     async with serving("fastapi_app", emulator, monkeypatch) as (url, _):
         tab = await browser.tab(url)

@@ -2,7 +2,7 @@
 
 The others: test_survival_stalls (silence), _answers (statuses, redirects, bodies), _events (what stands in a stream),
 _floods (too much), _pool (connections, hosts, loops, many at once), _leaving (consumers who go, cancellation).
-Every case asserts the class of the error and its facts, that what was delivered is what is said to have been and a
+Every case asserts the class of the error and its facts, that the partial is what was delivered and a
 prefix of the truth, that no text shows the key or the prompt, that nothing is left, and that the client goes on.
 """
 

@@ -134,7 +134,7 @@ async def test_informational_responses_before_the_answer(status: int, times: int
 
 @pytest.mark.parametrize("head", [b"101 Switching Protocols", b"600 Odd", b"999 Odd", b"099 Odd", b"000 Odd"])
 async def test_statuses_that_are_none(head: bytes) -> None:
-    """An error of the tree, with the status where it can be told."""
+    """An error of the tree, with the status where one is known."""
     async with scene() as s:
         for kind in KINDS:
             s.server.faults = Raw(b"HTTP/1.1 " + head + b"\r\ncontent-length: 0\r\n\r\n")

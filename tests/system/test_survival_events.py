@@ -1,4 +1,4 @@
-"""What stands in a stream: malformed events, errors, ends that are none, bodies of another kind."""
+"""The contents of a stream: malformed events, errors, false ends, bodies of another kind."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ def chunk(content: Any = "!", **choice: Any) -> dict[str, Any]:
     return {"id": "x", "choices": [{"index": 0, "delta": {"content": content}, **choice}]}
 
 
-def said(text: str) -> bytes:
+def content_of(text: str) -> bytes:
     """A chunk as text, with `TEXT` in the place of its content."""
     return json.dumps(chunk("TEXT")).replace('"TEXT"', text).encode()
 
@@ -57,10 +57,10 @@ EVENTS: dict[str, tuple[Any, str]] = {
     "minus Infinity": (with_('"created": -Infinity'), ERROR),
     "invalid UTF-8 in the content": (b'{"choices":[{"index":0,"delta":{"content":"\xff\xfe"}}]}', ERROR),
     "half a character": (b'{"choices":[{"index":0,"delta":{"content":"\xc3"}}]}', ERROR),
-    "a lone surrogate": (said(r'"\ud800"'), ERROR),
-    "a NUL in the content": (said('"\0"'), ERROR),
+    "a lone surrogate": (content_of(r'"\ud800"'), ERROR),
+    "a NUL in the content": (content_of('"\0"'), ERROR),
     "a NUL alone": (b"\0", ERROR),
-    "a control character in the content": (said('"\x01"'), ERROR),
+    "a control character in the content": (content_of('"\x01"'), ERROR),
     "a byte order mark before the JSON": (b"\xef\xbb\xbf" + json.dumps(chunk()).encode(), ERROR),
     "arrays in arrays without end": (with_('"x": ' + "[" * 100_000), ERROR),
     "objects in objects without end": (with_('"x": ' + '{"a":' * 100_000), ERROR),
@@ -94,7 +94,7 @@ EVENTS: dict[str, tuple[Any, str]] = {
         {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": 1}}]}}]},
         ERROR,
     ),
-    # nothing is said
+    # no content
     "an empty object": ({}, SKIPPED),
     "an object without a meaning": ({"type": "ping"}, SKIPPED),
     "no choices": ({"choices": []}, SKIPPED),
@@ -108,7 +108,7 @@ EVENTS: dict[str, tuple[Any, str]] = {
     "empty data": (b"", SKIPPED),
     "an error that is false": ({"choices": [], "error": False}, SKIPPED),
     "an error that is null": ({"choices": [], "error": None}, SKIPPED),
-    # wrong at the edges: what is said is read
+    # wrong at the edges: the content is read
     "usage is a list": ({**chunk(), "usage": [1]}, READ),
     "usage is a string": ({**chunk(), "usage": "much"}, READ),
     "usage has strings": ({**chunk(), "usage": {"prompt_tokens": "many"}}, READ),
@@ -129,7 +129,7 @@ EVENTS: dict[str, tuple[Any, str]] = {
     "index is a number in a string": (chunk(index="0"), READ),
     "index is 0.0": (chunk(index=0.0), READ),
     "keys of the server's own": ({**chunk(), "x": {"y": [1]}, "ü": None}, READ),
-    "a key twice": (said('"?", "content": "!"'), READ),
+    "a key twice": (content_of('"?", "content": "!"'), READ),
     "a choices twice": (b'{"choices": 5, ' + json.dumps(chunk()).encode()[1:], READ),
     "an error that is an empty object": ({**chunk(), "error": {}}, READ),
     "an error that is an empty text": ({**chunk(), "error": ""}, READ),
@@ -202,7 +202,7 @@ async def test_lines_that_are_unusual(name: str) -> None:
                 assert (await ask_freely(s, kind)).text == "One two" + extra + " thrée four"
 
 
-# ------------------------------------------------------------------------------------------------ ends that are none
+# ----------------------------------------------------------------------------------------------------------- false ends
 
 
 ENDS: dict[str, tuple[bytes, type[TogetherError] | None, str]] = {
@@ -290,7 +290,7 @@ BODIES: dict[str, tuple[bytes, str, Any]] = {
 
 @pytest.mark.parametrize("name", BODIES)
 async def test_a_200_of_any_kind_for_a_stream(name: str) -> None:
-    """Never taken for an answer when it is none."""
+    """Never taken for an answer."""
     body, media_type, expected = BODIES[name]
     async with scene(usable=False) as s:
         for split, kind in itertools.product((False, True), STREAMED):
@@ -363,7 +363,7 @@ CODES: dict[Any, int | None] = {None: None, 429: 429, "503": 503, "overloaded": 
 
 @pytest.mark.parametrize("shape", get_args(ErrorShape))
 async def test_an_error_in_the_stream(shape: ErrorShape) -> None:
-    """Every shape, first thing and after tokens: the tokens before it, what it said, and its status."""
+    """Every shape, first thing and after tokens: the tokens before it, its message and its status."""
     async with scene() as s:
         for (code, status), done, tokens in itertools.product(CODES.items(), (False, True), (0, 2)):
             s.server.faults = ErrorInStream(after_token=tokens, shape=shape, code=code, done=done)

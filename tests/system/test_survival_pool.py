@@ -345,17 +345,17 @@ def test_a_loop_and_a_client_for_each_thread() -> None:
 
 def test_one_client_in_two_threads_says_so() -> None:
     """A client is its loop's: another thread's call gets one clear error, and the first goes on."""
-    said: list[Outcome] = []
+    outcomes: list[Outcome] = []
 
     with EmulatorServer(TEXT) as server:
 
         async def main() -> None:
             async with AsyncTogether(KEY, base_url=server.base_url) as client:
                 assert (await ask(client, "text")).text == TEXT
-                await asyncio.to_thread(lambda: said.append(asyncio.run(ask(client, "text"))))
+                await asyncio.to_thread(lambda: outcomes.append(asyncio.run(ask(client, "text"))))
                 assert (await ask(client, "text")).text == TEXT
 
         asyncio.run(main())
-    assert type(said[0].error) is APIConnectionError
-    assert said[0].error.attempts == 0
-    assert "another event loop" in str(said[0].error)
+    assert type(outcomes[0].error) is APIConnectionError
+    assert outcomes[0].error.attempts == 0
+    assert "another event loop" in str(outcomes[0].error)

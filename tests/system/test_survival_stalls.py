@@ -175,13 +175,13 @@ async def test_a_whole_response_that_drips_for_ever() -> None:
         check_late(outcome, "total", None)
 
 
-@pytest.mark.parametrize("said", [b"", b"\x16\x03\x03\x00"], ids=["nothing", "half a hello"])
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x03\x00"], ids=["nothing", "half a hello"])
 @pytest.mark.parametrize("kind", ["create", "text"])
-async def test_a_tls_handshake_that_is_not_answered(kind: str, said: bytes) -> None:
+async def test_a_tls_handshake_that_is_not_answered(kind: str, sent: bytes) -> None:
     """Accepted, and then nothing: connecting is late."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(sent)
         await reader.read()
         await asyncio.Event().wait()
 
