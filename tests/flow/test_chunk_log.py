@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from support.any_chunks import accumulated, bare, chunk, encoded, streams, with_unknown_content
 from support.servers import delta
+from support.sources import texts
 from together_async.flow.chunk_log import ChunkLog
-from together_async.models import ChatCompletionChunk, text_of
+from together_async.models import ChatCompletionChunk
 from together_async.wire.codec import decode_chunk
 
 
@@ -45,10 +46,6 @@ def certain(text: str) -> ChatCompletionChunk:
     document = delta(text)
     document["choices"][0]["logprobs"] = 0.0
     return decode_chunk(encoded(document))
-
-
-def texts(chunks: list[ChatCompletionChunk]) -> list[str]:
-    return [text_of(choice) for piece in chunks for choice in piece.choices]
 
 
 def assert_adds_up(got: list[ChatCompletionChunk], expected: list[ChatCompletionChunk]) -> None:

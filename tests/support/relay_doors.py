@@ -17,7 +17,7 @@ import attrs
 from aiohttp import web
 from openai._streaming import SSEDecoder
 
-from support.servers import delta
+from support.any_chunks import chunk
 from together_async import APIStatusError, ChatCompletionChunk
 from together_async.relay import (
     HEADERS,
@@ -29,7 +29,6 @@ from together_async.relay import (
     passthrough,
     sse,
 )
-from together_async.wire.codec import decode_chunk
 from together_async.wire.sse import EventStreamParser
 
 KEY = "tgp_v1_relay-key-0f1e2d3c4b5a"
@@ -179,10 +178,6 @@ async def by_loop(stream: Any, asked: Mapping[str, str] | None = None, **options
 DOORS: Mapping[str, Callable[..., Awaitable[Answer]]] = {"asgi": by_asgi, "aiohttp": by_aiohttp, "sse": by_loop}
 
 
-def chunk(text: str | None, **more: Any) -> ChatCompletionChunk:
-    return decode_chunk(json.dumps(delta(text, **more)).encode())
-
-
 async def stream_of(*items: str | BaseException) -> AsyncIterator[ChatCompletionChunk]:
     """A user's own stream: chunks with these texts, and errors where they stand."""
     for item in items:
@@ -192,8 +187,8 @@ async def stream_of(*items: str | BaseException) -> AsyncIterator[ChatCompletion
 
 
 async def own(stream: Any) -> AsyncIterator[ChatCompletionChunk]:
-    async for chunk in stream:
-        yield chunk
+    async for item in stream:
+        yield item
 
 
 KINDS: Mapping[str, Callable[[Any], Any]] = {

@@ -7,12 +7,13 @@ every reader hands it on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 
+from support.any_chunks import completion_of
 from support.servers import DONE, KEY, ScriptedServer, answers, delta, response, sse
 from support.virtual_time import run
 from together_async import AsyncTogether, ChatCompletionStream
@@ -25,7 +26,6 @@ from together_async.models import (
     Delta,
     plain,
 )
-from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.coalesce import Coalescer
 from together_async.wire.codec import TextDelta, decode_chunk, encode
 from together_async.wire.completions import chunk_of
@@ -82,25 +82,18 @@ def payloads(choice: dict[str, Any], *, lenient: bool) -> list[bytes]:
     return [encode(chunk) for chunk in (*map(delta, AFTER_TEXT), middle, delta("" if index else None), last)]
 
 
-def added(chunks: Iterable[Any]) -> ChatCompletion:
-    accumulator = ChatCompletionAccumulator()
-    for chunk in chunks:
-        accumulator.add(chunk)
-    return accumulator.completion()
-
-
 # ------------------------------------------------------------------------------------------------- the ways of reading
 
 
 async def by_chunks(stream: ChatCompletionStream) -> ChatCompletion:
     chunks = [chunk async for chunk in stream]
-    assert plain(added(chunks)) == plain(await stream.completion())
+    assert plain(completion_of(chunks)) == plain(await stream.completion())
     return await stream.completion()
 
 
 async def by_batches(stream: ChatCompletionStream) -> ChatCompletion:
     chunks = list(itertools.chain.from_iterable([batch async for batch in stream.batches()]))
-    assert plain(added(chunks)) == plain(await stream.completion())
+    assert plain(completion_of(chunks)) == plain(await stream.completion())
     return await stream.completion()
 
 
@@ -119,7 +112,7 @@ async def by_raw(stream: ChatCompletionStream) -> ChatCompletion:
     data = b"".join([data async for data in stream.raw()])
     events = [event.removeprefix(b"data: ") for event in data.split(b"\n\n") if event]
     assert events.pop() == b"[DONE]"
-    return added(map(decode_chunk, events))
+    return completion_of(map(decode_chunk, events))
 
 
 WAYS = [by_chunks, by_batches, by_text, by_completion, by_raw]
@@ -153,13 +146,13 @@ def test_every_field_is_merged_and_is_in_a_whole_completion(field: str) -> None:
     """Merged chunks add up to the same, and so does a whole completion as a stream's only chunk."""
     choice, where, expected = FIELDS[field]
     chunks = [decode_chunk(payload) for payload in payloads(choice, lenient=False)]
-    completion = added(chunks)
+    completion = completion_of(chunks)
     assert where(plain(completion)["choices"][-1]) == expected
     coalescer = Coalescer()
     for chunk in chunks:
         coalescer.add(chunk)
-    assert plain(added(chunk for _, chunk in coalescer.take())) == plain(completion)
-    assert plain(added([chunk_of(completion)])) == plain(completion)
+    assert plain(completion_of(chunk for _, chunk in coalescer.take())) == plain(completion)
+    assert plain(completion_of([chunk_of(completion)])) == plain(completion)
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables
