@@ -61,7 +61,7 @@ class Children:
         return self._ask({"run": settings})
 
     def kill(self) -> int:
-        """Kills the child; returns how it ended: it may have been faster."""
+        """Kills the child; returns how it ended, because it may have ended before."""
         return self._ask({"kill": True})
 
     def wait(self) -> int:
@@ -213,7 +213,7 @@ def children() -> Iterator[Children]:
 
 
 def test_sigkill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    """What was reported as done is in the output, once; only requests in flight are sent again; all are in the end."""
+    """A reported result is in the output, once; only requests in flight are sent again; in the end all are done."""
     rng, service, figures = random.Random(SEED), Service(), Figures()
     print(f"KILLS_SEED={SEED}")
     began, works, runs = time.monotonic(), 0, list[Run]()

@@ -102,7 +102,7 @@ BODIES: dict[str, tuple[Any, str, Any]] = {
 
 @pytest.mark.parametrize("status", STATUSES)
 async def test_every_status_with_every_kind_of_body(status: int) -> None:
-    """The class is the status's, the message what can be read of the body, whatever the body is."""
+    """The class follows from the status; the message is whatever can be read of the body, of any kind."""
     expected = CLASSES.get(status) or (InternalServerError if status >= 500 else APIStatusError)
     async with scene() as s:
         for number, (name, (body, message, decoded)) in enumerate(BODIES.items()):
@@ -147,7 +147,7 @@ async def test_statuses_that_are_none(head: bytes) -> None:
 
 @pytest.mark.parametrize("status", [204, 205])
 async def test_success_without_content(status: int) -> None:
-    """A success that says nothing is no answer."""
+    """A success without content is not an answer."""
     async with scene() as s:
         for kind in KINDS:
             s.server.faults = Status(status, b"")
@@ -197,7 +197,7 @@ HIDDEN = pytest.mark.xfail(
 @pytest.mark.parametrize("status", [400, 429, 503])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=HIDDEN if "longer" in n else ()) for n in LYING])
 async def test_an_error_whose_body_lies(name: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The status counts: what came of the body has to do, and it is not waited for without end."""
+    """The status counts: the part of the body that came must do, and the wait for the others is bounded."""
     monkeypatch.setattr(response_module, "ERROR_BODY_SECONDS", 50)
     fault, message = LYING[name]
     expected = CLASSES.get(status) or InternalServerError
@@ -217,7 +217,7 @@ async def test_an_error_whose_body_lies(name: str, status: int, monkeypatch: pyt
 
 @virtual
 async def test_a_stalled_error_body_within_the_calls_own_limits() -> None:
-    """A call's total is kept also while the body of an error is awaited."""
+    """The limit of the whole call also holds while the body of an error is awaited."""
     async with scene() as s:
         s.server.faults = Status(500) + Stall(at_byte=9)
         for limits in (Timeouts(total=2), Timeouts(idle=2)):
@@ -229,7 +229,7 @@ async def test_a_stalled_error_body_within_the_calls_own_limits() -> None:
 
 @pytest.mark.parametrize("by", [1, 500, -1])
 async def test_a_success_whose_length_lies(by: int) -> None:
-    """A whole response is lost with its promise, whether that was too much or too little; a stream has its own end."""
+    """A whole response with a wrong length is lost, be it too long or too short; a stream has its own end."""
     async with scene() as s:
         s.server.faults = WrongLength(by)
         assert type((await s.ask("create")).error) is APIConnectionError
@@ -272,7 +272,7 @@ RETRY_AFTER: list[Any] = [
 
 @pytest.mark.parametrize(("headers", "seconds"), RETRY_AFTER)
 async def test_what_a_server_asks_to_wait(headers: dict[str, str], seconds: Any) -> None:
-    """Seconds, milliseconds or a date; what is no number one can use is as if it were not there."""
+    """Seconds, milliseconds or a date; an unusable number is ignored."""
     sent = {
         name: email.utils.formatdate(time.time() + 60, usegmt=True) if value == IN_A_MINUTE else value
         for name, value in headers.items()
@@ -316,7 +316,7 @@ async def test_a_redirect_that_loops() -> None:
 
 @pytest.mark.parametrize("code", [300, 303, 304, 305, 306])
 async def test_a_redirect_that_is_not_followed(code: int) -> None:
-    """What would turn the request into another is left to the caller, as a status."""
+    """A redirect that would change the request is not followed: the caller gets its status."""
     async with scene(faults=Redirect(code=code)) as s:
         for kind in KINDS:
             error = (await s.ask(kind)).error
@@ -326,7 +326,7 @@ async def test_a_redirect_that_is_not_followed(code: int) -> None:
 
 
 async def test_a_redirect_to_another_host_goes_without_the_key() -> None:
-    """Another origin gets the request, and nothing that is ours alone."""
+    """Another origin gets the request without the key and other private headers."""
     async with scene() as s, EmulatorServer("elsewhere") as other:
         s.server.faults = Redirect(location=f"{other.base_url}/chat/completions")
         for kind in KINDS:
@@ -359,7 +359,7 @@ LOCATIONS = {
 @pytest.mark.parametrize("code", [303, 307])
 @pytest.mark.parametrize("name", LOCATIONS)
 async def test_a_location_that_leads_nowhere(code: int, name: str) -> None:
-    """Broken, of another scheme, or made of secrets: an error of the tree, which shows none."""
+    """Broken, of another scheme, or made of secrets: an error of the tree, which shows no secret."""
     async with scene(faults=Redirect(LOCATIONS[name], code)) as s:
         for kind in ("create", "text"):
             with case(kind):
@@ -400,7 +400,7 @@ ECHOES = {
 @pytest.mark.parametrize("kind", ["create", "text"])
 @pytest.mark.parametrize("name", ECHOES)
 async def test_a_server_that_repeats_key_and_prompt(name: str, kind: str) -> None:
-    """Wherever a server puts them, no text of an error shows them (`ask` looks)."""
+    """Wherever a server puts key and prompt, no text of an error shows them (`ask` checks)."""
     async with scene(faults=Raw(ECHOES[name].encode("latin-1"))) as s:
         assert (await s.ask(kind)).error is not None
 
@@ -421,7 +421,7 @@ async def test_a_large_request_warns_of_nothing() -> None:
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 @pytest.mark.parametrize("end", ["stalls", "closes", "resets"])
 async def test_a_server_that_does_not_take_the_request(end: str) -> None:
-    """A request of 4 MB that nobody reads is late, one that is cut off is lost; neither is sent twice."""
+    """A request of 4 MB that nobody reads times out, and a request that is cut off fails; neither is sent twice."""
     connections = 0
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

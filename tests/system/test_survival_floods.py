@@ -132,7 +132,7 @@ FLOODS: dict[str, tuple[Any, type[TogetherError], int | None]] = {
 
 @pytest.mark.parametrize("name", FLOODS)
 async def test_a_flood(name: str) -> None:
-    """Nothing that comes without end is waited for, kept, or worked on without a pause."""
+    """Endless data is not awaited, kept, or processed without a pause."""
     fault, error, tokens = FLOODS[name]
     # What ends for another reason than the time has enough of it, and so have the tokens that come before the flood.
     by_itself = error in (StreamProtocolError, APIConnectionError)
@@ -157,7 +157,7 @@ async def test_a_flood(name: str) -> None:
 @pytest.mark.parametrize("status", [200, 500])
 @pytest.mark.parametrize("gzip", [False, True], ids=["plain", "gzip"])
 async def test_a_whole_response_without_end(gzip: bool, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body without end is refused, of an error it is cut; a bomb is not inflated."""
+    """An endless body is refused, or cut if it is an error's; a bomb is not inflated."""
     monkeypatch.setattr(response_module, "ERROR_BODY_SECONDS", 0.5)
     fault = Frame("chunked") + Stall(at_byte=0, ping_every=0, ping=b" " * 1000)
     if gzip:
@@ -205,7 +205,7 @@ async def test_bytes_that_drip_cost_no_more_than_they_are() -> None:
 
 @pytest.mark.parametrize("fault", [Status(500), Cut(after_token=2)], ids=["status", "cut"])
 async def test_an_error_for_a_large_prompt_is_made_at_once(fault: Fault) -> None:
-    """What the prompt is long is not what its error costs: the loop goes on turning while it is redacted."""
+    """A long prompt does not block the loop while it is redacted from an error."""
     models = [Model("m", context_length=10**7)]
     with EmulatorServer(TEXT, models=models, faults=fault) as server:
         async with AsyncTogether(KEY, base_url=server.base_url) as client:

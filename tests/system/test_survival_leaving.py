@@ -1,4 +1,4 @@
-"""Consumers who go, in every way and at every await; cancellation, closing, and what the server sees of it."""
+"""Leaving a stream in every way and at every await; cancelling and closing; what the server sees of each."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ async def test_the_server_sees_that_a_reader_left(way: Callable[[AsyncTogether],
 @pytest.mark.parametrize("tokens", [None, 0, 2], ids=["before the head", "before a token", "after tokens"])
 @pytest.mark.parametrize("kind", ["create", "chunks", "text", "completion", "block"])
 async def test_closing_the_client_while_somebody_waits(kind: str, tokens: int | None) -> None:
-    """Whoever waits gets one error of the tree; the client's next call says that it is closed."""
+    """A waiting call raises one error of the tree; the client's next call says that the client is closed."""
     async with EmulatorServer(TEXT, faults=Stall(after_token=tokens)) as server:
         client = AsyncTogether(KEY, base_url=server.base_url)
         task = asyncio.create_task(ask(client, kind))
@@ -75,7 +75,7 @@ async def test_closing_the_client_while_somebody_waits(kind: str, tokens: int | 
 
 
 class Interrupted:
-    """Awaits a coroutine and does something to it at its n-th suspension.
+    """Awaits a coroutine and interrupts it at its n-th suspension.
 
     Args:
         coroutine: What is awaited.
@@ -170,7 +170,7 @@ def refused_sometimes(request: Any) -> Any:
 async def test_interrupted_at_every_suspension(
     deed: Callable[[AsyncTogether], Coroutine[Any, Any, Any]], pooled: bool, how: str
 ) -> None:
-    """CancelledError comes out as it is, at the first await and at the last; the next call goes well each time."""
+    """CancelledError is raised unchanged, at the first await and at the last; the next call succeeds each time."""
     async with EmulatorServer(TEXT, faults=refused_sometimes) as server:
         at, reached = 0, True
         for at in range(200):
@@ -219,7 +219,7 @@ async def test_a_block_cancelled_at_every_suspension_can_be_read_on(how: str) ->
 async def test_a_second_try_interrupted_at_every_suspension(
     deed: Callable[[AsyncTogether], Coroutine[Any, Any, Any]], how: str
 ) -> None:
-    """The same while a request is sent again, its connection having been stale."""
+    """The same while a request is sent again after a stale connection."""
     async with EmulatorServer(TEXT) as server:
         at, reached = 0, True
         for at in range(200):
@@ -273,7 +273,7 @@ async def test_closing_the_client_interrupted_at_every_suspension(under_way: str
 async def test_closing_the_client_at_every_turn(
     deed: Callable[[AsyncTogether], Coroutine[Any, Any, Any]], first: str
 ) -> None:
-    """Closed in whatever turn of the loop, a call ends at once: with its answer or with one error of the tree."""
+    """Whenever the client is closed, a call ends at once, with its answer or one error of the tree."""
     async with EmulatorServer(TEXT, faults=Stall(after_token=2, seconds=0.001)) as server:
         for turns in range(30):
             client = AsyncTogether(KEY, base_url=server.base_url)
@@ -300,7 +300,7 @@ async def test_closing_the_client_at_every_turn(
 async def test_closing_the_client_in_the_turn_in_which_the_head_comes(
     deed: Callable[[AsyncTogether], Coroutine[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head has come, the caller has not yet run: closing must not leave that caller reading for ever."""
+    """Closing after the head has come, but before the caller has run, must not leave that caller reading for ever."""
     from aiohttp.client_proto import ResponseHandler
 
     async with EmulatorServer(TEXT, faults=Stall(after_token=2)) as server:

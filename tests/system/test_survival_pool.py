@@ -89,7 +89,7 @@ async def test_connections_dropped_between_requests(kind: str) -> None:
 @pytest.mark.parametrize("how", ["reset", "close"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_pooled_connection_that_fails_at_once(kind: str, how: Any) -> None:
-    """Taken for a stale one: sent again once, on a new connection, and not a third time."""
+    """Such a connection counts as stale: the request is sent once more, on a new connection, and not a third time."""
     async with scene() as s:
         s.server.faults = InTurn(Cut(how=how))
         assert (await s.ask(kind)).text == s.truth
@@ -141,7 +141,7 @@ async def is_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("proxy", [refuses, hangs_up, is_silent, None])
 async def test_a_proxy_that_does_not_help(proxy: Any, scheme: str, kind: str) -> None:
-    """It refuses, hangs up, says nothing or is not there; its password is in no text."""
+    """The proxy refuses, hangs up, is silent or does not exist; its password is in no text."""
     async with contextlib.AsyncExitStack() as stack:
         if proxy is None:
             taken = stack.enter_context(socket.socket())
@@ -176,7 +176,7 @@ async def test_a_proxy_that_does_not_help(proxy: Any, scheme: str, kind: str) ->
 
 
 def words(model: str) -> tuple[str, ...]:
-    """What a model says: its own name, over and over, in 30 tokens."""
+    """The text of a model: its own name, over and over, in 30 tokens."""
     return tuple(f"{model}:{number} " for number in range(30))
 
 
@@ -202,7 +202,7 @@ FATES: dict[str, tuple[Any, type[TogetherError] | None, int | None]] = {
 
 
 async def leave(client: AsyncTogether, model: str) -> Outcome:
-    """Reads 18 tokens and goes."""
+    """Reads 18 tokens and leaves the loop."""
     got: list[str] = []
     async for text in client.stream(PROMPT, model=model).text():
         got.append(text)
@@ -290,7 +290,7 @@ async def leave_opening(client: AsyncTogether, held: list[Any]) -> None:
 
 @pytest.mark.parametrize("first", [finish_one, break_one, leave_open, leave_reading, leave_opening])
 def test_one_client_in_one_loop_after_the_other(first: Any) -> None:
-    """Whatever the first loop left behind, the second works; what it left says one clear thing."""
+    """Whatever the first loop left behind, the second works, and using a leftover raises one clear error."""
     rule = Stall(after_token=2) if first is not leave_opening else Stall()
     with EmulatorServer(TEXT, faults=lambda request: rule if request.model == MODEL else None) as server:
         client = AsyncTogether(KEY, base_url=server.base_url)
@@ -317,7 +317,7 @@ def test_one_client_in_one_loop_after_the_other(first: Any) -> None:
 
 
 def test_a_loop_and_a_client_for_each_thread() -> None:
-    """Eight threads, eight clients, one server: no thread sees another's words."""
+    """Eight threads, eight clients, one server: no thread sees another's text."""
     failures: list[BaseException] = []
 
     def work(name: str, url: str) -> None:
@@ -344,7 +344,7 @@ def test_a_loop_and_a_client_for_each_thread() -> None:
 
 
 def test_one_client_in_two_threads_says_so() -> None:
-    """A client is its loop's: another thread's call gets one clear error, and the first goes on."""
+    """A client belongs to its loop: another thread's call gets one clear error, and the first call goes on."""
     outcomes: list[Outcome] = []
 
     with EmulatorServer(TEXT) as server:

@@ -1,4 +1,4 @@
-"""Silence, at each stage of a call, with and without pings: which limit runs out, when, and what is kept."""
+"""Silence at each stage of a call, with and without pings: which limit runs out, when, and what the error keeps."""
 
 import asyncio
 from typing import Any
@@ -45,12 +45,12 @@ def check_late(outcome: Outcome, phase: str, tokens: int | None) -> None:
 
 
 async def ask_all(s: Scene, kinds: tuple[str, ...] = STREAMED, **options: Any) -> list[Outcome]:
-    """Asks in all ways at once, as each has to wait."""
+    """Asks in all ways at once, because each has to wait."""
     return await asyncio.gather(*(s.ask(kind, **options) for kind in kinds))
 
 
 async def ask_models(s: Scene, faults: dict[str, Any], kinds: tuple[str, ...], **options: Any) -> list[Outcome]:
-    """Asks in all ways for each of these models, all at once; to each happens something else."""
+    """Asks in all ways for each of these models, all at once; each model has its own fault."""
     s.server.faults = ByModel(faults)
     asked = [(model, kind) for model in faults for kind in kinds]
 
@@ -115,7 +115,7 @@ async def test_silence_after_each_token_in_every_framing(tokens: int) -> None:
 @pytest.mark.parametrize("phase", ["idle", "total"])
 @pytest.mark.parametrize("ping", ["silence", "pings"])
 async def test_silence_between_the_finish_reason_and_done(ping: str, phase: str) -> None:
-    """All is there but [DONE]: late, and then complete."""
+    """Everything has come but [DONE]: a timeout, whose partial is complete."""
     async with scene() as s:
         size = len(b"".join((await events_of(s.server))[:-1]))
         s.server.faults = Stall(at_byte=size, **PINGS[ping])
@@ -127,7 +127,7 @@ async def test_silence_between_the_finish_reason_and_done(ping: str, phase: str)
 
 @pytest.mark.parametrize("ping", ["silence", "pings", "pings as fast as can be"])
 async def test_silence_after_done(ping: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for what comes after [DONE]."""
+    """Bytes after [DONE] are not waited for."""
     monkeypatch.setattr(response_module, "DRAIN_SECONDS", 0.1)
     async with scene() as s:
         s.server.faults = Stall(at_byte=len(b"".join(await events_of(s.server))), **PINGS[ping])
@@ -147,7 +147,7 @@ async def test_silence_inside_an_event(at: int) -> None:
 
 
 async def test_one_byte_at_a_time() -> None:
-    """Bytes that drip are no tokens; a drip that is quick enough is a stream like any other."""
+    """Dripping bytes are not tokens; a quick enough drip is a stream like any other."""
     async with scene(faults=Drip(every_s=0.02)) as s:
         for outcome in await ask_all(s, timeouts=limits(first_token=LIMIT)):
             check_late(outcome, "first_token", 0)
@@ -169,7 +169,7 @@ async def test_silence_in_a_whole_response(at: int, phase: str) -> None:
 
 
 async def test_a_whole_response_that_drips_for_ever() -> None:
-    """Only the total ends what always goes on."""
+    """Only the limit of the whole call ends a stream that always goes on."""
     async with scene(faults=Drip(every_s=0.02)) as s:
         (outcome,) = await ask_all(s, ("create",), timeouts=limits(idle=5, first_token=5, total=LIMIT))
         check_late(outcome, "total", None)
@@ -206,7 +206,7 @@ async def test_the_shortest_limit_runs_out_first(kind: str) -> None:
 
 
 async def test_a_silence_that_ends_in_time() -> None:
-    """What stalled and goes on is delivered whole."""
+    """A stream that stalls and goes on is delivered whole."""
     async with scene(faults=Stall(after_token=2)) as s:
         with case("released"):
             tasks = [asyncio.create_task(s.ask(kind, timeouts=limits(idle=5))) for kind in STREAMED]
