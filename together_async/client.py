@@ -344,42 +344,45 @@ class AsyncTogether:
         summary = await client.run_batch("in.jsonl", "out.jsonl")
         ```
 
-        A result counts when it is on disk. Whatever ends the process, the next call sends what has no result, and what
-        was edited since: requests are identified by `custom_id` and a hash of the body, defaults included. Answers
-        to bodies that were edited move to a file next to the output, its name with `.superseded`.
+        A result counts once it is on disk. Whatever ends the process, the next call asks for the requests that have no
+        result, and for those that were edited since: a request is known by its `custom_id` and a hash of its body,
+        defaults included. Results of bodies that were edited move to a second file, `<output>.superseded`.
 
         Args:
-            input: JSON lines as the Batch API takes them, `{"custom_id": ..., "body": {...}}`; a text with a prompt in
-                each line; or a CSV, with a template.
-            output: JSON lines as the Batch API writes them, with a `"meta"` of their own: hash, timing and attempts.
-            model: For requests that name none.
-            format: Of the input; None goes by its suffix.
-            template: For text and CSV: what makes a prompt of a line, as "Summarise: {body}".
-            system: For text and CSV: a system message before each prompt.
+            input: JSON lines as the Batch API takes them, `{"custom_id": ..., "body": {...}}`; a text with one prompt
+                per line; or a CSV, with a template.
+            output: JSON lines as the Batch API writes them, plus `"meta"` with hash, timing and attempts.
+            model: For requests that name no model.
+            format: The format of the input; None goes by its suffix.
+            template: For text and CSV: makes the prompt of a line, as "Summarise: {body}". None takes the line itself.
+            system: For text and CSV: a system message before each prompt; None for no such message.
             concurrency: As for `map`.
-            stream: Whether answers are streamed, so that silence is noticed and no gateway gives up on a long answer.
-                The completion is written in either case.
-            retry_errors: Whether requests that failed in earlier runs are sent again.
-            keep_going: Whether invalid lines become errors in the output; else nothing is sent.
+            stream: Whether the answers are streamed: then silence is noticed, and no gateway gives up on a long answer.
+                The output holds whole completions in either case.
+            retry_errors: Whether requests that failed in earlier runs are asked again.
+            keep_going: Whether invalid lines become errors in the output; if not, they keep the batch from starting.
             prices: Whether to ask the service for its prices (`GET /models`), so that the summary has the cost.
-            max_cost: US dollars which all answers in the output together may cost, by these prices.
-            max_tokens_total: Tokens that they may use, prompts and answers together.
-            deadline: When to send no further request: seconds from now, a timedelta or a datetime.
-            report: Where to write a page (HTML) about how it went.
-            on_result: Called with the record of each result once it is on disk.
-            timeouts: In place of the client's.
-            retry: In place of the client's.
+            max_cost: The most US dollars that all answers in the output may cost together, by these prices; None for
+                no limit.
+            max_tokens_total: The most tokens that they may use together, prompts and answers; None for no limit.
+            deadline: When to stop starting requests: seconds from now, a timedelta or a datetime; None for never.
+            report: Where to write an HTML page about the run; None writes none.
+            on_result: Called with the record of each result once it is on disk; None calls nothing.
+            timeouts: In place of the client's; None takes those.
+            retry: In place of the client's; None takes that.
             headers: In addition to, or in place of, the client's.
-            **options: Fields of `ChatCompletionRequest`, for requests that do not have them.
+            **options: Fields of `ChatCompletionRequest`, for requests that leave them out.
 
         Returns:
-            How many requests have an answer, how many an error, and how many neither, because it was `stopped`.
+            A summary: how many requests have an answer, how many an error, and how many neither, because the run was
+            `stopped`.
 
         Raises:
-            BatchInputError: Invalid lines; `.errors` has each with its number.
-            OutputError: The output can't be written, holds something else, or another run has it.
+            BatchInputError: Lines of the input are invalid; `.errors` has each with its number.
+            OutputError: The output can't be written, holds something else, or belongs to another run.
             OSError: The input can't be read.
-            ValueError, TypeError: An argument out of range, an unknown option.
+            ValueError: An argument out of range.
+            TypeError: An unknown option.
         """
         from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
 
