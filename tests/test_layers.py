@@ -31,7 +31,7 @@ PACKAGES = """
     pricing:
     wire:           models errors request
     http:           _version errors timeouts wire
-    ratelimit:      validation errors timeouts
+    ratelimit:      validation errors timeouts tasks
     calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | models request calls
@@ -159,7 +159,7 @@ MODULES = {
         sockets:
         connector:    sockets
         response:     errors sockets
-        transport:    connector deadlines headers proxies response sockets
+        transport:    connector deadlines errors headers proxies response sockets
         connections:  | headers transport | transport
     """,
     "local": """

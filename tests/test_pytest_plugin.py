@@ -215,13 +215,14 @@ def test_the_server_runs_in_one_thread_while_the_test_does(pytester: pytest.Pyte
         from together_async.testing import EmulatorServer
 
         @pytest.fixture
-        def alone():
-            before = threading.enumerate()
-            yield
-            assert threading.enumerate() == before
+        def before():
+            threads = threading.enumerate()
+            yield threads
+            assert threading.enumerate() == threads
 
-        def test_one_thread(alone, together_server):
-            assert [thread.name for thread in threading.enumerate()][1:] == ["together-emulator"]
+        def test_one_thread(before, together_server):
+            started = [thread.name for thread in threading.enumerate() if thread not in before]
+            assert started == ["together-emulator"]
 
         def test_cheap():
             costs = []

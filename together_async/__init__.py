@@ -156,7 +156,7 @@ _ON_FIRST_USE = {
     "Price": "pricing",
     "merge": "fanout.merge",
 }
-"""Names that few programs need, and their modules: to import them costs a twentieth of the whole import and more."""
+"""Names that few programs need, and their modules. Importing them too would take a twentieth longer or more."""
 _PARTS = ("relay", "testing")
 
 
@@ -167,3 +167,7 @@ def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PARTS})

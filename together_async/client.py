@@ -55,8 +55,6 @@ _REQUEST_FIELDS: Final = frozenset(field.name for field in attrs.fields(ChatComp
 class AsyncTogether:
     """A client of the chat-completions API. Make one, share it, close it: it holds the pool of connections.
 
-    It has over 20 methods because it is the whole public surface; the packages do the work.
-
     ```python
     async with AsyncTogether() as client:
         async for text in client.stream("Why is the sky blue?", model=MODEL).text():
@@ -81,7 +79,7 @@ class AsyncTogether:
 
     Raises:
         ValueError: `limits` or `retry` of another type, a key that is not printable ASCII, a base URL that is not an
-            http(s) URL or carries credentials, `ssl` or `proxy` together with a session.
+            http(s) URL or carries credentials, `ssl` or `proxy` together with a `session`.
     """
 
     def __init__(
@@ -145,6 +143,13 @@ class AsyncTogether:
     ) -> ChatCompletionStream:
         """Returns a stream of the completion. Nothing is sent before the stream is entered or read.
 
+        ```python
+        async with client.stream("Why is the sky blue?", model=MODEL) as stream:
+            async for text in stream.text():  # or `async for chunk in stream`
+                print(text, end="", flush=True)
+        completion = await stream.completion()
+        ```
+
         Args:
             messages: A str (one user message), a sequence of dicts or `Message`s, or a `ChatCompletionRequest`, whose
                 fields the other arguments then replace.
@@ -154,6 +159,9 @@ class AsyncTogether:
             priority: Calls with "interactive" go first; those with "batch" get every fifth turn while both wait.
             headers: In addition to, or in place of, the client's.
             **options: The fields of `ChatCompletionRequest`.
+
+        Returns:
+            The stream: an async iterator of chunks and an async context manager.
 
         Raises:
             ValueError: A value out of range; the text names field, value and range.
@@ -246,7 +254,7 @@ class AsyncTogether:
         headers: Mapping[str, str] | None = None,
         **options: Unpack[RequestOptions],
     ) -> MapResults[R]:
-        """Asks for many completions, as many at once as the limits allow, and returns their results as they come.
+        """Sends many requests, as many at once as the limits allow, and returns their results as they come.
 
         ```python
         async for result in client.map(prompts, model=MODEL, max_tokens=100):
@@ -259,12 +267,12 @@ class AsyncTogether:
         client.map(...) as results` a loop can be left and taken up again; at the end of the block all have ended.
 
         Args:
-            requests: What to ask: an iterable or async iterable of str (one user message each), conversations,
+            requests: The requests: an iterable or async iterable of str (one user message each), conversations,
                 `ChatCompletionRequest`s, or dicts in the wire's shape. An error that the input raises comes out of the
                 loop after the results of all requests that are under way.
-            concurrency: How many requests may be under way at once, from 1; once a first answer has come, they are sent
-                as fast as the known rates allow. None takes `Limits.concurrency`, else 256, or fewer where the process
-                may not open as many connections, and asks a service whose limits are not known slowly at first.
+            concurrency: How many requests may be under way at once, from 1; after the first response they are sent as
+                fast as the known rates allow. None takes `Limits.concurrency`, else 256, or fewer where the process may
+                not open as many connections; a model whose limits are not known is then sent few requests at first.
             ordered: Whether results come in the order of the requests; else they come as they finish.
             on_error: "return" gives a result with an `error`; "raise" raises the first error and ends the other
                 requests; a function is called with each result that has an error, and what it returns takes its place;
@@ -439,7 +447,7 @@ class AsyncTogether:
 
     @property
     def chat(self) -> Chat:
-        """The SDKs' own words: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
+        """The names of the SDKs: `client.chat.completions.create(model=..., messages=[...], stream=True)`."""
         return Chat(self)
 
     @property

@@ -18,7 +18,7 @@ _FIELDS = frozenset(field.name for field in attrs.fields(ChatCompletionRequest))
 
 
 class Chat:
-    """`client.chat`."""
+    """`client.chat`: the SDKs' path to `completions`."""
 
     __slots__ = ("completions",)
 
@@ -30,7 +30,7 @@ class Chat:
 
 
 class Completions:
-    """`client.chat.completions`."""
+    """`client.chat.completions`, with the SDKs' `create`."""
 
     __slots__ = ("_client",)
 

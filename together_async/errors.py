@@ -91,7 +91,7 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
     Attributes:
         phase: The limit that ran out, a field of `Timeouts`: connect, first_token, idle, total or queue.
-        seconds: That limit.
+        seconds: The value of that limit.
     """
 
     def __init__(self, *, phase: TimeoutPhase, seconds: float, request_id: str | None = None) -> None:
@@ -194,7 +194,7 @@ def status_error_class(status: int) -> type[APIStatusError]:
 
 
 class APIResponseValidationError(TogetherError):
-    """The response is not what the protocol says: not JSON, or a value of the wrong type. Check `base_url`.
+    """The response does not follow the protocol: not JSON, or a value of the wrong type. Check `base_url`.
 
     Attributes:
         path: Where in the body, as `$.choices[0].message.content`; `$` is the body itself.
@@ -235,7 +235,7 @@ class StreamTimeoutError(StreamError, TimeoutError):
 
     Attributes:
         phase: The limit that ran out: `idle` or `total`.
-        seconds: That limit.
+        seconds: The value of that limit.
     """
 
     def __init__(

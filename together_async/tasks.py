@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 from typing import Final
 
 MISLEADING: Final = (asyncio.CancelledError, StopAsyncIteration, StopIteration)
@@ -53,8 +54,19 @@ class Waiter:
 
     def wake(self) -> None:
         """Lets the waiting coroutine continue; does nothing if there is none."""
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        if self._future is not None:
+            wake(self._future)
+
+
+def wake(future: asyncio.Future[None], error: BaseException | None = None) -> None:
+    """Ends a wait, with an error if one is given; does nothing if the wait has ended, or its event loop is closed."""
+    if future.done():
+        return
+    with contextlib.suppress(RuntimeError):  # its loop is closed
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 class OwningIterator(abc.ABC):

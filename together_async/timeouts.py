@@ -47,7 +47,7 @@ class Due(NamedTuple):
     Attributes:
         at: When it is, on the event loop's clock.
         phase: The limit it comes from.
-        seconds: That limit.
+        seconds: The value of that limit.
     """
 
     at: float

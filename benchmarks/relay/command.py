@@ -34,7 +34,7 @@ def add_to(commands: options.Commands) -> None:
         "streams relayed to browsers",
         start,
         parts=PARTS,
-        time="Everything takes about 11 minutes, --quick less than 3.",
+        time="Everything takes 12 to 14 minutes, --quick less than 3.",
     )
     options.add_clients(parser, BACKENDS)
     options.add_only(parser)

@@ -9,7 +9,8 @@ from support import virtual_time
 from support.clients import client_of, transport_of
 from support.servers import MODEL, ScriptedServer, answers, hangs, response, whole
 from together_async import APIConnectionError, Timeouts
-from together_async.http.transport import ClientClosedError, Opening
+from together_async.http.errors import ClientClosedError
+from together_async.http.transport import Opening
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

@@ -90,7 +90,7 @@ def test_block_that_is_cancelled_frees_its_place() -> None:
     run_in_fake_time(main())
 
 
-def test_acquired_place_is_given_back_through_the_driver() -> None:
+def test_acquired_place_is_given_back_by_hand() -> None:
     """`acquire` waits as long as it may, and its reservation is released by hand."""
 
     async def main() -> None:
@@ -99,7 +99,7 @@ def test_acquired_place_is_given_back_through_the_driver() -> None:
         with pytest.raises(APITimeoutError):
             await limiter.acquire(MODEL, timeout=3)
         assert (limiter.state.in_flight, limiter.state.queued) == (1, 0)
-        limiter.driver.release(reservation, 5)
+        limiter.release(reservation, 5)
         assert limiter.state.in_flight == 0
 
     run_in_fake_time(main())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from support import paths
 from support.sse_oracle import read_slowly
-from together_async.wire.sse import EventStreamParser, EventTooLargeError, ServerSentEvent, encode_comment, encode_event
+from together_async.wire.sse import EventStreamParser, EventTooLargeError, ServerSentEvent, encode_event
 
 SAMPLES = sorted(paths.SAMPLES.glob("*.sse"))
 ENOUGH = 1 << 30
@@ -316,10 +316,3 @@ def test_what_would_forge_a_field_is_refused(field):
     """A line break in a field would be another field."""
     with pytest.raises(ValueError, match=next(iter(field))):
         encode_event("x", **field)
-
-
-@given(st.text())
-def test_comments_are_no_events(text):
-    """A comment of any text is one comment line: no event, and no harm to the event after it."""
-    comment = encode_comment(text.encode("utf-8", "replace").decode())
-    assert feed_all([comment, b"data: x\n\n"]) == [ServerSentEvent(b"x")]

@@ -13,7 +13,7 @@ FIRST_TRIES: Final = 4
 """Pauses for a service that has never answered."""
 LAST_TRIES: Final = 9
 """Pauses for the last few requests, which may be to blame after all: about four minutes."""
-MOST_PAUSE_S: Final = 60.0
+MOST_PROBE_PAUSE_S: Final = 60.0
 """The longest pause between two tries, in seconds."""
 MOST_DOWN_S: Final = 3_600.0
 """Seconds to wait for a service that has answered before."""
@@ -65,4 +65,4 @@ class OutageDetector:
         if self.tries >= FIRST_TRIES if not self.answers else self.down_s(now) > MOST_DOWN_S:
             return None
         self.tries += 1
-        return min(MOST_PAUSE_S, 2.0 ** (self.tries - 1))
+        return min(MOST_PROBE_PAUSE_S, 2.0 ** (self.tries - 1))

@@ -1,4 +1,4 @@
-"""How a batch stands: its progress while it runs, its summary at the end, and the rate of its results."""
+"""The progress of a batch while it runs, its summary at the end, and the rate of its results."""
 
 from __future__ import annotations
 

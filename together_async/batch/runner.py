@@ -204,9 +204,9 @@ class Batch:
         try:
             self._budget.prices = await self._client.prices(timeouts=PRICE_TIMEOUTS)
         except TogetherError as error:
-            raise ValueError(f"max_cost: the service does not tell its prices ({error})") from error
+            raise ValueError(f"max_cost: the service does not list its prices ({error})") from error
         if unknown := sorted(self.plan.by_model.keys() - self._budget.prices.keys()):
-            raise ValueError(f"max_cost: the service tells no price for {', '.join(unknown[:5])}")
+            raise ValueError(f"max_cost: the service lists no price for {', '.join(unknown[:5])}")
 
     async def _find_prices(self) -> None:
         """Asks for prices that are only shown: no request waits for them."""

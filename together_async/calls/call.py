@@ -32,6 +32,7 @@ from together_async.models import Retried, Usage
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
 from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import Retry, RetryBudget
+from together_async.tasks import wake
 from together_async.timeouts import Timeouts, due, earliest
 from together_async.wire.error_bodies import retry_after, status_error
 from together_async.wire.redaction import scrub, secrets_of
@@ -53,8 +54,8 @@ class CallSettings:
     """What stays the same over all attempts of a call.
 
     Attributes:
-        connections: Those of the client.
-        driver: The limiter's: it decides when the call may be sent, and learns from the responses.
+        connections: The client's connections.
+        driver: The limiter's driver: it decides when the call may be sent, and learns from the responses.
         budget: The retries that the client's calls may make together.
         request: The request.
         http_request: The request as it is sent.
@@ -85,6 +86,8 @@ class CallSettings:
 
 class Call:
     """One call and its attempts.
+
+    It has many methods and is one thing: turn, reservation, attempt and retries change together, whatever ends one.
 
     It has many methods and is one thing: its turn, its attempts and the waits between them change together, and how an
     attempt failed decides whether and when there is another.
@@ -360,7 +363,7 @@ class Call:
         rules, total, started = self.settings.retry, self.settings.timeouts.total, self._started or 0.0
         for forbidden, reason in (
             (self._aborted is not None, "the call was given up"),
-            (not retry.is_retryable(error), "such a failure is not asked again"),
+            (not retry.is_retryable(error), "such a failure is not retried"),
             (self._tries >= rules.attempts, "Retry.attempts allows no more"),
             (
                 retry_after_s is not None and retry_after_s > rules.max_retry_after,
@@ -391,7 +394,7 @@ class Call:
             return
         assert self._loop is not None  # noqa: S101 - `open` has set it
         waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, _wake, waiter)
+        timer = self._loop.call_later(seconds, wake, waiter)
         if self.on_backoff is not None:
             self.on_backoff(1)
         try:
@@ -412,7 +415,7 @@ class Call:
             if not waiter.done():
                 self._note_waited()
                 failure.attempts, failure.retries = self.attempts, self.retries
-                waiter.set_exception(failure)
+                wake(waiter, failure)
         elif waiter is not None:
             waiter.abort(failure)  # the head of a response, or the body of an error
 
@@ -446,7 +449,7 @@ class Call:
 
         Args:
             usage: The server's count of tokens; None if it did not come.
-            seen: Tokens of the answer that have come. Without a `usage` they count, with an estimate of the prompt.
+            seen: Tokens of the answer that have come. Without a `usage`, these and an estimate of the prompt count.
         """
         reservation, self._reservation = self._reservation, None
         if reservation is None:
@@ -491,15 +494,10 @@ def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
     return prompt, completion, total
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
 def _origin(url: str) -> str:
     """Returns a URL's scheme and host in words that repeat nothing else of it."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:  # "http://[::1"
-        return "what is no URL"
+        return "something that is not a URL"
     return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "another path"

@@ -1,7 +1,7 @@
 """The loops over a stream: its chunks, batches of chunks, the text of one choice, the rest of it, its bytes.
 
-The per-token path is in the `__anext__`s. It has no task, no queue and no timer: a payload is decoded when it is asked
-for, and the network is asked when no payload is left. What waits, ends and fails is in `calls.reading`.
+The per-token path is in the `__anext__` methods. It has no task, no queue and no timer: a payload is decoded when the
+caller wants it, and the network is read when no payload is left. Waiting, ending and failing are in `calls.reading`.
 
 Nearly every chunk is plain: one choice, the one that is being read, with a text and nothing else. Such chunks take a
 quick path, which adds the text to the accumulator's own list.
@@ -25,7 +25,7 @@ _EXTRA_FIELDS: Final = frozenset(GENERATED_FIELDS) - {"content", "tool_calls"}
 
 
 class Reader(OwningIterator):
-    """What all iterators share. The owner of the connection closes it when it is dropped.
+    """Base of all iterators over a stream. An owner of the connection closes it when it is dropped.
 
     Args:
         reading: The stream that is read.
@@ -33,7 +33,7 @@ class Reader(OwningIterator):
         owner: Whether the connection is closed when this iterator is dropped.
     """
 
-    __slots__ = ("_accumulator", "_append", "_careful", "_index", "_reading")
+    __slots__ = ("_accumulator", "_append", "_has_extra_fields", "_index", "_reading")
 
     def __init__(self, reading: Reading, index: int, *, owner: bool) -> None:
         super().__init__(owner=owner)
@@ -41,13 +41,14 @@ class Reader(OwningIterator):
         self._index = index
         self._accumulator = reading.accumulator
         self._append: Callable[[str], None] | None = None  # adds to the texts of the choice, once it has begun
-        self._careful = True
+        self._has_extra_fields = True
         self._begin()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._reading!r}>"
 
     def __aiter__(self) -> Self:
+        # The iterator of a loop owns the connection: it dies with the loop, even if this one is kept.
         return type(self)(self._reading, self._index, owner=self._hand_over())
 
     def _drop(self) -> None:
@@ -59,7 +60,7 @@ class Reader(OwningIterator):
         texts = self._accumulator.texts(self._index) if self._reading.delivered else None
         if texts is not None:
             self._append = texts.append
-            self._careful = bool(self._reading.has_extra_fields)
+            self._has_extra_fields = bool(self._reading.has_extra_fields)
 
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - a text reader looks at it
         """Whether the caller sees something of a chunk."""
@@ -82,7 +83,7 @@ class Reader(OwningIterator):
         return chunk
 
 
-def _plain_content(chunk: ChatCompletionChunk, delta: Delta, careful: bool) -> str | None:
+def _plain_content(chunk: ChatCompletionChunk, delta: Delta, has_extra_fields: bool) -> str | None:
     """Returns the content of a chunk that has nothing but facts and a choice with this delta; else None or empty."""
     if (
         chunk.usage is None
@@ -90,7 +91,7 @@ def _plain_content(chunk: ChatCompletionChunk, delta: Delta, careful: bool) -> s
         and chunk.warnings is None
         and delta.tool_calls is None
         and (
-            not careful
+            not has_extra_fields
             or (
                 delta.reasoning is None
                 and delta.reasoning_content is None
@@ -128,10 +129,10 @@ class ChunksReader(Reader):
                         and choice.index == 0
                         and choice.finish_reason is None
                         and choice.logprobs is None
-                        and (content := _plain_content(chunk, choice.delta, self._careful))
+                        and (content := _plain_content(chunk, choice.delta, self._has_extra_fields))
                     ):
                         append(content)
-                        if self._careful:
+                        if self._has_extra_fields:
                             set_raw(chunk, payload)
                         return chunk
                 try:

@@ -352,15 +352,15 @@ class Reading:
         return False
 
     def accept(self, payload: bytes, chunk: ChatCompletionChunk | None = None) -> ChatCompletionChunk | None:
-        """Returns the chunk of a payload, None if it is not one; at `[DONE]` the stream has ended.
+        """Returns the chunk of a payload, None if it has none; at `[DONE]` it ends the stream.
 
         Args:
             payload: The next payload.
             chunk: What it decodes to, if the reader has decoded it already.
 
         Raises:
-            StreamAPIError: It is an error object.
-            StreamProtocolError: It is not of the protocol.
+            StreamAPIError: The payload is an error object.
+            StreamProtocolError: The payload is not of the protocol.
         """
         decoder = self.decoder
         assert decoder is not None  # noqa: S101 - it made the payload

@@ -59,7 +59,7 @@ class ArrivalTimes:
         self.last = arrived
 
     def clear(self) -> None:
-        """Forgets the arrivals of a response that broke off and is asked for again; the call's start stays."""
+        """Forgets the arrivals of a response that broke off, before another attempt; the call's start stays."""
         self.first = self.largest_gap_s = None
 
     def stats(

@@ -111,7 +111,7 @@ class ChatCompletionStream:
     # ------------------------------------------------------------------------------------------------- public: leaving
 
     async def open(self) -> None:
-        """Sends the request now, and not with the first chunk that is asked for. Twice is fine.
+        """Sends the request now instead of when the first chunk is read. Twice is fine.
 
         Unlike `async with` it leaves the connection to the loop that reads the stream.
 

@@ -1,4 +1,4 @@
-"""What holds for every request of a `map` or a batch: fields that a request leaves out, and how many run at once."""
+"""Defaults of a `map` or a batch: fields for requests that leave them out, and how many requests run at once."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def checked_concurrency(concurrency: object, limit: int | str | None) -> int:
     if concurrency is None:
         return limit if isinstance(limit, int) else min(DEFAULT_CONCURRENCY, _max_connections())
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-        raise ValueError(f"concurrency: got {concurrency!r}, expected a whole number from 1, or None for as the limits")
+        raise ValueError(f"concurrency: got {concurrency!r}, expected a whole number from 1, or None: limits decide")
     return concurrency
 
 

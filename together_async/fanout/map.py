@@ -156,7 +156,7 @@ class MapGroup(Group[MapResult[R]]):
         self._defaults = defaults
         self._concurrency = concurrency
         self._in_order: _InOrder[R] | None = _InOrder() if ordered else None
-        # In order, a slow request keeps the results after it waiting; others may begin meanwhile, up to this number.
+        # In order, a slow request delays the results after it; others may begin meanwhile, up to this number.
         self._window = 2 * concurrency if ordered else concurrency
         self._on_error = on_error
         self._on_chunk = on_chunk

@@ -44,7 +44,10 @@ class PendingRequest:
     """What is known so far of a request that is under way.
 
     Attributes:
-        callback_error: What `on_chunk` raised.
+        call: Its call; None before it is made.
+        callback_error: What `on_chunk` raised; None if nothing.
+        completion: Its completion; None without one.
+        error: Why it failed; None if it did not.
         first_token_s: As in `Timing`.
     """
 
@@ -83,7 +86,7 @@ class PendingRequest:
 
         Args:
             index: Its position in the input.
-            request: It, as it was given.
+            request: The request as it was given.
             began: When it was read from the input, in seconds of the loop's clock.
             ended: When it ended.
         """

@@ -1,4 +1,4 @@
-"""One upstream, many consumers: `Broadcast`, and `tee` for a known number of them.
+"""One stream, many consumers: `Broadcast`, and `tee` for a known number of them.
 
 There is one log of the chunks that came, and each consumer has a position in it instead of a queue. So a consumer that
 is slow, late or stopped costs nothing, and one that falls behind gets all it missed as one chunk.
@@ -50,10 +50,10 @@ class Cursor:
     """The position of one consumer in the log of a broadcast.
 
     Attributes:
-        position: That of the last chunk it has read.
+        position: The position of the last chunk it has read.
         joined_at: The log's last position when it subscribed: the chunks before it do not make it slow.
-        waiter: Where its `read` waits.
-        error: Why it was dropped; None while it was not.
+        waiter: Its `read` waits here.
+        error: Why it was dropped; None if it was not.
         left: Whether its subscription was left.
     """
 

@@ -1,4 +1,4 @@
-"""`Loopable`: gives a source, which is read in batches, the iterators of a stream."""
+"""`Loopable`: gives a source that is read in batches the iterators that a stream has."""
 
 from __future__ import annotations
 

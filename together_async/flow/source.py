@@ -16,7 +16,7 @@ from together_async.flow.loops import TextLoop
 from together_async.models import ChatCompletion, ChatCompletionChunk
 from together_async.wire.accumulator import ChatCompletionAccumulator
 
-READ_ALREADY: Final = "this stream has been read to its end already; make one for each who is to read it"
+READ_ALREADY: Final = "this stream has been read to its end already; make one for each reader"
 Chunks = AsyncIterable[ChatCompletionChunk]
 
 
@@ -74,7 +74,7 @@ class ResumableSource(Source, Protocol):
         ...
 
     def resume(self, last_event_id: str) -> None:
-        """Says, before the source is opened, which event the client had last."""
+        """Makes the source start after this event; called before it is opened."""
         ...
 
 

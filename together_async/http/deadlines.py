@@ -21,7 +21,7 @@ class Deadline(abc.ABC):
     Attributes:
         at: As given.
         second: The second at which it gets a timer of its own; None for never.
-        timer: That timer; None before it.
+        timer: Its own timer; None before that second.
     """
 
     __slots__ = ("at", "second", "timer")
@@ -33,7 +33,7 @@ class Deadline(abc.ABC):
 
     @abc.abstractmethod
     def expire(self) -> None:
-        """The moment has come."""
+        """Called when the moment has come."""
 
 
 class Deadlines:

@@ -1,7 +1,7 @@
 """One HTTP response on its way in: its head, its bytes, its deadlines, its end.
 
-A response that is being read has one timer, which looks at a stamp when it fires and sets itself anew; there is none
-per token.
+A response that is being read has one timer for all its tokens: when it fires, it compares the time of the last token
+with the limits, and sets itself anew.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ DRAIN_SECONDS: Final = 1.0
 """How long a stream may take from `[DONE]` to the end of its body before its connection is closed and not reused."""
 _INFLATE_FREE: Final = 4 * 1024 * 1024
 _INFLATE_RATIO: Final = 100
-"""A compressed body above `_INFLATE_FREE` bytes may inflate to so many times its size. JSON reaches 20, bombs 1,000."""
+"""A body that inflates beyond `_INFLATE_FREE` bytes may have this many times its compressed size. JSON reaches 20
+times, bombs 1,000."""
 _BYTES_PER_TURN: Final = 65_536
 """Inflated bytes that a reader may take before the event loop gets a turn. aiohttp inflates for as long as somebody
 reads, so bytes without content (pings) would keep all other tasks waiting."""
@@ -54,7 +55,7 @@ class HTTPResponse:
         raw_headers: The headers as they came. Names are found in any case; of a repeated one the first counts.
         arrived: When bytes last came, or whatever else ended a read, on the event loop's clock.
         attempts: HTTP requests that the call has made so far, for the errors that are raised here.
-        on_close: Called once, when the connection is closed, by whomever.
+        on_close: Called once, when the connection is closed, whoever closes it; None for no call.
     """
 
     __slots__ = (
@@ -307,7 +308,7 @@ class HTTPResponse:
         if size > limit:
             self.close()
             raise APIResponseValidationError(
-                f"got a body of more than {size} bytes, expected at most {limit}; if it is no attack, stream it"
+                f"got a body of more than {size} bytes, expected at most {limit}; stream it unless it is an attack"
             )
 
     def _check_inflation(self, size: int, compressed: int) -> None:

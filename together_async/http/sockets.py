@@ -14,12 +14,8 @@ import aiohttp
 READ_SIZE: Final = 65_536
 """Bytes per read of a socket. asyncio's own 262,144 is above malloc's mmap threshold: a system call, a page fault and
 another system call for every token that arrives alone, a fifth of all its cost."""
-
-
 BULK_READ_SIZE: Final = 262_144
 """The same while every read is full: then fewer reads are worth the cost."""
-
-
 TLS_READ_SIZE: Final = 32_768
 """The same for TLS, where asyncio keeps a buffer of that size for every connection; a TLS record has 16 KiB."""
 

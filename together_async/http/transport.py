@@ -22,6 +22,7 @@ from yarl import URL
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
 from together_async.http.connector import Connector, give_up
 from together_async.http.deadlines import Deadline, Deadlines
+from together_async.http.errors import ClientClosedError
 from together_async.http.headers import merged
 from together_async.http.proxies import proxy_options
 from together_async.http.response import HTTPResponse, describe
@@ -33,7 +34,7 @@ from together_async.wire.redaction import redact
 BUFFER_SIZE: Final = 65_536
 """Bytes of a body that aiohttp keeps for a slow reader; at twice that it stops reading the socket."""
 STALE_SECONDS: Final = 1.0
-"""A connection was stale only if its request has failed within so many seconds."""
+"""A connection was stale only if its request failed within this many seconds."""
 KEEPALIVE_SECONDS: Final = 30.0
 """How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
@@ -42,12 +43,6 @@ _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 307, 308})
 """The redirects that are followed. 303 asks for a GET, which can't answer a chat request, so it stays a status."""
 _KEEP_AFTER_REDIRECT: Final = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
-
-
-class ClientClosedError(APIConnectionError):
-    """The client was closed; make a new one, or close it later."""
-
-    transient = False
 
 
 def _always() -> bool:
@@ -260,7 +255,7 @@ class Transport:
                 target = url.join(URL(location))
             except ValueError:
                 response.close()
-                raise _permanent("redirected to something that is no URL; check base_url") from None
+                raise _permanent("redirected to something that is not a URL; check base_url") from None
             if target.scheme not in ("http", "https") or not target.host:
                 response.close()
                 raise _permanent(f"redirected to {target.scheme or 'no'} scheme, expected http or https")

@@ -1,12 +1,12 @@
 """Admission control: decides which waiting call is sent next, for all clients of one account in one event loop. Pure.
 
 Theory of operation. A call asks for a `Reservation` and waits in the queue of its model (a `Lane`), first come, first
-served within its priority. The first in line is booked, and goes as soon as the model's buckets allow. It also needs a
-place: one of those for all models together, and one of its model's.
+served within its priority. The first in line is booked, and is sent as soon as the model's buckets allow. It also needs
+a place: one of the account's (`Limits.concurrency`), and one of its model's.
 
 Whoever drives this (`Driver`, or a test with a clock of its own) reports every event, with the time as an argument:
 `ask`, `withdraw`, `record_response`, `record_rate_limit`, `settle`, `release`. After each, `advance` returns the calls
-that may go now, and `next_at` is when to come again if nothing else happens before.
+that may be sent now, and `next_at` is when to call it again if no event comes before.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from together_async.ratelimit.limits import Limits, LimitsState, Priority
 from together_async.ratelimit.queue import BOOKED, ENDED, GRANTED, WAITING, Reservation
 
 STOP_S: Final = 60.0
-"""After a 402 one request in so many seconds is let through, to see whether the account has been paid."""
+"""After a 402 one request is let through every so many seconds, to see whether the account has been paid."""
 MAX_LANES: Final = 1_000
-"""Models whose state is kept; beyond that, the half of the idle ones that was used longest ago is forgotten."""
+"""Models whose state is kept. One more makes the admission forget the idle ones, half of this number at most, those
+that were used longest ago first."""
 
 
 class Admission:
@@ -61,7 +62,7 @@ class Admission:
         self._stopped_at = self._probe_at = -math.inf
 
     def lane(self, model: str, now: float) -> Lane:
-        """Returns a model's lane, made when it is asked for the first time."""
+        """Returns a model's lane, made on first use."""
         lane = self._lanes.get(model)
         if lane is None:
             if len(self._lanes) >= MAX_LANES:
@@ -91,7 +92,7 @@ class Admission:
         counts_as_queued: bool = True,
         skips_slow_start: bool = False,
     ) -> Reservation:
-        """Puts a call into the queue; `advance` returns it when it may go, `check_room` raises if it may not wait.
+        """Puts a call into the queue; `advance` returns it when it may be sent, `check_room` raises if it may not wait.
 
         Args:
             model: The model's name.
@@ -100,9 +101,9 @@ class Admission:
             priority: "interactive", or "batch", which yields to interactive calls.
             number: The number of an earlier reservation of the same call, whose place it keeps; None for a new call.
             max_pause_s: The call fails instead of waiting for a longer pause.
-            at_once: Grants its turn, if no call waits and it may go; `advance` does not return it then.
+            at_once: Grants the turn here if no call waits and it may be sent; `advance` then does not return it.
             counts_as_queued: Whether `Limits.max_queued` counts it.
-            skips_slow_start: Whether it is one of a number of calls that the caller has named.
+            skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
 
         Raises:
             RateLimitError: The model is paused for longer than `max_pause_s`.
@@ -165,7 +166,7 @@ class Admission:
             if max_queued is not None and waiting > max_queued:
                 raise QueueFullError(
                     f"the queue is full: {waiting - 1} calls wait and Limits.max_queued is {max_queued}; "
-                    "ask later, or raise it"
+                    "call later, or raise it"
                 )
 
     def withdraw(self, reservation: Reservation, now: float) -> None:
@@ -191,7 +192,7 @@ class Admission:
     # --------------------------------------------------------------------------------------------------------- granting
 
     def advance(self, now: float) -> list[Reservation]:
-        """Returns the calls that may go now, in order, and sets `next_at`."""
+        """Returns the calls that may be sent now, in order, and sets `next_at`."""
         self.next_at = math.inf
         granted: list[Reservation] = []
         blocked: set[str] = set()
@@ -215,7 +216,7 @@ class Admission:
         return granted
 
     def _next_lane(self, blocked: set[str], now: float) -> Lane:
-        """Returns the lane whose first call came first: where places are short, no model's calls overtake another's."""
+        """Returns the lane whose first call is the oldest: while places are short, no model overtakes another."""
         if len(self._busy) == 1:
             (lane,) = self._busy.values()
             lane.refill(now)
@@ -237,8 +238,8 @@ class Admission:
         Args:
             reservation: The call's.
             now: The time.
-            limits: What its headers report; None for nothing.
-            good: Whether the status is a success. An error other than 429 is not, but shows no limit either.
+            limits: The limits that its headers report; None if they report none.
+            good: Whether the status is a success. False for errors other than 429, which show no limit either.
         """
         lane, sent_at = reservation.lane, reservation.granted_at
         if reservation.answered or sent_at is None or not self._under_way(reservation):
@@ -266,9 +267,9 @@ class Admission:
         Args:
             reservation: The call's.
             now: The time.
-            limits: What the headers report; None for nothing.
-            wait_s: Seconds the service asked to wait; if it did not, the caller's choice.
-            kind: Which limit was exceeded; None when the service names neither; requests are assumed then.
+            limits: The limits that the headers report; None if they report none.
+            wait_s: Seconds that the service asked to wait; if it did not, a backoff that the caller chose.
+            kind: Which limit was exceeded; None if the service names neither, which counts as requests.
         """
         lane = reservation.lane
         lane.rate_limited += 1
@@ -284,7 +285,7 @@ class Admission:
         lane.record_answered(reservation)
 
     def record_overload(self, reservation: Reservation) -> None:
-        """Counts a 503. It is the platform's trouble, and shows nothing about the account's limits."""
+        """Counts a 503. The platform is overloaded, which shows nothing about the account's limits."""
         reservation.lane.overloaded += 1
 
     def record_payment_required(self, error: PaymentRequiredError, now: float) -> None:
@@ -297,7 +298,7 @@ class Admission:
                 self.refused.append((waiting, _nothing_sent(error)))
 
     def resume(self) -> None:
-        """Takes a 402 back."""
+        """Forgets a 402: requests are sent again."""
         self._stop = None
 
     def record_latency(self, reservation: Reservation, seconds: float, *, tokens: int | None) -> None:
@@ -313,7 +314,7 @@ class Admission:
             window.latencies[0 if tokens is None else 1].add(seconds / max(tokens or 1, 1), window.size)
 
     def settle(self, reservation: Reservation, tokens: float, now: float) -> None:
-        """Replaces the tokens that were expected by those that were used; the first time counts."""
+        """Replaces the expected tokens by those that were used. Only the first call counts."""
         if reservation.settled or not self._under_way(reservation):
             return
         reservation.settled = True
@@ -327,7 +328,7 @@ class Admission:
             lane.estimate_first_again()
 
     def release(self, reservation: Reservation, now: float) -> None:
-        """Frees the place of a request that has ended; the first time counts."""
+        """Frees the place of a request that has ended. Only the first call counts."""
         if not self._under_way(reservation):
             return
         lane = reservation.lane
@@ -364,7 +365,7 @@ class Admission:
 def _nothing_sent(error: PaymentRequiredError) -> PaymentRequiredError:
     """Returns the error for a call of which nothing was sent because of another call's 402."""
     refused = PaymentRequiredError(
-        "402: the account's spending limit is reached, as another call was told a moment ago; nothing was sent. Raise "
+        "402: the account's spending limit is reached, by the response to another call; nothing was sent. Raise "
         "the limit at the service; a call that comes a minute later tries again",
         status_code=error.status_code,
         headers=error.headers,
@@ -380,7 +381,7 @@ def _paused(lane: Lane, now: float) -> RateLimitError:
     wait_s = lane.paused_until - now
     error = RateLimitError(
         f"429: the service asked for a pause of {wait_s:.1f} s for {lane.model}, which is longer than "
-        "Retry.max_retry_after; nothing was sent. Ask later, or raise it",
+        "Retry.max_retry_after; nothing was sent. Call later, or raise it",
         status_code=429,
         retry_after=wait_s,
     )

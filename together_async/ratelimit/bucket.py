@@ -1,8 +1,8 @@
-"""Capacity of one kind (requests, or tokens) for one model: what may be sent when. Pure.
+"""Capacity of one kind (requests, or tokens) for one model: decides when the next request may be sent. Pure.
 
-A bucket holds capacity and refills at a rate. Capacity is booked before a request goes, whether it is there or not: a
-level below zero is a debt, and the booked request waits until it is paid. That is one subtraction and one division, it
-keeps the order in which requests were booked, and a large one waits no longer for small ones that came after it.
+A bucket holds capacity and refills at a rate. Capacity is booked before a request is sent, whether it is there or not:
+a level below zero is a debt, and the booked request waits until it is paid. That costs one subtraction and one
+division, keeps requests in the order of their bookings, and lets no small request delay a large one booked before it.
 
 The bucket is small, so requests are spread over time instead of going in bursts: it holds one request, and a part of
 what a service holds beyond that (`SHARE`). This part makes up for a timer or an event loop that is late, and for
@@ -21,11 +21,11 @@ from together_async.ratelimit.headers import Kind, ReportedLimit
 from together_async.ratelimit.rate_control import RateControl
 
 BURST_S: Final = 0.05
-"""A bucket of tokens holds at least the tokens of so many seconds."""
+"""A bucket of tokens holds at least the tokens of this many seconds."""
 HELD_S: Final = 1.0
-"""A service is assumed to hold the capacity of so many seconds."""
+"""A service is assumed to hold the capacity of this many seconds."""
 SHARE: Final = {"requests": 0.25, "tokens": 0.5}
-"""The share of it, less a request, that a bucket holds."""
+"""The share of the service's capacity, less a request, that a bucket holds."""
 GUARD_S: Final = 0.08
 """A service that holds capacity for a second or so has none to spare for a request that is worth as much: if two such
 requests arrive closer together than they were sent, the second is refused. So each costs this much of the rate more."""
@@ -35,7 +35,7 @@ service can hold: it never took the excess, and was full all the while."""
 TYPICAL_WEIGHT: Final = 0.05
 """Weight of a request in the amount of a typical one."""
 MOST_RESET_S: Final = 60.0
-"""A reported time until there is enough capacity again is believed up to this."""
+"""A reported reset is believed up to this many seconds."""
 OBSERVED_S: Final = 10.0
 """Seconds over which the rate that the service allowed is observed."""
 PAUSE_S: Final = 60.0
@@ -110,7 +110,7 @@ class Bucket:
             self.size += spare if self._least else max(spare, self.rate * BURST_S)
 
     def refill(self, now: float) -> None:
-        """Adds the capacity that has come since the last time; to be called before anything else is asked or done."""
+        """Adds the capacity that has come since the last time. Call it before any other method."""
         elapsed = now - self._at
         if elapsed <= 0:
             return
@@ -166,14 +166,14 @@ class Bucket:
             self.level -= amount
 
     def record_sent(self) -> None:
-        """Records that the request goes for which capacity is booked."""
+        """Records that the booked request is sent."""
         self._ceiling = self.size - self._pending
         self._pending = 0.0
 
     # Quick path of Bucket.book, with refill before it and record_sent after it;
     # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def record_unlimited(self, amount: float, now: float) -> None:
-        """Records a request that goes while there is no rate: `refill`, `book` and `record_sent` in one."""
+        """Records a request that is sent while there is no rate: `refill`, `book` and `record_sent` in one."""
         self._at = self._booked_at = now
         if now - self._marks[1][0] > OBSERVED_S:
             self._marks = (self._marks[1], (now, self.booked))
@@ -183,7 +183,7 @@ class Bucket:
         self._ceiling = self.size - amount
 
     def unbook(self, amount: float) -> None:
-        """Undoes `book`, for a request that has not gone."""
+        """Undoes `book`, for a request that was not sent."""
         self._pending -= amount
         self.booked -= amount
         if self.rate < math.inf:
@@ -215,14 +215,14 @@ class Bucket:
     # --------------------------------------------------------------------------------------------------------- learning
 
     def learn(self, reported: ReportedLimit, *, amount: float, since: float, elapsed_s: float) -> None:
-        """Takes the limit that a response reports.
+        """Adopts the limit that a response reports.
 
         Args:
             reported: The limit, and what remained of it after the request.
             amount: What that request used.
-            since: What was booked after it.
-            elapsed_s: Seconds since it was sent. The service counted at some moment within them; that all of them
-                have refilled since is the most there can be.
+            since: The amount that was booked after it.
+            elapsed_s: Seconds since it was sent. The service counted at some moment within them, so at most their whole
+                refill has come since.
         """
         unknown, remaining = self.rate == math.inf, reported.remaining
         if reported.limit is not None and self.control.report(reported.limit):

@@ -3,7 +3,7 @@
 The rule is that of TCP's congestion window (RFC 5681), because the question is the same: how much may be on its way to
 something that shows its limits only by refusing.
 
-* Slow start (3.1): each good response in a full window lets one more go, so the window doubles in a response's time.
+* Slow start (3.1): each good response in a full window adds a place, so the window doubles in the time of a response.
 * Congestion avoidance (3.1): beyond the size at which a 429 came, it takes a whole window of good responses.
 * A 429 multiplies the window by `FALL` (RFC 9438 4.6, instead of the older half), once for all requests sent before.
 * Only a window that is full grows (RFC 7661), and after a pause it starts anew (RFC 5681 4.1).
@@ -73,7 +73,7 @@ class CongestionWindow:
 
     Attributes:
         size: The number, with the fraction that growth has reached.
-        latencies: Of the heads of streams, and of whole responses per token.
+        latencies: The latency of the heads of streams, and that of whole responses per completion token.
     """
 
     __slots__ = ("_fallen_at", "_grown_at", "_threshold", "_used_at", "latencies", "size")
@@ -99,7 +99,7 @@ class CongestionWindow:
         return self.latencies[0].good and self.latencies[1].good
 
     def wait_s(self, in_flight: int, unanswered: int, now: float) -> float:
-        """Returns the seconds until one more may go; infinite if a request has to end or be answered first."""
+        """Returns the seconds until one more may be sent; infinite if a request has to end or be answered first."""
         if in_flight < int(self.size):
             return 0.0
         if unanswered or not self.good:

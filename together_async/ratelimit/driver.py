@@ -18,6 +18,7 @@ from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.limits import Limits, Priority
 from together_async.ratelimit.queue import Reservation
+from together_async.tasks import wake
 from together_async.timeouts import Due
 
 _OTHER_LOOP: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"
@@ -74,7 +75,7 @@ class Driver:
             max_pause_s: The call fails instead of waiting for a longer pause.
             counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
                 `map`, whose number is bounded already.
-            skips_slow_start: Whether it is one of a number of calls that the caller has named.
+            skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
             deadline: When to give up, on the event loop's clock; None for never.
             on_waiting: Called with a future before the wait and with None after it. Setting an exception on the future
                 ends the wait with that exception.
@@ -83,9 +84,9 @@ class Driver:
             A reservation, to be given back with `release` or `withdraw`.
 
         Raises:
-            QueueFullError: `Limits.max_queued` calls wait already; ask later.
+            QueueFullError: `Limits.max_queued` calls wait already; try later.
             APITimeoutError: `deadline` passed first.
-            RateLimitError: The model is paused for longer than `max_pause_s`; ask later.
+            RateLimitError: The model is paused for longer than `max_pause_s`; try later.
             PaymentRequiredError: The account's spending limit is reached.
             APIConnectionError: The limiter is in use in another event loop.
         """
@@ -192,7 +193,7 @@ class Driver:
 
         Args:
             reservation: The call's.
-            limits: What its headers report; None for nothing.
+            limits: The limits that its headers report; None if they report none.
             good: Whether the status is a success.
             latency_s: Seconds from the request to the head, where that shows how busy the server is; else None.
         """
@@ -243,7 +244,7 @@ class Driver:
         if admission.queued:
             for reservation in admission.advance(now):
                 if reservation.waiter is not None:
-                    _wake(reservation.waiter)
+                    wake(reservation.waiter)
         elif self.timer is None and not admission.refused:
             return
         else:
@@ -252,7 +253,7 @@ class Driver:
             refused, admission.refused = admission.refused, []
             for reservation, error in refused:
                 if reservation.waiter is not None:
-                    _wake(reservation.waiter, error)
+                    wake(reservation.waiter, error)
         self._set_timer(admission.next_at, now)
 
     def _set_timer(self, at: float, now: float) -> None:
@@ -272,16 +273,5 @@ class Driver:
         self._pump(self._clock())
 
 
-def _wake(waiter: asyncio.Future[None], error: TogetherError | None = None) -> None:
-    if waiter.done():
-        return
-    with contextlib.suppress(RuntimeError):  # its loop is closed
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
-
-
 def _expire(waiter: asyncio.Future[None], deadline: Due) -> None:
-    if not waiter.done():
-        waiter.set_exception(unsent(APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)))
+    wake(waiter, unsent(APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)))

@@ -22,10 +22,10 @@ TOKENS_PER_PART: Final = 1_000
 OUTPUT_TOKENS: Final = 256
 DEVIATIONS: Final = 2.0
 FIRST_COUNTS: Final = 3
-"""The deviation guessed after the first sample counts like so many more samples."""
+"""The deviation that is guessed from the first sample has the weight of this many samples."""
 _LEAST_WEIGHT: Final = 0.05
 _SAMPLES: Final = 20
-"""From so many samples on, a sample has the least weight."""
+"""After this many samples, every further one has the least weight."""
 
 
 class Size(NamedTuple):

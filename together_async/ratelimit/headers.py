@@ -1,7 +1,7 @@
 """What a response reports about the account's limits, in its headers and in the body of a 429. Pure.
 
-Together: https://docs.together.ai/docs/serverless/rate-limits. The limits are per second; those with `-dynamic` are
-what holds now, the bare ones what it may rise to.
+Together: https://docs.together.ai/docs/serverless/rate-limits. The limits are per second. Those with `-dynamic` hold
+now; those without may be reached with steady traffic.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _LARGEST: Final = 1e12
 _REQUESTS: Final = tuple(f"x-ratelimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _TOKENS: Final = tuple(f"x-tokenlimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _PER, _DYNAMIC_PER, _TOKENS_PER, _DYNAMIC_TOKENS_PER = (*_REQUESTS[:2], *_TOKENS[:2])
-"""Without one of these headers nothing is reported, which is the usual case."""
+"""A response without any of these headers reports nothing, which is the usual case."""
 
 
 class ReportedLimit(NamedTuple):
-    """What a response reports of one kind.
+    """The limit of one kind, requests or tokens, as a response reports it.
 
     Attributes:
         limit: Requests or tokens per second; None when it is not reported.
@@ -45,7 +45,7 @@ class AccountLimits(NamedTuple):
 
 
 def read_limits(headers: Mapping[str, str]) -> AccountLimits | None:
-    """Returns what a response's headers report, None when that is nothing.
+    """Returns the limits that a response's headers report; None if they report none.
 
     Args:
         headers: The headers; they are looked up by lower-case names.

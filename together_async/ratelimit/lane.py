@@ -1,8 +1,8 @@
 """One model of an account: its queue, its buckets, its congestion window. Pure.
 
 The first call in line is *booked*: its request and its tokens are taken from the buckets, whether they are there or
-not, and it goes as soon as they are. Only one call is booked at a time, so a cancellation, a refund or a changed limit
-moves every call behind it at once.
+not, and it is sent as soon as they are. Only one call is booked at a time, so a cancellation, a refund or a changed
+limit takes effect for every call behind it at once.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from together_async.ratelimit.limits import Limits, ModelState
 from together_async.ratelimit.queue import BOOKED, GRANTED, Queue, Reservation
 
 FIRST_AT_ONCE: Final = 4
-"""Requests to a model that has not answered yet, of those whose number the caller has named; the next wait for gaps."""
+"""Requests to a model that has not answered yet, if the caller has set how many calls run at once; the next wait for
+gaps."""
 FIRST_GAP_S: Final = 1.0
 LEAST_GAP_S: Final = 0.02
-"""A model that was never asked may allow a request per second, or a thousand. As long as no response has reported its
-limits, one more than there were good responses may wait for theirs, so that their number doubles in a response's time
-(TCP's slow start), and beyond that the gaps between requests are a second, half a second and so on, at last this."""
+"""A model may allow a request per second, or a thousand. While no response has reported its limits, the number of
+requests without a response is at most one more than the number of good responses, so that it doubles in the time of a
+response (TCP's slow start). Requests beyond that are sent after gaps of a second, half a second and so on, down to
+this."""
 MOST_PAUSE_S: Final = 900.0
-"""No header pauses a model for longer; then it is asked again."""
+"""No header pauses a model for longer; then the next request is sent."""
 
 
 class SlowStart:
-    """How fast a model is asked while its limits are not known.
+    """How fast requests are sent to a model while its limits are not known.
 
     Attributes:
-        limits_known: Whether they are: a response has reported them, or the caller has set a number of calls at once.
+        limits_known: Whether a response has reported them, or the caller has set a number of calls at once.
         responses: Good responses so far.
-        gap_at: When the next request may go if too many wait for a response.
+        gap_at: When the next request may be sent if too many wait for a response.
         gap_s: Seconds from the next request to the one after it.
     """
 
@@ -49,7 +51,8 @@ class SlowStart:
     def needs_gap(self, unanswered: int, *, skips_slow_start: bool) -> bool:
         """Returns whether one more call, next to those without a response, has to wait for a gap.
 
-        Calls whose number the caller has named wait for a first response at most, which may report the limits.
+        If the caller has set how many calls run at once, they wait for the first response at most, which may report the
+        limits.
         """
         if skips_slow_start:
             return not self.responses and unanswered >= FIRST_AT_ONCE
@@ -72,9 +75,9 @@ class Lane:
         window: Finds how many may be under way at once, for `Limits(concurrency="auto")`; else None.
         places: The caller's number of calls at once for this model alone; None without one.
         estimator: What was learned about the sizes of its requests.
-        slow_start: How fast it is asked while its limits are not known.
+        slow_start: How fast requests are sent while its limits are not known.
         in_flight: Calls under way.
-        unanswered: Those of them that wait for the head of their response.
+        unanswered: The calls under way that wait for the head of their response.
         paused_until: Nothing is sent before this time, because a 429 asked for it.
         last_granted: The reservation granted last; None before the first.
         learned_at: When the request was sent whose response reported the limits last.
@@ -129,7 +132,7 @@ class Lane:
     # -------------------------------------------------------------------------------------------------------- waiting
 
     def enqueue(self, reservation: Reservation) -> None:
-        """Puts a call into the queue; one that comes again with its old number, before those that came later."""
+        """Puts a call into the queue: a call that asks again, with its old number, before those that came later."""
         queue = self.queue
         queue.count(reservation)
         if queue.first is not None and queue.precedes_first(reservation):
@@ -138,7 +141,7 @@ class Lane:
         queue.add(reservation)
 
     def enqueue_first(self, reservation: Reservation, now: float) -> None:
-        """Books a call at once that finds no other waiting."""
+        """Books a call at once, since no other waits."""
         self.queue.count(reservation)
         self.refill(now)
         self._book(reservation, now)
@@ -179,7 +182,7 @@ class Lane:
             self.tokens.book(first.costs[1], self.used_at)
 
     def remove(self, reservation: Reservation) -> None:
-        """Takes a waiting call out; what was booked for it is free for others."""
+        """Removes a waiting call, and gives its booked capacity to others."""
         if reservation is self.queue.first:
             self._unbook(reservation)
         self.queue.remove(reservation)
@@ -194,7 +197,7 @@ class Lane:
     # ------------------------------------------------------------------------------------------------------- granting
 
     def wait_s(self, reservation: Reservation, now: float) -> float:
-        """Returns the seconds until the booked call may go, infinite when that depends on other calls."""
+        """Returns the seconds until the booked call may be sent; infinite if that depends on other calls."""
         if self.places is not None and self.in_flight >= self.places:
             return math.inf
         requests, tokens = reservation.costs
@@ -218,7 +221,7 @@ class Lane:
     # Quick path of Lane.grant, with enqueue_first and wait_s before it;
     # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def try_grant(self, reservation: Reservation, now: float) -> bool:
-        """Grants a turn to a call that finds no other waiting, no rate and a place; False leaves all as it was."""
+        """Grants a turn if no call waits, no rate is known and there is a place; else changes nothing: False."""
         requests, tokens, start = self.requests, self.tokens, self.slow_start
         if (
             requests.rate < math.inf
@@ -265,7 +268,7 @@ class Lane:
     # ------------------------------------------------------------------------------------------------------ responses
 
     def learn(self, reservation: Reservation, now: float, limits: AccountLimits | None) -> None:
-        """Takes the limits that a response reports; the buckets are up to date."""
+        """Adopts the limits that a response reports. The buckets must be up to date."""
         sent_at = reservation.granted_at
         if limits is None or sent_at is None:
             return
@@ -288,14 +291,14 @@ class Lane:
         # Before the rate falls, so that it falls from its true value.
         self.learn(reservation, now, limits)
         self.slow_start.limits_known = True
-        # The refused request stays booked, though the service has not counted it: else each 429 would let one go.
+        # The refused request stays booked, though the service has not counted it: else each 429 would send one more.
         (self.tokens if kind == "tokens" else self.requests).record_rate_limit(sent_at, now)
         if self.window is not None:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
         self.paused_until = max(self.paused_until, now + min(wait_s, MOST_PAUSE_S))
 
     def record_answered(self, reservation: Reservation) -> None:
-        """Records that a call no longer waits for the head of its response; the first time counts."""
+        """Records that a call no longer waits for the head of its response. Only the first call counts."""
         if not reservation.answered:
             reservation.answered = True
             self.unanswered -= 1

@@ -24,16 +24,17 @@ class RateLimiter:
     ```
 
     Clients use it by themselves; for other requests of the same account there is `async with limiter.reserve(...)`.
-    It runs no task, and sets a timer only while a call waits. It belongs to the event loop it is used in; when that
-    loop has ended it can be used in another one, and keeps what it has learned.
+    It runs no task, and sets a timer only while a call waits. It belongs to the event loop in which it is used; once
+    that loop has ended, it can be used in another one, and keeps what it has learned.
 
     Args:
-        limits: The limits to keep; None for those that the service reports alone.
+        limits: The limits to keep; None keeps only those that the service reports.
         clock: Returns seconds that never go back. A test may bring its own.
 
     Attributes:
         limits: The limits it was made with.
-        driver: What the calls of a client use, attempt by attempt. Not for users: it may change in any release.
+        driver: What the calls of a client use, attempt by attempt. It may change in any release; users need
+            `reserve`, or `acquire` and its `release`.
 
     Raises:
         ValueError: `limits` is not a `Limits`.
@@ -55,7 +56,7 @@ class RateLimiter:
         return self.driver.admission.state(self._clock(), datetime.now(UTC))
 
     def resume(self) -> None:
-        """Lets calls go again after a 402, once the account is paid; else a call a minute later finds out."""
+        """Sends calls again after a 402, once the account is paid; without it, a call a minute later finds out."""
         self.driver.admission.resume()
 
     def reserve(
@@ -81,7 +82,7 @@ class RateLimiter:
             timeout: Seconds to wait at most; None for any time.
 
         Raises (on entering):
-            QueueFullError: `Limits.max_queued` calls wait already; ask later.
+            QueueFullError: `Limits.max_queued` calls wait already; try later.
             APITimeoutError: Its turn did not come within `timeout`.
             RateLimitError: The model is paused, see `Retry.max_retry_after`.
             PaymentRequiredError: The account's spending limit is reached; raise it, then call `resume`.
@@ -101,10 +102,19 @@ class RateLimiter:
         """Waits for a turn, as `reserve` does with the same arguments and errors, where a block doesn't fit.
 
         Returns:
-            A reservation, to be given back with `limiter.driver.release(reservation, tokens_used)`.
+            A reservation, to be given back with `release`.
         """
         deadline = due("queue", timeout, asyncio.get_running_loop().time())
         return await self.driver.acquire(model, tokens, priority=priority, deadline=deadline)
+
+    def release(self, reservation: Reservation, tokens_used: float | None = None) -> None:
+        """Gives back what `acquire` returned, once the request has ended. Twice is fine.
+
+        Args:
+            reservation: What `acquire` returned.
+            tokens_used: Tokens that the request used, prompt and completion together; None for as many as expected.
+        """
+        self.driver.release(reservation, tokens_used)
 
 
 class _Reserving:
@@ -133,7 +143,7 @@ class _Reserving:
         reservation, driver, used = self._reservation, self._limiter.driver, self.tokens_used
         assert reservation is not None  # noqa: S101 - entered
         if exc is None:
-            driver.record_response(reservation, None, good=True)  # so that an unknown model is asked faster from now on
+            driver.record_response(reservation, None, good=True)  # ends the slow start of an unknown model
         elif used is None:
             used = 0
         driver.release(reservation, used)

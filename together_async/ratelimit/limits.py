@@ -11,9 +11,8 @@ import attrs
 from together_async.validation import number
 
 Priority: TypeAlias = Literal["interactive", "batch"]
-"""Which call goes first: a person waits for an interactive one, a batch may take all night."""
+"""Which call is sent first: a person waits for an interactive one, a batch may take all night."""
 _PRIORITIES: Final = frozenset(get_args(Priority))
-
 _MOST: Final = 1e12
 
 
@@ -30,12 +29,10 @@ def check_priority(priority: str) -> None:
 _per_minute: Final = number(
     0,
     _MOST,
-    f"a number above 0 and at most {_MOST:g}, or None for what the service tells",
+    f"a number above 0 and at most {_MOST:g}, or None for the limit that the service reports",
     above=True,
     optional=True,
 )
-
-
 _concurrency: Final = number(
     1, _MOST, "a whole number from 1, 'auto', or None for no limit", whole=True, optional=True, words=("auto",)
 )
@@ -54,7 +51,7 @@ def _not_yet(_: object, field: Any, value: Any) -> None:
 class Limits:
     """How many requests may be under way, and how fast they may go. A limit that is not given is learned.
 
-    The service counts each model by itself, so the rates hold for each model by itself. The limits that response
+    The service counts each model separately, so the rates hold for each model separately. The limits that response
     headers report (`x-ratelimit-limit`, `x-tokenlimit-limit` and their `-dynamic` forms) are kept where they are lower.
 
     Attributes:

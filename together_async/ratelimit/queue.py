@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WAITING, BOOKED, GRANTED, ENDED = range(4)
 """The states of a reservation, in the order in which it passes through them; a booked one may step back to waiting."""
 BATCH_TURN_EVERY: Final = 5
-"""While both priorities wait, one turn of this many is the batch's."""
+"""While both priorities wait, every turn with this number is the batch's."""
 COMPACT_ABOVE: Final = 64
 """A queue with more withdrawn reservations than this, and more than waiting ones, is rebuilt without them."""
 
@@ -37,7 +37,7 @@ class Reservation:
         number: Its place in the order of arrival. A call that asks again brings its number, and keeps its place.
         max_pause_s: The call fails instead of waiting for a longer pause; infinite for any pause.
         counts_as_queued: Whether `Limits.max_queued` counts it.
-        skips_slow_start: Whether it is one of a number of calls that the caller has named.
+        skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
         booked_totals: `Bucket.booked` of both buckets when it was granted.
@@ -165,7 +165,7 @@ class Queue:
         return reservation.priority == "interactive" and self.interactive_turns < BATCH_TURN_EVERY - 1
 
     def step_back(self) -> None:
-        """Puts the first one back at the head of its priority, since another goes before it."""
+        """Puts the first call back at the head of its priority, since another is sent before it."""
         first = self.first
         if first is not None:
             first.state = WAITING
@@ -173,21 +173,21 @@ class Queue:
             self.first = None
 
     def pop(self) -> Reservation | None:
-        """Takes the call out that is to be the first one; None when no call waits."""
+        """Removes and returns the call that is to be the first; None if no call waits."""
         interactive, batch = self._live("interactive"), self._live("batch")
         batch_is_next = batch and (not interactive or self.interactive_turns >= BATCH_TURN_EVERY - 1)
         calls = batch if batch_is_next else interactive
         return calls.popleft() if calls else None
 
     def grant_first(self) -> None:
-        """Takes the first one out, whose turn has come."""
+        """Removes the first call, whose turn has come."""
         first, self.first = self.first, None
         self.length -= 1
         if first is not None and first.priority != "batch" and self._live("batch"):
             self.interactive_turns += 1
 
     def remove(self, reservation: Reservation) -> None:
-        """Takes a call out that gives up or is refused."""
+        """Removes a call that gives up or is refused."""
         self.length -= 1
         if reservation is self.first:
             self.first = None

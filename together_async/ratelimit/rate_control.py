@@ -1,4 +1,4 @@
-"""The rate of a bucket: how fast a model may be asked, by all that is known. Pure.
+"""The rate of a bucket: how fast requests may be sent to a model, by all that is known. Pure.
 
 It is the lowest of three: the rate the caller configured, the rate the service reported, and the rate found from 429s.
 A 429 in spite of it lowers it for a while: multiplied by `FALL`, then back in steady steps (AIMD, as TCP does: RFC
@@ -15,19 +15,19 @@ from together_async.ratelimit.headers import Kind
 
 FALL: Final = 0.7
 RISE_PER_S: Final = 0.06
-"""Of the rate, so that one fall is made good in five seconds."""
+"""Share of the rate that comes back per second: one fall is made good in five seconds."""
 MARGIN: Final = 0.05
 MOST_MARGIN: Final = 0.3
 MARGIN_HALVES_S: Final = 60.0
 """After a 429 this much of the rate is not used, half of it a minute later, so that the next one does not come as soon
 as the fall is made good."""
 BELIEVED_S: Final = 30.0
-"""A second 429 within so many seconds: the rate that was reported or configured is not believed any more."""
+"""After a second 429 within this many seconds, the reported or configured rate is no longer believed."""
 PLATEAU_S: Final = 30.0
 """Seconds after which a rate that was found is back where the 429 came; then it rises beyond."""
 LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
 FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
-"""No rate that was reported or found is lower, per second; nor is the first one, when all that is known is one 429."""
+"""The least rate per second that is adopted from a report or found from 429s; and the least after a first 429."""
 
 
 class RateControl:
@@ -80,7 +80,7 @@ class RateControl:
         return min(rate for rate in rates if rate is not None) * self._factor * (1 - self._margin)
 
     def report(self, limit: float) -> bool:
-        """Takes the limit per second that the service reports; returns whether that changes anything."""
+        """Adopts the limit per second that the service reports; returns whether that changes anything."""
         if limit == self.reported:
             return False
         # Whatever the header, no call waits for ever.
@@ -96,7 +96,7 @@ class RateControl:
         return True
 
     def recover(self, elapsed_s: float, used_s: float) -> None:
-        """Takes back, step by step, what 429s have done to the rate.
+        """Undoes, step by step, what 429s have done to the rate.
 
         Args:
             elapsed_s: Seconds since the last time.

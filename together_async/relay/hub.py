@@ -161,8 +161,8 @@ class Hub:
     def join(self, id: str, last_event_id: str = "") -> HubReader:
         """Returns a reader of a completion: from its beginning, or after the event whose id is given.
 
-        The relay's doors pass a request's `Last-Event-ID` on by themselves. What has come since then is one chunk; the
-        rest comes as it is generated.
+        `EventSourceResponse` and `aiohttp_response` pass on the request's `Last-Event-ID` by themselves. What has come
+        since then is one chunk; the rest comes as it is generated.
 
         Args:
             id: The id that `start` returned.
@@ -180,7 +180,7 @@ class Hub:
         """Starts a completion and joins it: for a page that asks and reads in one request.
 
         A request that comes back with a `Last-Event-ID` joins the completion which that names, if the hub made its id,
-        or if it is the `id` given here; the new stream is then not opened, and nothing is asked again.
+        or if it is the `id` given here; the new stream is then not opened, and nothing is sent again.
 
         Args:
             stream: As for `start`.
@@ -299,7 +299,7 @@ class Hub:
 
 
 class HubReader(Loopable):
-    """A reader of one completion of a hub. Made by `Hub.join` and `Hub.open`; for the relay's doors, or for a loop.
+    """A reader of one completion of a hub. Made by `Hub.join` and `Hub.open`; to be relayed, or for a loop.
 
     Args:
         start: Starts a completion, and returns its id.
@@ -362,9 +362,7 @@ class HubReader(Loopable):
         if self._subscription is not None:
             return
         if self._after is None:
-            raise NotKeptError(
-                "the client has had an event that is none of this completion's, or of one not kept any more"
-            )
+            raise NotKeptError("the client's last event is of another completion, or of one not kept any more")
         if self._stream is not None and self._id not in self._kept:
             self._id = self._start(self._stream, self._id)
         broadcast = _broadcast(self._kept, self.id)

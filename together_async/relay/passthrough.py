@@ -11,7 +11,7 @@ from together_async.models import ChatCompletion, Usage
 
 
 def passthrough(stream: ChatCompletionStream) -> Passthrough:
-    """Returns a stream as bytes, unchanged and not decoded, for any of the relay's doors or a loop of your own.
+    """Returns a stream as bytes, unchanged and not decoded, to be relayed or for a loop of your own.
 
     ```python
     return EventSourceResponse(passthrough(client.stream(messages, model=MODEL)))

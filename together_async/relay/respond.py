@@ -69,7 +69,7 @@ async def respond(
         feed: What is relayed, not yet open.
         responder: How it is sent.
         method: The request's method; HEAD sends nothing to the service.
-        last_event_id: The request's `Last-Event-ID`; empty for none.
+        last_event_id: The request's `Last-Event-ID`; empty if it has none.
         heartbeat: Seconds of silence after which a comment is sent; None sends none.
         grace: Seconds the answer may go on after the server was told to stop.
         on_end: Called with an `End` in every case.

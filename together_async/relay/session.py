@@ -1,6 +1,6 @@
-"""One answer on its way to one client: the part that all doors of this package share.
+"""`RelaySession`: one answer on its way to one client, which `sse`, `EventSourceResponse` and `aiohttp_response` share.
 
-The doors (`sse`, `EventSourceResponse`, `aiohttp_response`) differ in how they send bytes and how they learn that the
+These doors differ in how they send bytes and how they learn that the
 client has left. The bytes come from here: events as the feed returns them, comments during silence, and one last event
 when something fails.
 """
@@ -81,12 +81,18 @@ class RelaySession:
         feed: What is relayed.
         heartbeat: Seconds of silence after which a comment is sent; None sends none.
         grace: Seconds it may go on after the server was told to stop.
+
+    Attributes:
+        loop: The event loop it runs in.
+        sender: The task that sends its bytes; None where the framework's own task does.
+        gone: Whether the client was seen to leave.
+        error: The exception that ended it; None before its end, and if the answer is complete.
     """
 
     def __init__(self, feed: Feed, *, heartbeat: float | None, grace: float) -> None:
         self.loop = asyncio.get_running_loop()
-        self.sender: asyncio.Task[None] | None = None  # the task that sends, where there is one
-        self.gone = False  # whether the client was seen to leave
+        self.sender: asyncio.Task[None] | None = None
+        self.gone = False
         self.error: BaseException | None = None
         self._feed = feed
         self._heartbeat = heartbeat

@@ -1,4 +1,4 @@
-"""When the server is told to stop, relayed answers end politely.
+"""Ends relayed answers with an event of their own when the server is told to stop.
 
 Servers wait for their responses, some for ever, and a stream of tokens may take minutes; other servers cut it. So while
 anything is relayed, this package handles SIGINT and SIGTERM too, and then calls the handler that was there before. When

@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         left: Whether the connection is closed, by whichever side.
         stalled: Whether the response is in the wait of a fault.
-        task: The response under way; None for none, or for one that is written at once.
+        task: The response under way; None if there is none, or if it is written at once.
     """
 
     def __init__(self, number: int, handler: Handler, among: set[Connection]) -> None:

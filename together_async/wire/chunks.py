@@ -15,23 +15,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from together_async.errors import (
-    APIResponseValidationError,
-)
-from together_async.models import (
-    ChatCompletionChunk,
-    ChunkChoice,
-    set_raw,
-)
+from together_async.errors import APIResponseValidationError
+from together_async.models import ChatCompletionChunk, ChunkChoice, set_raw
 from together_async.wire import codec
-from together_async.wire.completions import (
-    chunk_of,
-)
-from together_async.wire.error_bodies import (
-    ErrorFacts,
-    decoded_body,
-    error_facts,
-)
+from together_async.wire.completions import chunk_of
+from together_async.wire.error_bodies import ErrorFacts, decoded_body, error_facts
 from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE, EventStreamParser, EventTooLargeError, ServerSentEvent
 
 _DONE: Final = b"[DONE]"
@@ -43,7 +31,7 @@ _NO_DELTA: Final = ChunkChoice().delta
 
 
 class ProtocolError(Exception):
-    """The body is not a stream of this protocol; the text has what was got and expected.
+    """The body is not a stream of this protocol; the text says what was got and what was expected.
 
     Users do not see it: the stream raises StreamProtocolError.
     """
@@ -129,7 +117,7 @@ class ChunkDecoder:
             self._document = None
             raise ProtocolError(
                 f"got a JSON document of more than {self._max_size} bytes, expected an event stream; "
-                "raise max_event_size if this is no attack"
+                "raise max_event_size unless this is an attack"
             )
         return []
 
@@ -170,7 +158,7 @@ class ChunkDecoder:
 
         Raises:
             ReportedError: An error object.
-            ProtocolError: Anything else.
+            ProtocolError: The payload is none of the things above (see the table at the head of this module).
         """
         try:
             chunk = codec.decode_chunk_strictly(payload)
@@ -194,7 +182,7 @@ class ChunkDecoder:
         if text in (_DONE, b""):
             return None
         if self._too_large is not None and payload == _TOO_LARGE:
-            raise ProtocolError(f"got {self._too_large}; raise max_event_size if this is no attack")
+            raise ProtocolError(f"got {self._too_large}; raise max_event_size unless this is an attack")
         try:
             body = codec.decode_json(payload)
         except codec.JSONError as error:

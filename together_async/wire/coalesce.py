@@ -2,20 +2,14 @@
 
 The merged chunk adds up to the same completion as the chunks it was made of, whatever comes before and after it:
 `tests/wire/test_coalesce.py` proves it against the accumulator. A chunk whose delta has keys that this package does not
-know can't be merged without a loss; it stays a chunk of its own, in its place.
+know can't be merged without loss; it stays a chunk of its own, in its place.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from together_async.models import (
-    DOCUMENT_FIELDS,
-    ChatCompletionChunk,
-    ChunkChoice,
-    Delta,
-    make,
-)
+from together_async.models import DOCUMENT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, make
 from together_async.wire.codec import has_unknown_content
 from together_async.wire.parts import ChoiceParts, DocumentFacts
 from together_async.wire.tool_calls import MergedToolCalls
@@ -127,7 +121,7 @@ class Coalescer:
         self._begin()
 
     def take(self) -> list[tuple[int, ChatCompletionChunk]]:
-        """Returns the chunks so far as few, each with the number of chunks it stands for; mostly it is one."""
+        """Returns the chunks so far, merged into as few as possible (mostly one), each with how many it stands for."""
         self._end()
         done, self._done = self._done, []
         self.count = 0

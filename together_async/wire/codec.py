@@ -2,7 +2,7 @@
 
 Chunks and completions decode straight into their attrs classes (msgspec, about 0.8 us a chunk). What the strict decoder
 refuses is read a second time, leniently: a value that is not of the documented type is dropped from the typed value,
-so that a server's novelty never breaks a response. Only the fields in `_SPINE` must be as documented.
+so that a server's new fields never break a response. Only the fields in `_SPINE` must be as documented.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -108,14 +108,7 @@ def decode_chunk(data: bytes) -> ChatCompletionChunk:
         JSONError: Not JSON.
         APIResponseValidationError: JSON, but not a chunk; `.path` says where.
     """
-    try:
-        chunk = decode_chunk_strictly(data)
-    except msgspec.ValidationError:
-        chunk = _read_leniently(data, ChatCompletionChunk)
-    except _NOT_JSON as error:
-        raise JSONError(str(error)) from error
-    set_raw(chunk, data)
-    return chunk
+    return _decode_document(data, decode_chunk_strictly, ChatCompletionChunk)
 
 
 def decode_completion(data: bytes) -> ChatCompletion:
@@ -125,14 +118,18 @@ def decode_completion(data: bytes) -> ChatCompletion:
         JSONError: Not JSON.
         APIResponseValidationError: JSON, but not a completion; `.path` says where.
     """
+    return _decode_document(data, _decode_completion, ChatCompletion)
+
+
+def _decode_document(data: bytes, decode_strictly: Callable[[bytes], D], cls: type[D]) -> D:
     try:
-        completion = _decode_completion(data)
+        document = decode_strictly(data)
     except msgspec.ValidationError:
-        completion = _read_leniently(data, ChatCompletion)
+        document = _read_leniently(data, cls)
     except _NOT_JSON as error:
         raise JSONError(str(error)) from error
-    set_raw(completion, data)
-    return completion
+    set_raw(document, data)
+    return document
 
 
 def knows_all_keys(data: bytes) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from together_async.errors import (
-    APIResponseValidationError,
-)
+from together_async.errors import APIResponseValidationError
 from together_async.models import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -20,11 +18,7 @@ from together_async.models import (
     make,
 )
 from together_async.wire import codec
-from together_async.wire.error_bodies import (
-    error_facts,
-    request_id,
-    status_error,
-)
+from together_async.wire.error_bodies import error_facts, request_id, status_error
 
 
 def chunk_of(completion: ChatCompletion) -> ChatCompletionChunk:

@@ -10,24 +10,18 @@ from typing import Any
 
 import attrs
 
-from together_async.errors import (
-    APIResponseValidationError,
-    APIStatusError,
-    ContextLengthError,
-    status_error_class,
-)
+from together_async.errors import APIResponseValidationError, APIStatusError, ContextLengthError, status_error_class
 from together_async.wire import codec
 from together_async.wire.redaction import redact
 
 _MAX_MESSAGE = 500
 """The most characters of a server's text that an error message shows."""
-
-
 _CONTEXT = re.compile(
     r"context.{0,20}(length(?!_exceeded_behavior)|window|size)|maximum context|exceed.{0,40}context"
     r"|tokens.{0,5}\+.{0,5}max_new_tokens",
     re.IGNORECASE,
 )
+"""How servers word that prompt and max_tokens exceed the context."""
 
 
 def status_error(

@@ -1,23 +1,16 @@
-"""What the chunks of a stream add up to, as far as the accumulator and the coalescer need the same. Pure."""
+"""Adding up chunks: the parts that the accumulator and the coalescer share. Pure."""
 
 from __future__ import annotations
 
 from typing import Any, Final, Generic, TypeVar
 
-from together_async.models import (
-    TEXT_FIELDS,
-    ChatCompletionChunk,
-    ChunkChoice,
-    Delta,
-    Logprobs,
-    make,
-)
+from together_async.models import TEXT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, Logprobs, make
 from together_async.wire.tool_calls import ToolCallParts, ToolCalls
 
 C = TypeVar("C", bound=ToolCalls)
 
 BLOCK: Final = 512
-"""Pieces of text that are joined to one block: a str object of one token is ten times its text."""
+"""Pieces of text that are joined into one block: the str of one token takes ten times the memory of its text."""
 _LOGPROB_LISTS: Final = ("tokens", "token_logprobs", "token_ids", "top_logprobs", "content", "refusal")
 
 
@@ -76,7 +69,7 @@ class DocumentFacts:
         self.values: dict[str, Any] = {}
 
     def add(self, chunk: ChatCompletionChunk) -> None:
-        """Notes what a chunk says about the whole; its usage aside."""
+        """Notes what a chunk says about the whole completion, except its usage."""
         given, values, news = vars(chunk), self.values, False
         for name in self.missing:
             value = given.get(name)
@@ -93,6 +86,16 @@ class ChoiceParts(Generic[C]):
     Args:
         index: The choice's.
         tool_calls: An empty one; it decides how pieces of tool calls go together.
+
+    Attributes:
+        index: As given.
+        texts: The texts that have begun, by their names in `Delta`.
+        role: The first role that came; None before.
+        finish_reason: The last one that is not empty; None before any came.
+        seed: The last seed that came; None before.
+        tool_calls: The tool calls so far.
+        function_call: The pieces of a `function_call`; None before the first.
+        logprobs: The lists of `Logprobs` so far, by name.
     """
 
     __slots__ = ("finish_reason", "function_call", "index", "logprobs", "role", "seed", "texts", "tool_calls")

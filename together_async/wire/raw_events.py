@@ -17,7 +17,8 @@ from together_async.wire.sse import DEFAULT_MAX_EVENT_SIZE
 _KEPT: Final = 8192
 """The least number of bytes of the stream's end that are kept: several events with usage, finish reasons, warnings."""
 _FEW: Final = 4096
-"""Data below this size came token by token and is searched; to search more would cost as much as decoding it."""
+"""Data below this size came token by token, and is searched for errors. To search more would cost as much as decoding
+it."""
 _EDGE: Final = 3
 """How many of the bytes before the new ones may belong to an empty line."""
 _DONE: Final = re.compile(rb"\n?data: ?\[DONE\] *(?:\r\n|\n|\r)?")
@@ -104,7 +105,7 @@ class RawEventDecoder(ChunkDecoder):
         if self._tail_size > self._max_size:
             raise ProtocolError(
                 f"got a server-sent event of at least {self._tail_size} bytes, expected at most {self._max_size}; "
-                "raise max_event_size if this is no attack"
+                "raise max_event_size unless this is an attack"
             )
         return b""
 

@@ -18,7 +18,7 @@ class Secret(str):
 
 
 _MOST_BLANKS: Final = 8
-"""A secret up to this many times as long as a text may be in it, with its runs of blanks as single ones."""
+"""A secret up to this many times as long as a text may be in it, as runs of blanks may have become single ones."""
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:

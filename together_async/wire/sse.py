@@ -16,8 +16,9 @@ import attrs
 DEFAULT_MAX_EVENT_SIZE = 8 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _PLAIN_START = b"data: "
-_ALONE = 4096
 _PLAIN_BREAK = b"\n\ndata: "
+_SMALL = 4096
+"""Bytes below which data is likely a single event, and may be copied."""
 
 
 @attrs.frozen
@@ -141,12 +142,12 @@ class EventStreamParser:
             return None
         if self._tail:
             # A long unfinished line would be copied for every piece, which is quadratic; feed_any collects instead.
-            if self._tail_size > len(data) + 4096:
+            if self._tail_size > len(data) + _SMALL:
                 return None
             data = b"".join((*self._tail, data))
         if not data.startswith(_PLAIN_START) or b"\r" in data or len(data) > self._max_size:
             return None
-        if len(data) < _ALONE and data.endswith(b"\n\n") and data.count(b"\n") == 2:
+        if len(data) < _SMALL and data.endswith(b"\n\n") and data.count(b"\n") == 2:
             # A single event, as tokens come while they are generated.
             self._started, self._tail, self._tail_size = True, [], 0
             return [data[6:-2]]
@@ -240,7 +241,7 @@ class EventStreamParser:
             if b"\0" not in value:
                 self._id_buffer = value.decode("utf-8", "replace")
         elif name == b"retry" and value.isdigit():
-            self._retry = int(value[:18])  # int() refuses 4,300 digits, and 18 are a wait of 30 million years
+            self._retry = int(value[:18])  # int() refuses more than 4,300 digits; 18 are 30 million years
 
     def _dispatch(self) -> ServerSentEvent | None:
         """Returns the event that an empty line ends; None without a data line (its type is forgotten then)."""
@@ -283,8 +284,3 @@ def encode_event(
     normalised = payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     lines.extend(b"data: " + line for line in normalised.split(b"\n"))
     return b"\n".join(lines) + b"\n\n"
-
-
-def encode_comment(text: str = "") -> bytes:
-    """Returns a comment, which keeps a connection alive and is not an event; line breaks in it become spaces."""
-    return f": {' '.join(text.splitlines())}\n\n".encode()

@@ -1,7 +1,7 @@
 """Completions as values of callers' own classes: attrs classes, dataclasses, TypedDicts, pydantic models. Pure.
 
 The class's JSON schema is sent as `response_format`; the content is structured by cattrs (or pydantic), and content
-that does not fit is an error that says where.
+that does not fit raises an error that says where.
 """
 
 from __future__ import annotations

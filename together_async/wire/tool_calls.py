@@ -14,7 +14,16 @@ from together_async.models import Function, FunctionDelta, ToolCall, ToolCallDel
 
 
 class ToolCallParts:
-    """What the pieces of one tool call add up to."""
+    """What the pieces of one tool call add up to.
+
+    Attributes:
+        index: The call's; None if its first piece had none.
+        id: The first id that is not empty; None before.
+        type: The first type that is not empty; None before.
+        name: The first name that is not empty; None before.
+        arguments: The pieces of the arguments, none of them empty.
+        has_empty_arguments: Whether an empty text has come as arguments, which is not null.
+    """
 
     __slots__ = ("arguments", "has_empty_arguments", "id", "index", "name", "type")
 
@@ -24,7 +33,7 @@ class ToolCallParts:
         self.type: str | None = None
         self.name: str | None = None
         self.arguments: list[str] = []
-        self.has_empty_arguments = False  # an empty text has come, which is not null
+        self.has_empty_arguments = False
 
     def add(self, piece: ToolCallDelta) -> None:
         """Adds a piece of this call."""

@@ -79,7 +79,7 @@ def _plan_as_text(plan: Plan, prices: Mapping[str, Price] | None, limit_options:
         click.echo(f"  at least {duration(minutes * 60)} within the limits given")
     elif plan.to_do:
         click.echo(
-            "  time: the service tells its limits with its first answer; --requests-per-minute and "
+            "  time: the service reports its limits with its first response; --requests-per-minute and "
             "--tokens-per-minute make an estimate"
         )
 
