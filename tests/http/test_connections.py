@@ -1,9 +1,12 @@
 """`Connections`: closing a client, and clients that nobody closed."""
 
 import asyncio
+import copy
 import gc
+import pickle
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -185,3 +188,14 @@ def test_an_unclosed_client_after_its_loop() -> None:
             gc.collect()
         assert [warning.category for warning in caught] == [ResourceWarning], [str(w.message) for w in caught]
         assert "unclosed AsyncTogether" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("read", ["chunks", "text", "batches", "raw"])
+@pytest.mark.parametrize("take", [pickle.dumps, copy.deepcopy])
+def test_what_holds_the_key_cannot_be_pickled_or_copied(read: str, take: Callable[[Any], object]) -> None:
+    """The client, a stream, and each of its readers: a pickle of any of them would have the key in it."""
+    client = AsyncTogether(KEY, base_url="http://127.0.0.1:9/v1")
+    stream = client.stream("Hi", model=MODEL)
+    for holder in (client, stream, aiter(stream) if read == "chunks" else getattr(stream, read)()):
+        with pytest.raises(TypeError, match="can't be pickled"):
+            take(holder)

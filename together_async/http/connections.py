@@ -9,7 +9,7 @@ import asyncio
 import urllib.parse
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from together_async.errors import APIConnectionError, AuthenticationError, unsent
 from together_async.wire.redaction import Secret
@@ -66,6 +66,10 @@ class Connections:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe()}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Every call and every reader of a stream holds the connections, and with them the key.
+        raise TypeError("a client holds a key and connections and can't be pickled; make one where it is used")
 
     def describe(self) -> str:
         """Returns the base URL, without its query, which may hold a key, and the state of the connections."""
