@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from support.any_chunks import any_document, encoded, focused, plain
@@ -142,7 +142,7 @@ def failure(read: Any) -> Any:
     return LeftError() if read == "cancelled" else read
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(st.lists(READS, min_size=1, max_size=3), STEPS)
 async def test_every_step_ends_in_a_legal_state(attempts: list[Any], steps: list[str]) -> None:
     """Whatever the server sends and the caller does; the place is given back once, and not before the end."""
@@ -268,8 +268,16 @@ async def results(body: bytes, way: str) -> tuple[Any, ...]:
     return shown, error, stream.so_far().to_dict(), stream.stats.chunks
 
 
+def each_nearly_plain(test: Any) -> Any:
+    """Tries each of `NEARLY_PLAIN` in any case, whatever else is generated."""
+    for document in NEARLY_PLAIN:
+        test = example([document])(test)
+    return test
+
+
 @pytest.mark.parametrize("way", ["chunks", "text", "batches"])
-@settings(max_examples=200)
+@settings(max_examples=60)
+@each_nearly_plain
 @given(MIDDLES)
 async def test_the_quick_paths_are_the_full_one(way: str, documents: list[dict[str, Any]]) -> None:
     """Readers give the same, and the same adds up, with their quick path and without it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import time
@@ -216,6 +215,19 @@ ANY_SCHEMA = st.recursive(
 )
 
 
+def accepts(schema, value):
+    """Whether jsonschema accepts a value; True where it trips over a reference to nothing or to itself."""
+    try:
+        return Draft202012Validator(schema).is_valid(value)
+    except (RecursionError, Unresolvable):
+        return True
+    except BaseException as error:
+        # A recursion that ends inside of its Rust code is a panic there, which is not an Exception.
+        if type(error).__name__ == "PanicException":
+            return True
+        raise
+
+
 @settings(max_examples=150)
 @given(ANY_SCHEMA, st.integers(0, 99))
 def test_any_schema(schema, seed):
@@ -229,8 +241,7 @@ def test_any_schema(schema, seed):
     except ValueError as error:
         assert str(error).startswith("$")  # noqa: PT017 - either is right
     else:
-        with contextlib.suppress(RecursionError, Unresolvable):
-            assert Draft202012Validator(schema).is_valid(made)
+        assert accepts(schema, made)
     assert time.process_time() - before < 5
 
 
