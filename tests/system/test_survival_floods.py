@@ -47,8 +47,9 @@ from together_async.testing import (
     Status,
 )
 
-LONGEST_TURN_S = 0.25
-"""Processor seconds for which the event loop may be kept; the benchmarks hold 150 ms, tests run on busier machines."""
+LONGEST_TURN_S = 0.4
+"""Processor seconds for which the event loop may be kept. The benchmarks hold 150 ms; a core that other processes share
+counts up to twice as many seconds for the same work."""
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
