@@ -47,9 +47,10 @@ from together_async.testing import (
     Status,
 )
 
-LONGEST_TURN_S = 0.4
-"""Processor seconds for which the event loop may be kept. The benchmarks hold 150 ms; a core that other processes share
-counts up to twice as many seconds for the same work."""
+LONGEST_TURN_S = 0.25
+"""Processor seconds for which the event loop may be kept; the benchmarks hold 150 ms, tests run on busier machines."""
+TRIES = 3
+"""The best of so many counts: a core that other processes share counts up to twice the seconds for the same work."""
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -144,13 +145,16 @@ async def test_a_flood(name: str) -> None:
                 server.faults = None
                 assert (await ask(client, kind)).text == TEXT  # everything is imported and warm
                 server.faults = fault
-                async with measured() as cost:
-                    outcome = await ask(client, kind, within=20.0, timeouts=timeouts)
-                assert isinstance(outcome.error, error)
-                if tokens is not None:
-                    assert outcome.partial == "".join(TOKENS[:tokens])
-                assert cost.megabytes < 64
-                assert cost.turn < LONGEST_TURN_S
+                turns: list[float] = []
+                while len(turns) < TRIES and min(turns, default=LONGEST_TURN_S) >= LONGEST_TURN_S:
+                    async with measured() as cost:
+                        outcome = await ask(client, kind, within=20.0, timeouts=timeouts)
+                    assert isinstance(outcome.error, error)
+                    if tokens is not None:
+                        assert outcome.partial == "".join(TOKENS[:tokens])
+                    assert cost.megabytes < 64
+                    turns.append(cost.turn)
+                assert min(turns) < LONGEST_TURN_S
             server.faults = None
             assert (await ask(client, "text")).text == TEXT
 

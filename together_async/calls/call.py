@@ -110,6 +110,7 @@ class Call:
     __slots__ = (
         "_aborted",
         "_failed_at",
+        "_limited_at",
         "_loop",
         "_number",
         "_pause_s",
@@ -143,6 +144,7 @@ class Call:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0  # of the latest attempt
+        self._limited_at = 0.0  # when the latest 429 was reported to the limiter, whose pause begins then
         self._failed_at: float | None = None  # the latest attempt, until the next one is sent
         self._tries = 0  # attempts as `Retry.attempts` counts them
         self._retry_after_s: float | None = None  # what an error within the response asked for
@@ -314,6 +316,7 @@ class Call:
         self, reservation: Reservation, limits: AccountLimits | None, retry_after_s: float | None, body: Any
     ) -> None:
         settings = self.settings
+        self._limited_at = self._now()
         if retry_after_s is None:
             retry_after_s = retry.backoff(settings.retry, self._tries, self._rng)
         self._pause_s = retry_after_s
@@ -353,7 +356,7 @@ class Call:
                 raise error
             finally:
                 del error  # its traceback holds this frame
-        self._failed_at = self._now()
+        self._failed_at = self._limited_at if limited else self._now()
         self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
         # After a 429 the limiter pauses the model for everybody; the call waits there, in its old place.
         return 0.0 if limited and delay_s <= MOST_PAUSE_S else delay_s
