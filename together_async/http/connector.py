@@ -5,11 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 
 from together_async.http.sockets import close_without_loop
+
+
+class DialObserver(Protocol):
+    """Observes the new connections that are opened for one request. A pooled connection is not reported.
+
+    Each `begun` is followed by one `ended`. There is more than one pair if a redirect leads to another host, or if a
+    stale connection is replaced.
+    """
+
+    def begun(self) -> None:
+        """A new connection begins to be opened, with the look-up of its host."""
+
+    def ended(self, connected: bool) -> None:
+        """It is open, proxy and TLS included, and the request is written next; or it failed, or was given up."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -18,13 +32,25 @@ class Connector(aiohttp.TCPConnector):
     aiohttp would take such bytes for the response to the next request: one caller would get the answer meant for
     another.
 
+    Args:
+        dialling: See below.
+        observers: See below.
+        **options: Those of `aiohttp.TCPConnector`.
+
     Attributes:
         dialling: The tasks whose requests got a new connection. The sender of a request takes its task out.
+        observers: Who observes the new connections of a task's request; mostly empty.
     """
 
-    def __init__(self, dialling: set[asyncio.Task[Any] | None], **options: Any) -> None:
+    def __init__(
+        self,
+        dialling: set[asyncio.Task[Any] | None],
+        observers: Mapping[asyncio.Task[Any] | None, DialObserver],
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.dialling = dialling
+        self.observers = observers
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
@@ -37,12 +63,23 @@ class Connector(aiohttp.TCPConnector):
                 return connection
             connection.close()
 
-    # Private. If aiohttp renames it, every connection is taken for a pooled one, and a test fails.
+    # Private. If aiohttp renames it, every connection is taken for a pooled one, and tests fail.
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        self.dialling.add(asyncio.current_task())
-        return await super()._create_connection(req, traces, timeout)
+        task = asyncio.current_task()
+        self.dialling.add(task)
+        observer = self.observers.get(task)
+        if observer is None:
+            return await super()._create_connection(req, traces, timeout)
+        connected = False
+        observer.begun()
+        try:
+            connection = await super()._create_connection(req, traces, timeout)
+            connected = True
+        finally:
+            observer.ended(connected)
+        return connection
 
 
 def give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:

@@ -20,9 +20,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
-from together_async.http.connector import Connector, give_up
+from together_async.http.connector import Connector, DialObserver, give_up
 from together_async.http.deadlines import Deadline, Deadlines
-from together_async.http.errors import ClientClosedError
+from together_async.http.errors import NO_DESCRIPTOR, ClientClosedError, DescriptorsExhaustedError, is_exhaustion
 from together_async.http.headers import merged
 from together_async.http.proxies import proxy_options
 from together_async.http.response import HTTPResponse, describe
@@ -63,15 +63,16 @@ class Opening(Deadline):
         expired: Whether the task was cancelled from here.
         failure: Why, if it was not the deadline.
         attempts: HTTP requests made so far.
+        task: The task that sends it.
     """
 
-    __slots__ = ("_cancelling", "_open", "_task", "attempts", "expired", "failure")
+    __slots__ = ("_cancelling", "_open", "attempts", "expired", "failure", "task")
 
     def __init__(self, at: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(at)
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - in a coroutine
-        self._task = task
+        self.task = task
         self._cancelling = task.cancelling()
         self._open = True
         self.expired = False
@@ -88,14 +89,14 @@ class Opening(Deadline):
         """Cancels the task, unless it has its response, or was cancelled from here already."""
         if self._open and not self.expired:  # the client may be closed in the very turn of the loop
             self.expired = True
-            self._task.cancel()
+            self.task.cancel()
 
     def end(self, error: BaseException | None) -> bool:
         """Ends the wait; returns whether `error` is the cancellation from here, and not somebody else's."""
         was_open, self._open = self._open, False
         if not was_open or not self.expired:
             return False
-        return self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+        return self.task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
 
 
 class Transport:
@@ -136,6 +137,7 @@ class Transport:
         self._secret = secret
         self._fresh: aiohttp.ClientSession | None = None
         self._dialling: set[asyncio.Task[Any] | None] = set()
+        self._observers: dict[asyncio.Task[Any] | None, DialObserver] = {}
         self._deadlines = Deadlines(self.loop)
         self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
         self._urls: dict[str, URL] = {}
@@ -159,6 +161,7 @@ class Transport:
         sent: float | None = None,
         may_replace: Callable[[], bool] = _always,
         on_opening: Callable[[Opening], None] | None = None,
+        dial: DialObserver | None = None,
     ) -> HTTPResponse:
         """Sends a request and returns its response as soon as the head is there, whatever its status.
 
@@ -170,9 +173,12 @@ class Transport:
             sent: When this attempt began; None for the same.
             may_replace: Asked when a pooled connection turns out to be stale: whether the request is sent on another.
             on_opening: Called with what can end the wait for the response, once there is such a wait.
+            dial: Observes the new connections that are opened for the request; None, and a session of the caller's,
+                report nothing.
 
         Raises:
             APITimeoutError: `connect`, `first_token` or `total` ran out.
+            DescriptorsExhaustedError: No connection could be opened for want of a file descriptor; not an attempt.
             APIConnectionError: Refused, reset, TLS failure, too many redirects, client closed.
         """
         if self.closed:
@@ -186,6 +192,8 @@ class Transport:
         self.openings.add(opening)
         if on_opening is not None:
             on_opening(opening)
+        if dial is not None:
+            self._observers[opening.task] = dial
         try:
             url, fields = self._url(request.path), self._headers if not headers else merged(self._headers, headers)
             response = await self._dispatch(request, url, fields, timeouts, opening, may_replace=may_replace)
@@ -202,6 +210,8 @@ class Transport:
         finally:
             self.openings.discard(opening)
             self._deadlines.discard(opening)
+            if dial is not None:
+                del self._observers[opening.task]
         set_read_size(response, READ_SIZE)
         opened = HTTPResponse(
             response, timeouts=timeouts, started=started, sent=sent, live=self.responses, loop=self.loop
@@ -229,12 +239,15 @@ class Transport:
         elif isinstance(error, APIConnectionError):
             failure = error
         else:
-            failure = APIConnectionError(
-                redact(f"no response from {self._base.origin()}: {describe(error)}", (self._secret,))
-            )
+            exhausted = isinstance(error, aiohttp.ClientConnectorError) and is_exhaustion(error)
+            remedy = f"; {NO_DESCRIPTOR}" if exhausted else ""
+            cls = DescriptorsExhaustedError if exhausted else APIConnectionError
+            failure = cls(redact(f"no response from {self._base.origin()}: {describe(error)}{remedy}", (self._secret,)))
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             failure.transient = False
         failure.attempts = opening.attempts
+        if isinstance(failure, DescriptorsExhaustedError):
+            failure.attempts -= 1  # there was no connection to send this one on
         return failure
 
     async def _follow(
@@ -370,6 +383,7 @@ class Transport:
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
         connector = Connector(
             self._dialling,
+            self._observers,
             limit=0,  # the limiter decides how much runs at once; a limit of the pool would be a silent queue
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
