@@ -169,6 +169,7 @@ MODULES = {
     """,
     "ratelimit": """
         congestion:
+        descriptors:
         estimator:
         headers:
         limits:
@@ -176,8 +177,8 @@ MODULES = {
         rate_control:  headers
         bucket:        headers rate_control
         lane:          bucket congestion estimator headers limits queue
-        admission:     estimator headers lane limits queue
-        driver:        admission estimator headers limits queue
+        admission:     descriptors estimator headers lane limits queue
+        driver:        admission estimator headers lane limits queue
         limiter:       driver limits queue
         __init__:      limiter limits
     """,
@@ -266,6 +267,7 @@ PURE_INSIDE = {
         "admission",
         "bucket",
         "congestion",
+        "descriptors",
         "estimator",
         "headers",
         "lane",

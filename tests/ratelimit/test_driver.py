@@ -281,3 +281,56 @@ def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() 
         limiter.driver.release(await taken(limiter))
 
     run_in_fake_time(main())
+
+
+# -------------------------------------------------------------------------------------------------------- connections
+
+
+def test_dialling_concerns_only_requests_that_were_sent_blindly() -> None:
+    """The lane hears when a connection begins and ends, and how long it took; the calls that this lets go are woken."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits())
+        reservation = await taken(limiter)
+        reservation.blind = False
+        assert limiter.driver.dialling(reservation) is None
+        reservation.blind = True
+        seen: list[tuple[object, ...]] = []
+
+        class Seen:
+            def record_dialling(self, at: float) -> None:
+                seen.append(("begun", at))
+
+            def record_dialled(self, at: float, *, connected: bool, seconds: float) -> None:
+                seen.append(("ended", at, connected, seconds))
+
+        started = now()
+        dial = limiter.driver.dialling(reservation)
+        assert dial is not None
+        kept = reservation.lane.start
+        reservation.lane.start = Seen()  # type: ignore[assignment]  # it only writes down
+        dial.ended(connected=True)  # never begun
+        dial.begun()
+        dial.begun()
+        await asyncio.sleep(0.25)
+        dial.ended(connected=True)
+        dial.ended(connected=False)
+        assert seen == [("begun", started), ("ended", started + 0.25, True, 0.25)]
+        reservation.lane.start = kept
+        limiter.driver.release(reservation)
+
+    run_in_fake_time(main())
+
+
+def test_call_without_a_descriptor_waits_until_another_ends() -> None:
+    async def main() -> None:
+        limiter = limiter_of(Limits())
+        held, failed = await taken(limiter), await taken(limiter)
+        assert limiter.driver.record_descriptors_exhausted(failed)
+        waiters = Waiters(limiter)
+        await waiters.add(number=failed.number)
+        assert waiters.order == []
+        limiter.driver.release(held)
+        limiter.driver.release(await waiters.tasks[0])
+
+    run_in_fake_time(main())

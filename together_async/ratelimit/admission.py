@@ -16,9 +16,10 @@ from datetime import datetime
 from typing import Final
 
 from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError, unsent
+from together_async.ratelimit.descriptors import DescriptorShortage
 from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, Kind
-from together_async.ratelimit.lane import Lane
+from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.limits import Limits, LimitsState, Priority
 from together_async.ratelimit.queue import BOOKED, ENDED, GRANTED, WAITING, Reservation
 
@@ -58,6 +59,7 @@ class Admission:
         self._busy: dict[str, Lane] = {}  # those in which calls wait
         self._numbers = 0
         self._epoch = 0  # counts event loops
+        self._shortage: DescriptorShortage | None = None
         self._stop: PaymentRequiredError | None = None
         self._stopped_at = self._probe_at = -math.inf
 
@@ -90,6 +92,7 @@ class Admission:
         max_pause_s: float = math.inf,
         at_once: bool = False,
         counts_as_queued: bool = True,
+        careful_start: bool = False,
         skips_slow_start: bool = False,
     ) -> Reservation:
         """Puts a call into the queue; `advance` returns it when it may be sent, `check_room` raises if it may not wait.
@@ -103,6 +106,7 @@ class Admission:
             max_pause_s: The call fails instead of waiting for a longer pause.
             at_once: Grants the turn here if no call waits and it may be sent; `advance` then does not return it.
             counts_as_queued: Whether `Limits.max_queued` counts it.
+            careful_start: Whether the call waits for the first answer of a model whose limits are not known.
             skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
 
         Raises:
@@ -125,11 +129,12 @@ class Admission:
             number=number,
             max_pause_s=max_pause_s,
             counts_as_queued=counts_as_queued,
+            careful_start=careful_start,
             skips_slow_start=skips_slow_start,
             epoch=self._epoch,
         )
         if at_once and not self._busy:
-            has_place = self.places is None or self.in_flight < self.places
+            has_place = self._has_place(now)
             if has_place and lane.try_grant(reservation, now):
                 self.in_flight += 1
                 return reservation
@@ -145,6 +150,18 @@ class Admission:
         self._count_waiting(reservation, 1)
         self._busy[model] = lane
         return reservation
+
+    def _has_place(self, now: float) -> bool:
+        """Returns whether one more call may be under way, as far as the number for all models goes."""
+        if self.places is not None and self.in_flight >= self.places:
+            return False
+        shortage = self._shortage
+        if shortage is None:
+            return True
+        if shortage.is_over(now):
+            self._shortage = None
+            return True
+        return shortage.free_at(self.in_flight, now) <= now
 
     def _count_waiting(self, reservation: Reservation, change: int) -> None:
         self.queued += change
@@ -191,13 +208,27 @@ class Admission:
 
     # --------------------------------------------------------------------------------------------------------- granting
 
-    def advance(self, now: float) -> list[Reservation]:
-        """Returns the calls that may be sent now, in order, and sets `next_at`."""
+    def touch(self, lane: Lane) -> None:
+        """Records that something has changed in a lane that may let its first call go."""
+
+    def advance(self, now: float, *, timer: bool = True) -> list[Reservation]:
+        """Returns the calls that may be sent now, in order, and sets `next_at`.
+
+        Args:
+            now: The time.
+            timer: Whether the time for which `next_at` asked has come, and the event loop has read what came until
+                then: lanes that wait for a time are looked at.
+        """
+        if timer:
+            for lane in self._busy.values():
+                lane.tick(now)
         self.next_at = math.inf
         granted: list[Reservation] = []
         blocked: set[str] = set()
         while len(blocked) < len(self._busy):
-            if self.places is not None and self.in_flight >= self.places:
+            if not self._has_place(now):
+                if self._shortage is not None and (self.places is None or self.in_flight < self.places):
+                    self.next_at = min(self.next_at, self._shortage.free_at(self.in_flight, now))
                 break  # a release will come
             lane = self._next_lane(blocked, now)
             reservation = lane.queue.first
@@ -250,6 +281,8 @@ class Admission:
             lane.slow_start.limits_known = True
         if good:
             lane.slow_start.responses += 1
+            if self._shortage is not None:
+                self._shortage.record_response()
             if sent_at >= self._stopped_at:
                 self._stop = None
             if lane.window is not None:
@@ -260,29 +293,53 @@ class Admission:
         return reservation.state == GRANTED and reservation.epoch == self._epoch
 
     def record_rate_limit(
-        self, reservation: Reservation, now: float, limits: AccountLimits | None, *, wait_s: float, kind: Kind | None
-    ) -> None:
+        self,
+        reservation: Reservation,
+        now: float,
+        limits: AccountLimits | None,
+        *,
+        wait_s: float | None,
+        kind: Kind | None,
+    ) -> RateLimited:
         """Records a 429: nothing more is sent to this model before `wait_s` have passed, then less than before.
 
         Args:
             reservation: The call's.
             now: The time.
             limits: The limits that the headers report; None if they report none.
-            wait_s: Seconds that the service asked to wait; if it did not, a backoff that the caller chose.
+            wait_s: Seconds that the service asked to wait; None if it did not say.
             kind: Which limit was exceeded; None if the service names neither, which counts as requests.
+
+        Returns:
+            How long the model is paused, and for how long the service has refused everything.
         """
         lane = reservation.lane
         lane.rate_limited += 1
         if not self._under_way(reservation):
-            return
-        lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
-        pause_s = lane.paused_until - now
-        if pause_s > lane.queue.shortest_max_pause_s:
+            return RateLimited(max(0.0, lane.paused_until - now), 0.0)
+        limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
+        longest_s = max(limited)
+        if longest_s > lane.queue.shortest_max_pause_s:
             for waiting in tuple(lane.queue.waiting()):
-                if pause_s > waiting.max_pause_s:
+                if longest_s > waiting.max_pause_s:
                     self._remove(waiting)
                     self.refused.append((waiting, _paused(lane, now)))
         lane.record_answered(reservation)
+        return limited
+
+    def record_descriptors_exhausted(self, reservation: Reservation, now: float) -> bool:
+        """Withdraws a reservation whose request found no file descriptor, and lowers the number of places.
+
+        Returns:
+            Whether its call may ask again; see `DescriptorShortage`.
+        """
+        if not self._under_way(reservation):
+            return True
+        self.withdraw(reservation, now)
+        shortage = self._shortage
+        if shortage is None:
+            shortage = self._shortage = DescriptorShortage(now)
+        return shortage.record_exhausted(self.in_flight, now)
 
     def record_overload(self, reservation: Reservation) -> None:
         """Counts a 503. The platform is overloaded, which shows nothing about the account's limits."""
@@ -357,6 +414,7 @@ class Admission:
             in_flight=self.in_flight,
             queued=self.queued,
             concurrency=self.places,
+            descriptor_places=None if self._shortage is None else self._shortage.places(now),
             models={model: lane.state(now, wall) for model, lane in self._lanes.items()},
             stopped=None if self._stop is None else str(self._stop),
         )

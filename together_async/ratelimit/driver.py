@@ -16,6 +16,7 @@ from together_async.errors import APIConnectionError, APITimeoutError, PaymentRe
 from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
+from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.limits import Limits, Priority
 from together_async.ratelimit.queue import Reservation
 from together_async.tasks import wake
@@ -61,6 +62,7 @@ class Driver:
         number: int | None = None,
         max_pause_s: float = math.inf,
         counts_as_queued: bool = True,
+        careful_start: bool = False,
         skips_slow_start: bool = False,
         deadline: Due | None = None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
@@ -75,6 +77,7 @@ class Driver:
             max_pause_s: The call fails instead of waiting for a longer pause.
             counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
                 `map`, whose number is bounded already.
+            careful_start: Whether the call waits for the first answer of a model whose limits are not known.
             skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
             deadline: When to give up, on the event loop's clock; None for never.
             on_waiting: Called with a future before the wait and with None after it. Setting an exception on the future
@@ -97,6 +100,7 @@ class Driver:
             number=number,
             max_pause_s=max_pause_s,
             counts_as_queued=counts_as_queued,
+            careful_start=careful_start,
             skips_slow_start=skips_slow_start,
         )
         if not reservation.granted:
@@ -112,7 +116,8 @@ class Driver:
         number: int | None,
         max_pause_s: float,
         counts_as_queued: bool,
-        skips_slow_start: bool,
+        careful_start: bool = False,
+        skips_slow_start: bool = False,
     ) -> Reservation:
         """Asks for a turn, with the arguments of `acquire`; a reservation that is not granted must `wait` at once."""
         self._enter_loop()
@@ -125,6 +130,7 @@ class Driver:
             max_pause_s=max_pause_s,
             at_once=True,
             counts_as_queued=counts_as_queued,
+            careful_start=careful_start,
             skips_slow_start=skips_slow_start,
         )
 
@@ -204,12 +210,34 @@ class Driver:
         self._pump(now)
 
     def record_rate_limit(
-        self, reservation: Reservation, limits: AccountLimits | None, *, wait_s: float, kind: Kind | None
-    ) -> None:
-        """Records a 429; the arguments are those of `Admission.record_rate_limit`."""
+        self, reservation: Reservation, limits: AccountLimits | None, *, wait_s: float | None, kind: Kind | None
+    ) -> RateLimited:
+        """Records a 429; the arguments and what is returned are those of `Admission.record_rate_limit`."""
         now = self._clock()
-        self.admission.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
+        limited = self.admission.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
         self._pump(now)
+        return limited
+
+    def record_descriptors_exhausted(self, reservation: Reservation) -> bool:
+        """Records that no connection could be opened, because the process has no file descriptor left (`EMFILE`).
+
+        Gives the reservation back; nothing was sent.
+
+        Returns:
+            Whether the call may ask again with its number, and wait for a place; False when nothing has been under way
+            for a minute, and there was no descriptor all the time.
+        """
+        now = self._clock()
+        may_wait = self.admission.record_descriptors_exhausted(reservation, now)
+        self._pump(now)
+        return may_wait
+
+    def dialling(self, reservation: Reservation) -> Dial | None:
+        """Returns what is to be called when a new connection is opened for a request; None if nobody needs to know.
+
+        The pace at which the limits of an unknown model are found out depends on it.
+        """
+        return Dial(self, reservation.lane, self._clock) if reservation.blind else None
 
     def record_overload(self, reservation: Reservation) -> None:
         """Records a 503."""
@@ -227,6 +255,11 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------------ event loop
 
+    def advance(self, lane: Lane, now: float) -> None:
+        """Lets calls of a lane go, in which something has changed."""
+        self.admission.touch(lane)
+        self._pump(now)
+
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -238,11 +271,11 @@ class Driver:
             self._loop, self.timer, self._timer_at = loop, None, math.inf
         return loop
 
-    def _pump(self, now: float) -> None:
+    def _pump(self, now: float, *, timer: bool = False) -> None:
         """Wakes the calls that were granted or refused, and sets the timer for the next."""
         admission = self.admission
         if admission.queued:
-            for reservation in admission.advance(now):
+            for reservation in admission.advance(now, timer=timer):
                 if reservation.waiter is not None:
                     wake(reservation.waiter)
         elif self.timer is None and not admission.refused:
@@ -270,7 +303,33 @@ class Driver:
 
     def _on_timer(self) -> None:
         self.timer, self._timer_at = None, math.inf
-        self._pump(self._clock())
+        self._pump(self._clock(), timer=True)
+
+
+class Dial:
+    """The opening of a new connection for a request to a model of unknown limits."""
+
+    __slots__ = ("_clock", "_driver", "_lane", "_started")
+
+    def __init__(self, driver: Driver, lane: Lane, clock: Callable[[], float]) -> None:
+        self._driver = driver
+        self._lane = lane
+        self._clock = clock
+        self._started: float | None = None
+
+    def begun(self) -> None:
+        """Records that a connection begins to be opened."""
+        if self._started is None:
+            self._started = self._clock()
+            self._lane.start.record_dialling(self._started)
+
+    def ended(self, connected: bool) -> None:
+        """Records that it is open (TCP, proxy and TLS), or has failed. Only the first call counts."""
+        started, self._started = self._started, None
+        if started is not None:
+            now = self._clock()
+            self._lane.start.record_dialled(now, connected=connected, seconds=now - started)
+            self._driver.advance(self._lane, now)
 
 
 def _expire(waiter: asyncio.Future[None], deadline: Due) -> None:

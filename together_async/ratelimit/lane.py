@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from together_async.ratelimit.bucket import Bucket
 from together_async.ratelimit.congestion import CongestionWindow
@@ -59,6 +59,35 @@ class SlowStart:
         return unanswered > self.responses
 
 
+class RateLimited(NamedTuple):
+    """What follows from a 429.
+
+    Attributes:
+        pause_s: Seconds until something is sent to this model again.
+        refusing_s: Seconds for which the service has refused every request to this model; 0 at the first 429 after a
+            good answer.
+    """
+
+    pause_s: float
+    refusing_s: float
+
+
+class Start:
+    """How requests are paced while a model's limits are not known."""
+
+    __slots__ = ()
+
+    def record_dialling(self, now: float) -> None:
+        """Records that a connection begins to be opened for a request."""
+
+    def record_dialled(self, now: float, *, connected: bool, seconds: float) -> None:
+        """Records that it is open, or has failed, after so many seconds."""
+
+
+BACKOFF_S: Final = 1.0
+"""A pause for which the service named no time."""
+
+
 class Lane:
     """One model: its queue, its buckets, its window.
 
@@ -76,6 +105,7 @@ class Lane:
         places: The caller's number of calls at once for this model alone; None without one.
         estimator: What was learned about the sizes of its requests.
         slow_start: How fast requests are sent while its limits are not known.
+        start: How they are paced meanwhile.
         in_flight: Calls under way.
         unanswered: The calls under way that wait for the head of their response.
         paused_until: Nothing is sent before this time, because a 429 asked for it.
@@ -102,6 +132,7 @@ class Lane:
         "requests",
         "sent",
         "slow_start",
+        "start",
         "tokens",
         "unanswered",
         "used_at",
@@ -120,6 +151,7 @@ class Lane:
         self.estimator = Estimator()
         # A number of calls at once that the caller set is not started slowly.
         self.slow_start = SlowStart(limits_known=isinstance(concurrency, int))
+        self.start = Start()
         self.in_flight = self.unanswered = 0
         self.paused_until = self.learned_at = -math.inf
         self.last_granted: Reservation | None = None
@@ -259,6 +291,9 @@ class Lane:
         reservation.granted_at = now
         reservation.booked_totals = (self.requests.booked, self.tokens.booked)
 
+    def tick(self, now: float) -> None:
+        """Records that the event loop has read what came until now, before the lane is looked at by the timer."""
+
     def refill(self, now: float) -> None:
         """Brings the buckets up to date."""
         self.used_at = now
@@ -283,8 +318,14 @@ class Lane:
             bucket.learn(reported, amount=amount, since=bucket.booked - total, elapsed_s=elapsed_s)
 
     def record_rate_limit(
-        self, reservation: Reservation, now: float, limits: AccountLimits | None, *, wait_s: float, kind: Kind | None
-    ) -> None:
+        self,
+        reservation: Reservation,
+        now: float,
+        limits: AccountLimits | None,
+        *,
+        wait_s: float | None,
+        kind: Kind | None,
+    ) -> RateLimited:
         """Records a 429; the arguments are those of `Admission.record_rate_limit`."""
         self.refill(now)
         sent_at = now if reservation.granted_at is None else reservation.granted_at
@@ -295,7 +336,8 @@ class Lane:
         (self.tokens if kind == "tokens" else self.requests).record_rate_limit(sent_at, now)
         if self.window is not None:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
-        self.paused_until = max(self.paused_until, now + min(wait_s, MOST_PAUSE_S))
+        self.paused_until = max(self.paused_until, now + min(BACKOFF_S if wait_s is None else wait_s, MOST_PAUSE_S))
+        return RateLimited(self.paused_until - now, 0.0)
 
     def record_answered(self, reservation: Reservation) -> None:
         """Records that a call no longer waits for the head of its response. Only the first call counts."""

@@ -166,6 +166,8 @@ class LimitsState:
         queued: Calls that wait for their turn, all models together.
         concurrency: How many requests may be under way at once, all models together: `Limits.concurrency`; None when
             that is None or "auto".
+        descriptor_places: How many requests may be under way for now because the process had no file descriptor left
+            for another connection (`ulimit -n`); it rises by and by. None while there were enough.
         models: The state of each model that was used lately, by its name.
         stopped: The text of the 402 that keeps all requests from being sent; None without one.
     """
@@ -175,6 +177,7 @@ class LimitsState:
     concurrency: int | None = None
     models: Mapping[str, ModelState] = attrs.field(factory=dict, hash=False)
     stopped: str | None = None
+    descriptor_places: int | None = None
 
     @property
     def sent(self) -> int:

@@ -37,7 +37,9 @@ class Reservation:
         number: Its place in the order of arrival. A call that asks again brings its number, and keeps its place.
         max_pause_s: The call fails instead of waiting for a longer pause; infinite for any pause.
         counts_as_queued: Whether `Limits.max_queued` counts it.
+        careful_start: Whether the call waits for the first answer of a model whose limits are not known.
         skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
+        blind: Whether it was granted while nothing was known of the model's limits.
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
         booked_totals: `Bucket.booked` of both buckets when it was granted.
@@ -49,7 +51,9 @@ class Reservation:
 
     __slots__ = (
         "answered",
+        "blind",
         "booked_totals",
+        "careful_start",
         "costs",
         "counts_as_queued",
         "epoch",
@@ -75,6 +79,7 @@ class Reservation:
         number: int,
         max_pause_s: float,
         counts_as_queued: bool,
+        careful_start: bool,
         skips_slow_start: bool,
         epoch: int,
     ) -> None:
@@ -86,7 +91,9 @@ class Reservation:
         self.number = number
         self.max_pause_s = max_pause_s
         self.counts_as_queued = counts_as_queued
+        self.careful_start = careful_start
         self.skips_slow_start = skips_slow_start
+        self.blind = False
         self.granted_at: float | None = None
         self.costs = self.booked_totals = (0.0, 0.0)
         self.answered = self.settled = False
