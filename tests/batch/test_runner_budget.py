@@ -42,6 +42,22 @@ async def test_a_budget_is_kept_whatever_the_server_reports(
     assert 3 < service.requests < 20
 
 
+@pytest.mark.parametrize("number", [-(10**6), 10**15])
+async def test_a_budget_does_not_believe_what_is_impossible(
+    service: Service, client: AsyncTogether, files: Files, number: int
+) -> None:
+    """Absurd counts neither use it up nor leave it unused: they are estimated, in this run and in the next."""
+    files.write(60)
+    usage = {"prompt_tokens": number, "completion_tokens": number, "total_tokens": number}
+    service.reply = lambda prompt, times: answer("twenty letters, that", usage=usage)
+    summary = await run(client, files, concurrency=3, max_tokens_total=100)
+    assert summary.stopped is not None
+    assert 3 < summary.done < 20
+    assert 0 < summary.prompt_tokens + summary.completion_tokens <= 100
+    summary = await run(client, files, concurrency=3, max_tokens_total=100_000)
+    assert summary.done == 60
+
+
 async def test_a_budget_is_exceeded_by_what_could_not_be_known_alone(
     service: Service, client: AsyncTogether, files: Files
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from together_async.ratelimit.estimator import OUTPUT_TOKENS, Estimator, Size, size_of
+from together_async.ratelimit.estimator import NOT_COUNTED, OUTPUT_TOKENS, Estimator, Size, believed_counts, size_of
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,48 @@ def test_estimate_is_a_number_whatever_is_counted(samples: list[tuple[int, int, 
         estimator.learn(Size(100, most, n), prompt, completion)
     assert 0 <= estimator.prompt(Size(50, 200, n)) <= estimator.total(Size(50, 200, n)) < 1e9
     assert estimator.total(Size(50, 200, n)) - estimator.prompt(Size(50, 200, n)) <= 200 * n
+
+
+SIZE = Size(1_000, 500, 2)
+"""Prompts up to 120,000 tokens are possible, and 201,000 of two choices."""
+
+
+@pytest.mark.parametrize(
+    ("counts", "believed"),
+    [
+        ((1_200, 700, 1_900), (1_200, 700, 1_900)),
+        ((120_000, 201_000, 321_000), (120_000, 201_000, 321_000)),
+        ((1_200, 700, None), (1_200, 700, 1_900)),
+        ((1_200, 700, 100), (1_200, 700, 1_900)),
+        ((1_200, 700, 2_500), (1_200, 700, 2_500)),
+        ((None, None, 1_900), (None, None, 1_900)),
+        ((1_200, None, None), (1_200, None, None)),
+        ((0, 5, 5), (0, 5, 5)),
+        ((None, None, None), NOT_COUNTED),
+        ((0, 0, 0), NOT_COUNTED),
+        ((0, 0, None), (0, 0, None)),
+        ((120_001, 1, 120_002), NOT_COUNTED),
+        ((1, 201_001, 201_002), NOT_COUNTED),
+        ((1, 1, 321_001), NOT_COUNTED),
+        ((-1, 1, 1), NOT_COUNTED),
+        ((1, -1, 1), NOT_COUNTED),
+        ((1, 1, -1), NOT_COUNTED),
+        ((True, 1, 2), NOT_COUNTED),
+        ((1, 1.0, 2), NOT_COUNTED),
+        ((1, 1, "2"), NOT_COUNTED),
+        ((10**15, 10**15, 10**15), NOT_COUNTED),
+    ],
+    ids=str,
+)
+def test_which_counts_are_believed(counts: tuple[Any, Any, Any], believed: tuple[Any, Any, Any]) -> None:
+    """Whole numbers that are possible for the size; one that is not makes the others unbelievable too."""
+    assert believed_counts(SIZE, *counts) == believed
+
+
+@given(st.tuples(*[st.none() | st.integers() | st.floats() | st.booleans() | st.text(max_size=3)] * 3))
+def test_what_is_believed_is_possible(counts: tuple[Any, Any, Any]) -> None:
+    """Whatever comes: not negative, not absurd, and the total is never below its parts."""
+    prompt, completion, total = believed_counts(Size(100, None, 1), *counts)
+    assert prompt is None or 0 <= prompt <= 102_000
+    assert completion is None or 0 <= completion <= 1_000_000
+    assert total is None or (prompt or 0) + (completion or 0) * (prompt is not None) <= total <= 1_102_000

@@ -18,8 +18,11 @@ import msgspec
 
 from together_async.errors import APIStatusError, APITimeoutError, TogetherError
 from together_async.models import ChatCompletion
+from together_async.ratelimit.estimator import Size, believed_counts
 from together_async.wire import codec
 
+NO_SIZE: Final = Size(0, None, 1)
+"""The size of a request that is not known."""
 _MOST_MESSAGE: Final = 2_000
 _HASH_BYTES: Final = 8
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -112,22 +115,23 @@ def error_record(record: Record, error: Exception) -> Record:
     return attrs.evolve(record, code=error_code(error), message=str(error)[:_MOST_MESSAGE])
 
 
-def completion_record(record: Record, completion: ChatCompletion, *, expected_prompt_tokens: int = 0) -> Record:
+def completion_record(
+    record: Record, completion: ChatCompletion, *, size: Size = NO_SIZE, expected_prompt_tokens: int = 0
+) -> Record:
     """Returns the record with the tokens of a completion.
 
     Args:
         record: What else is known of the request.
         completion: Its completion.
-        expected_prompt_tokens: Used if the server did not count; the completion is estimated at four characters a
-            token then.
+        size: The request's size, which bounds the counts that are believed.
+        expected_prompt_tokens: Used if the server did not count, or counted what is impossible; the completion is
+            estimated at four characters a token then.
     """
     usage = completion.usage
-    if usage is not None and (usage.prompt_tokens is not None or usage.completion_tokens is not None):
-        return attrs.evolve(
-            record,
-            prompt_tokens=token_count(usage.prompt_tokens),
-            completion_tokens=token_count(usage.completion_tokens),
-        )
+    if usage is not None:
+        prompt, generated, _ = believed_counts(size, usage.prompt_tokens, usage.completion_tokens, None)
+        if prompt is not None or generated is not None:
+            return attrs.evolve(record, prompt_tokens=prompt or 0, completion_tokens=generated or 0)
     characters = sum(len(choice.message.content or "") for choice in completion.choices)
     return attrs.evolve(
         record, prompt_tokens=expected_prompt_tokens, completion_tokens=-(-characters // 4), counted=False

@@ -31,7 +31,7 @@ from together_async.errors import (
     TogetherError,
 )
 from together_async.fanout.results import MapResult
-from together_async.ratelimit.estimator import Estimator, size_of
+from together_async.ratelimit.estimator import Estimator, Size, size_of
 from together_async.retry import is_retryable, reason
 
 MOST_ROUNDS: Final = 5
@@ -83,6 +83,7 @@ class SentRequest:
         custom_id: Its name.
         body_hash: Hash of its body.
         model: Its model.
+        size: Its size.
         prompt_tokens: Expected tokens of its prompt.
     """
 
@@ -90,6 +91,7 @@ class SentRequest:
     custom_id: str
     body_hash: str
     model: str
+    size: Size
     prompt_tokens: float
 
 
@@ -188,9 +190,10 @@ class Rounds:
 
         A stream is asked for its usage, which not every server sends unasked.
         """
-        model, prompt, most = self._expected(body)
+        size = _size(body)
+        model, prompt, most = self._expected(body, size)
         self._budget.reserve(self._next_index, model, prompt, most)
-        self._sent[self._next_index] = SentRequest(place, line.custom_id, body_hash(body), model, prompt)
+        self._sent[self._next_index] = SentRequest(place, line.custom_id, body_hash(body), model, size, prompt)
         self._next_index += 1
         if self._stream and "stream_options" not in body:
             return {**body, "stream_options": {"include_usage": True}}
@@ -206,7 +209,7 @@ class Rounds:
                     return await self._pause()
                 await self._state.change()  # one of those in flight may be answered
                 continue
-            room = self._budget.room(*self._expected(body)) if self._budget.is_set else "now"
+            room = self._budget.room(*self._expected(body, _size(body))) if self._budget.is_set else "now"
             if room == "now":
                 return True
             if room == "later":
@@ -215,10 +218,9 @@ class Rounds:
                 self._drain(f"the next request may exceed {self._budget.limits}")
         return False
 
-    def _expected(self, body: Mapping[str, Any]) -> tuple[str, float, float]:
+    def _expected(self, body: Mapping[str, Any], size: Size) -> tuple[str, float, float]:
         """Returns the model of a request, and the tokens its prompt and its completion are expected to use at most."""
         model = str(body.get("model"))
-        size = size_of(body.get("messages") or (), body.get("max_tokens"), body.get("n"))
         estimator = self._estimator(model)
         prompt = estimator.prompt(size)
         most = estimator.total(size) - prompt if size.max_tokens is None else size.max_tokens * size.n
@@ -249,7 +251,8 @@ class Rounds:
         record, error = _record_of(sent, result), result.error
         if result.completion is not None:
             self._record_answer(sent.place)
-            record = completion_record(record, result.completion, expected_prompt_tokens=round(sent.prompt_tokens))
+            expected = round(sent.prompt_tokens)
+            record = completion_record(record, result.completion, size=sent.size, expected_prompt_tokens=expected)
             self._budget.spend(sent.model, record.prompt_tokens, record.completion_tokens)
             return encode_line(record, result.completion), record
         if error is None:
@@ -280,6 +283,10 @@ class Rounds:
         self._last_failure = error
         self._again[sent.place] = (encode_line(record), record)
         return True
+
+
+def _size(body: Mapping[str, Any]) -> Size:
+    return size_of(body.get("messages") or (), body.get("max_tokens"), body.get("n"))
 
 
 def _record_of(sent: SentRequest, result: MapResult[Any]) -> Record:

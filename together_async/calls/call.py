@@ -29,6 +29,7 @@ from together_async.errors import (
     unsent,
 )
 from together_async.models import Retried, Usage
+from together_async.ratelimit.estimator import NOT_COUNTED, believed_counts
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
 from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import Retry, RetryBudget
@@ -101,7 +102,7 @@ class Call:
         attempts: HTTP requests made so far.
         retries: Why there was more than one.
         tokens: Tokens of prompt and answer, as they were settled with the limiter; None before the end.
-        estimated: Whether that is an estimate, because the server's own count did not come.
+        estimated: Whether that is an estimate, because the server's own count did not come, or is impossible.
         first_sent_at: When the first attempt began, on the event loop's clock; None before that.
         on_wait: Called with 1 when the call begins to wait for its turn, with -1 when the wait ends; None for no call.
         on_backoff: The same for the wait before another attempt.
@@ -452,13 +453,18 @@ class Call:
 
         Args:
             usage: The server's count of tokens; None if it did not come.
-            seen: Tokens of the answer that have come. Without a `usage`, these and an estimate of the prompt count.
+            seen: Tokens of the answer that have come. Without a `usage` that can be believed, these and an estimate of
+                the prompt count.
         """
         reservation, self._reservation = self._reservation, None
         if reservation is None:
             return
         settings = self.settings
-        prompt, completion, total = _counts(usage)
+        prompt, completion, total = NOT_COUNTED
+        if usage is not None:
+            prompt, completion, total = believed_counts(
+                settings.size, usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+            )
         estimator = reservation.estimator
         if total is None:
             self.estimated = True
@@ -485,16 +491,6 @@ class Call:
         elif status == 402:
             text = "402: the account's spending limit is reached (said within a response)"
             driver.record_payment_required(PaymentRequiredError(text, status_code=402, body=body))
-
-
-def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
-    """Returns the server's counts of the prompt, the completion, and both together; None for each it did not give."""
-    if usage is None:
-        return None, None, None
-    prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
-    if total is None and prompt is not None and completion is not None:
-        total = prompt + completion
-    return prompt, completion, total
 
 
 def _origin(url: str) -> str:

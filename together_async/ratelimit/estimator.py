@@ -9,6 +9,9 @@ responses had, and before the first response 256 are assumed. The excess of an e
 ends.
 
 The first responses count fully, later ones a twentieth each, so that the factors follow the current work.
+
+A server's counts are believed only within bounds (`believed_counts`): one of them that is nonsense would switch the
+limit of tokens off, or stop the model for years.
 """
 
 from __future__ import annotations
@@ -23,6 +26,15 @@ OUTPUT_TOKENS: Final = 256
 DEVIATIONS: Final = 2.0
 FIRST_COUNTS: Final = 3
 """The deviation that is guessed from the first sample has the weight of this many samples."""
+PROMPT_FACTOR: Final = 20
+PROMPT_EXCESS: Final = 100_000
+"""A prompt may have `PROMPT_FACTOR` times the tokens of the rule, and `PROMPT_EXCESS` more. Of scripts that a tokenizer
+does not know, a character is up to four tokens, which is 16 times the rule; tools, schemas, documents and films are not
+in the rule at all."""
+OUTPUT_EXCESS: Final = 100_000
+"""A choice may have `max_tokens` and this many more: some servers do not count a model's reasoning towards it."""
+MOST_OUTPUT: Final = 1_000_000
+"""The most tokens of a choice without `max_tokens`; no model writes a longer one."""
 _LEAST_WEIGHT: Final = 0.05
 _SAMPLES: Final = 20
 """After this many samples, every further one has the least weight."""
@@ -58,6 +70,49 @@ def size_of(messages: Sequence[Mapping[str, Any]], max_tokens: int | None, n: in
                     parts += 1
     prompt = characters // CHARACTERS_PER_TOKEN + TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_PART * parts
     return Size(prompt, max_tokens, n or 1)
+
+
+class Counts(NamedTuple):
+    """The tokens that a server has counted; None for what it has not.
+
+    Attributes:
+        prompt: Tokens of the prompt.
+        completion: Tokens of all choices together.
+        total: Both together.
+    """
+
+    prompt: int | None
+    completion: int | None
+    total: int | None
+
+
+NOT_COUNTED: Final = Counts(None, None, None)
+
+
+def believed_counts(size: Size, prompt: object, completion: object, total: object) -> Counts:
+    """Returns a server's counts if they are possible for a request of this size.
+
+    A count out of its range makes all three unbelievable. So does a total of 0, since each prompt has a token; and a
+    total below the sum of the other two is replaced by the sum.
+
+    Args:
+        size: The request's size.
+        prompt: The server's count of the prompt's tokens, of any type; None if it did not come.
+        completion: The same, of all choices together.
+        total: The same, of both.
+    """
+    rule, max_tokens, n = size
+    most_prompt = rule * PROMPT_FACTOR + PROMPT_EXCESS
+    most_output = n * (MOST_OUTPUT if max_tokens is None else max_tokens + OUTPUT_EXCESS)
+    if not (
+        (prompt is None or (type(prompt) is int and 0 <= prompt <= most_prompt))
+        and (completion is None or (type(completion) is int and 0 <= completion <= most_output))
+        and (total is None or (type(total) is int and 0 < total <= most_prompt + most_output))
+    ):
+        return NOT_COUNTED
+    if prompt is not None and completion is not None and (total is None or total < prompt + completion):
+        total = prompt + completion or None
+    return Counts(prompt, completion, total)
 
 
 class _Mean:
