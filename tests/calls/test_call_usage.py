@@ -52,7 +52,8 @@ def seconds_for_calls(usage: Any, *, stream: bool, count: int = 10) -> float:
             assert len(server.calls) == count
             return loop.time() - began
 
-    return virtual_time.run(main())
+    taken_s: float = virtual_time.run(main())
+    return taken_s
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

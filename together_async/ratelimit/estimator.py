@@ -72,7 +72,7 @@ def size_of(messages: Sequence[Mapping[str, Any]], max_tokens: int | None, n: in
     return Size(prompt, max_tokens, n or 1)
 
 
-class Counts(NamedTuple):
+class TokenCounts(NamedTuple):
     """The tokens that a server has counted; None for what it has not.
 
     Attributes:
@@ -86,10 +86,10 @@ class Counts(NamedTuple):
     total: int | None
 
 
-NOT_COUNTED: Final = Counts(None, None, None)
+NOT_COUNTED: Final = TokenCounts(None, None, None)
 
 
-def believed_counts(size: Size, prompt: object, completion: object, total: object) -> Counts:
+def believed_counts(size: Size, prompt: object, completion: object, total: object) -> TokenCounts:
     """Returns a server's counts if they are possible for a request of this size.
 
     A count out of its range makes all three unbelievable. So does a total of 0, since each prompt has a token; and a
@@ -112,7 +112,7 @@ def believed_counts(size: Size, prompt: object, completion: object, total: objec
         return NOT_COUNTED
     if prompt is not None and completion is not None and (total is None or total < prompt + completion):
         total = prompt + completion or None
-    return Counts(prompt, completion, total)
+    return TokenCounts(prompt, completion, total)
 
 
 class _Mean:
