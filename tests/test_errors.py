@@ -17,6 +17,7 @@ from together_async.errors import (
     AuthenticationError,
     ContextLengthError,
     IncompleteStreamError,
+    InsufficientQuotaError,
     InternalServerError,
     QueueFullError,
     RateLimitError,
@@ -45,6 +46,7 @@ TREE = {
     "NotFoundError": {"APIStatusError"},
     "UnprocessableEntityError": {"APIStatusError"},
     "RateLimitError": {"APIStatusError"},
+    "InsufficientQuotaError": {"PaymentRequiredError", "RateLimitError"},
     "InternalServerError": {"APIStatusError"},
     "APIResponseValidationError": {"TogetherError"},
     "StreamError": {"TogetherError"},
@@ -89,7 +91,13 @@ EVERY_ERROR = [
     QueueFullError("x"),
     *[
         cls("429: slow", **STATUS_FACTS)
-        for cls in {*STATUS_ERRORS.values(), APIStatusError, ContextLengthError, InternalServerError}
+        for cls in {
+            *STATUS_ERRORS.values(),
+            APIStatusError,
+            ContextLengthError,
+            InsufficientQuotaError,
+            InternalServerError,
+        }
     ],
     APIResponseValidationError("x", path="$.choices[0]", body={"a": [1]}, request_id="r-1"),
     *[

@@ -241,7 +241,9 @@ MODULES = {
         codec:
         http_request:  codec
         redaction:
-        error_bodies:  codec redaction
+        header_values:
+        quota:
+        error_bodies:  codec header_values quota redaction
         completions:   codec error_bodies
         sse:
         chunks:        codec completions error_bodies sse

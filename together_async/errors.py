@@ -12,6 +12,7 @@ TogetherError
 │  ├─ BadRequestError 400   AuthenticationError 401   PaymentRequiredError 402   PermissionDeniedError 403
 │  ├─ ContextLengthError         prompt + max_tokens exceed the context
 │  ├─ NotFoundError 404   UnprocessableEntityError 422   RateLimitError 429   InternalServerError >= 500
+│  ├─ InsufficientQuotaError     429 of an empty account: a PaymentRequiredError and a RateLimitError
 ├─ APIResponseValidationError    a response of the wrong shape
 └─ StreamError                   a stream that began and broke; .partial is what had been delivered
    ├─ IncompleteStreamError   StreamConnectionError   StreamTimeoutError   StreamAPIError   StreamProtocolError
@@ -116,8 +117,8 @@ class APIStatusError(TogetherError):
         status_code: The HTTP status; for an error object under status 200 the code it carries, if any.
         headers: The response's headers, names in lower case.
         body: The decoded JSON body, or its text when it was not JSON.
-        retry_after: Seconds the server asked to wait (`retry-after`, `retry-after-ms`, on a 429 also
-            `x-ratelimit-reset`); None when it did not ask.
+        retry_after: Seconds the server asked to wait, at most a day (`retry-after`, `retry-after-ms`, on a 429 also
+            `x-ratelimit-reset` and other services' names for it); None when it did not ask, or without sense.
     """
 
     def __init__(
@@ -170,6 +171,14 @@ class RateLimitError(APIStatusError):
 
     The client waits and retries by itself. This is raised when the wait would be too long: longer than
     `Retry.max_retry_after`, or than a time limit allows. Send less, or raise the limits.
+    """
+
+
+class InsufficientQuotaError(PaymentRequiredError, RateLimitError):
+    """429 of an account without credit: waiting does not help. Add credit, or raise the account's spending limit.
+
+    Services without a 402 answer so, and name the cause in the body's code, as `insufficient_quota`. It is handled as a
+    402: the call is not made again, and other calls fail the same way until there is credit.
     """
 
 

@@ -13,6 +13,7 @@ from together_async.errors import (
     AuthenticationError,
     BadRequestError,
     ContextLengthError,
+    InsufficientQuotaError,
     InternalServerError,
     NotFoundError,
     PaymentRequiredError,
@@ -155,7 +156,7 @@ def at(seconds: float) -> str:
         ({"retry-after": "2"}, 2.0),
         ({"retry-after": " 0.25 "}, 0.25),
         ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "-5"}, None),
         ({"retry-after": at(30)}, 30.0),
         ({"retry-after": at(-30)}, 0.0),
         ({"retry-after": "soon"}, None),
@@ -163,7 +164,7 @@ def at(seconds: float) -> str:
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "1e999"}, None),
-        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 GMT"}, 0.0),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 GMT"}, None),
         ({"retry-after": "Mon, 99 Jan 2026 00:00:00 GMT"}, None),
         ({"retry-after-ms": "1500"}, 1.5),
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
@@ -172,19 +173,71 @@ def at(seconds: float) -> str:
         ({"retry-after": "3", "x-ratelimit-reset": "0.5"}, 3.0),
         ({"retry-after": "soon", "x-ratelimit-reset": "0.5"}, 0.5),
         ({"x-ratelimit-limit": "10"}, None),
+        # A number of the size of a date is one, and what is more than a day ahead has no sense.
+        ({"retry-after": f"{NOW + 20:.0f}"}, 20.0),
+        ({"retry-after": f"{(NOW + 20) * 1_000:.0f}"}, 20.0),
+        ({"retry-after-ms": f"{(NOW + 20) * 1_000:.0f}"}, 20.0),
+        ({"x-ratelimit-reset": f"{NOW + 20:.0f}"}, 20.0),
+        ({"x-ratelimit-reset": f"{NOW - 1:.0f}"}, 0.0),
+        ({"x-ratelimit-reset": f"{NOW - 3_600:.0f}"}, None),
+        ({"x-ratelimit-reset": f"{NOW + 100_000:.0f}"}, None),
+        ({"retry-after": "100000", "x-ratelimit-reset": "2"}, 2.0),
+        ({"retry-after": "1m30s"}, 90.0),
+        # The resets of single limits: those that are used up count, else the first.
+        ({"x-ratelimit-reset-requests": "1.5s"}, 1.5),
+        ({"x-ratelimit-reset-requests": "1s", "x-ratelimit-reset-tokens": "6m0s"}, 1.0),
+        (
+            {
+                "x-ratelimit-reset-requests": "1s",
+                "x-ratelimit-remaining-requests": "59",
+                "x-ratelimit-reset-tokens": "7s",
+                "x-ratelimit-remaining-tokens": "0",
+            },
+            7.0,
+        ),
+        ({"x-ratelimit-reset-requests": "0s"}, None),
+        ({"anthropic-ratelimit-output-tokens-reset": "2023-11-14T22:13:50Z"}, 30.0),
+        ({"anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:50Z", "retry-after": "3"}, 3.0),
+        ({"ratelimit-remaining": "0", "ratelimit-reset": "12"}, 12.0),
+        ({"ratelimit-reset": f"{NOW + 12:.0f}"}, 12.0),
+        ({"ratelimit": '"burst";r=0;t=3, "daily";r=7;t=9000'}, 3.0),
+        ({"ratelimit": '"burst";r=0;t=3, "daily";r=0;t=9000'}, 9_000.0),
+        ({"ratelimit": "limit=5, remaining=0, reset=60"}, 60.0),
+        ({"ratelimit": '"default";r=0;t=soon, ";;='}, None),
     ],
     ids=str,
 )
 def test_retry_after(headers, seconds):
-    """Seconds, milliseconds or a date; the first that can be understood; never negative, never a NaN."""
+    """Seconds, milliseconds, a date or a duration; the first with sense; never negative, never a NaN."""
     assert retry_after(headers, now=lambda: NOW) == seconds
     error = status_error(429, headers, b"", now=lambda: NOW)
     assert error.retry_after == seconds
 
 
+@pytest.mark.parametrize("name", ["x-ratelimit-reset", "x-ratelimit-reset-requests", "ratelimit-reset"])
+def test_a_reset_is_a_time_to_wait_on_a_429_alone(name):
+    """Every response has it."""
+    assert retry_after({name: "5"}, status=429, now=lambda: NOW) == 5
+    assert retry_after({name: "5"}, status=503, now=lambda: NOW) is None
+
+
+def test_an_empty_account_is_not_a_rate():
+    """Under 429 it has a class of its own, whose text says what to do; under other statuses the status decides."""
+    body = encode({"error": {"message": "No credits", "code": "credit_balance_exhausted"}})
+    error = status_error(429, {}, body)
+    assert type(error) is InsufficientQuotaError
+    assert isinstance(error, PaymentRequiredError)
+    assert isinstance(error, RateLimitError)
+    assert str(error).startswith("429: No credits (waiting does not help: add credit")
+    assert type(status_error(402, {}, body)) is PaymentRequiredError
+    assert type(status_error(403, {}, body)) is PermissionDeniedError
+
+
 @given(
-    st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset"]),
+    st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset", "ratelimit-reset", "ratelimit"]),
     st.text(max_size=30)
+    | st.text('0123456789.dhmsuµ";=,rt', max_size=30)
+    | st.floats().map(str)
     | st.builds(
         "{}, {:02} {} {:04} {:02}:{:02}:{:02} {}".format,
         st.sampled_from(["Mon", "X"]),

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
-from together_async.errors import APIResponseValidationError, APIStatusError, ContextLengthError, status_error_class
+from together_async.errors import (
+    APIResponseValidationError,
+    APIStatusError,
+    ContextLengthError,
+    InsufficientQuotaError,
+    status_error_class,
+)
 from together_async.wire import codec
+from together_async.wire.header_values import list_items, seconds_to_wait
+from together_async.wire.quota import is_out_of_quota
 from together_async.wire.redaction import redact
 
 _MAX_MESSAGE = 500
@@ -22,6 +29,16 @@ _CONTEXT = re.compile(
     re.IGNORECASE,
 )
 """How servers word that prompt and max_tokens exceed the context."""
+_OUT_OF_QUOTA = " (waiting does not help: add credit to the account or raise its spending limit)"
+_RESETS: Final = (
+    *((f"x-ratelimit-reset-{kind}", f"x-ratelimit-remaining-{kind}") for kind in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{kind}-reset", f"anthropic-ratelimit-{kind}-remaining")
+        for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+    ("ratelimit-reset", "ratelimit-remaining"),
+)
+"""Where services say when a limit resets, and what remains of it until then."""
 
 
 def status_error(
@@ -53,6 +70,8 @@ def status_error(
         (facts and facts.code == "context_length_exceeded") or _CONTEXT.search(text[:_MAX_MESSAGE])
     ):
         cls = ContextLengthError
+    elif status == 429 and is_out_of_quota(decoded):
+        cls, note = InsufficientQuotaError, f"{_OUT_OF_QUOTA}{note}"
     return cls(
         f"{status}: {message}{redact(note, secrets)}",
         status_code=status,
@@ -69,30 +88,41 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[[], float]) -> float | None:
-    """Returns the seconds that a response asks to wait; None when it does not ask, or not in a form that can be read.
+    """Returns the seconds that a response asks to wait, at most a day; None when it asks for nothing with sense.
 
     Args:
-        headers: Names in lower case: `retry-after-ms`, `retry-after` (seconds or an HTTP date, RFC 9110 10.2.3),
-            `x-ratelimit-reset` (seconds).
-        status: The response's. Every response has `x-ratelimit-reset`; only on a 429 it is a time to wait.
+        headers: Names in lower case: `retry-after-ms`, `retry-after` (RFC 9110 10.2.3); on a 429 also
+            `x-ratelimit-reset`, and then the resets of single limits. Each may be seconds, a date or a duration; see
+            `header_values.seconds_to_wait`.
+        status: The response's. Every response has resets; only on a 429 they are a time to wait.
         now: Returns the wall clock, in seconds since the epoch; asked only for a date.
     """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
         value = headers.get(name)
         if value is None or (name == "x-ratelimit-reset" and status != 429):
             continue
-        try:
-            seconds = float(value) * unit
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - now()
-            except (ValueError, TypeError, OverflowError):
-                continue
-        if 0 <= seconds < float("inf"):
+        seconds = seconds_to_wait(value, now, unit_s=unit_s)
+        if seconds is not None:
             return seconds
-        if seconds < 0:
-            return 0.0
-    return None
+    return _until_reset(headers, now) if status == 429 else None
+
+
+def _until_reset(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
+    """Returns the seconds until the limits that are used up reset.
+
+    If none of them is, the request was too large for what remains of one of them. The first that resets may be it: a
+    wait that is too short costs another 429, one that is too long is lost.
+    """
+    pairs = [(headers[reset], headers.get(remaining)) for reset, remaining in _RESETS if reset in headers]
+    for item in list_items(headers.get("ratelimit", "")):
+        reset = item.parameters.get("t", item.parameters.get("reset"))
+        if reset is not None:
+            pairs.append((reset, item.parameters.get("r", item.parameters.get("remaining"))))
+    waits = [(seconds_to_wait(reset, now), remaining) for reset, remaining in pairs]
+    used_up = [seconds for seconds, remaining in waits if seconds is not None and (remaining or "").strip() == "0"]
+    if used_up:
+        return max(used_up)
+    return min((seconds for seconds, _ in waits if seconds), default=None)
 
 
 @attrs.frozen
