@@ -31,7 +31,7 @@ PACKAGES = """
     pricing:
     wire:           models errors request
     http:           _version errors timeouts wire
-    ratelimit:      validation errors timeouts tasks
+    ratelimit:      validation errors timeouts tasks wire
     calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
     fanout:         models errors request tasks | | models request calls
@@ -300,7 +300,7 @@ IMPURE = {
 }
 TYPES_ALONE = {"datetime"}
 """Modules of types and arithmetic that also have a clock, `now` and `utcnow`: a test looks for calls of those."""
-CLOCKS = {"together_async.wire.error_bodies": {"time"}}
+CLOCKS = {"together_async.ratelimit.headers": {"time"}, "together_async.wire.error_bodies": {"time"}}
 """`time.time` stands there once, as the default of an argument."""
 
 HEAVY = ("aiohttp", "cattrs", "click", "rich", "pydantic", "redis", "opentelemetry", "yarl", "multidict")
