@@ -177,7 +177,9 @@ MODULES = {
         rate_control:  headers
         bucket:        headers rate_control
         lane:          bucket congestion estimator headers limits queue
-        admission:     descriptors estimator headers lane limits queue
+        refusals:      lane
+        schedule:      lane limits
+        admission:     descriptors estimator headers lane limits queue refusals schedule
         driver:        admission estimator headers lane limits queue
         limiter:       driver limits queue
         __init__:      limiter limits
@@ -276,6 +278,8 @@ PURE_INSIDE = {
         "limits",
         "queue",
         "rate_control",
+        "refusals",
+        "schedule",
     },
     "flow": {"chunk_log"},
     "fanout": {"defaults"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from together_async import Limits, PaymentRequiredError
@@ -41,7 +41,7 @@ class ClockedAdmission:
 
     def __init__(self, limits: Limits, *, known: bool = True) -> None:
         self.known = known
-        self.admission = Admission(limits)
+        self.admission = Admission(limits, self.wall)
         self.now = 0.0
         self.granted: list[Reservation] = []
         self.refused: list[tuple[Reservation, Exception]] = []
@@ -54,6 +54,12 @@ class ClockedAdmission:
         reservation = self.ask(tokens, model, **options)
         self.advance()
         return reservation
+
+    def again(self, reservation: Reservation) -> Reservation:
+        """Its call asks once more, with its number."""
+        return self.asked(
+            reservation.tokens, reservation.model, priority=reservation.priority, number=reservation.number
+        )
 
     def advance(self) -> list[Reservation]:
         granted = self.admission.advance(self.now)
@@ -97,6 +103,9 @@ class ClockedAdmission:
     def withdraw(self, reservation: Reservation) -> None:
         self.admission.withdraw(reservation, self.now)
         self.advance()
+
+    def wall(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.now)
 
     @property
     def state(self) -> LimitsState:

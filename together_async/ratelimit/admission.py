@@ -4,6 +4,20 @@ Theory of operation. A call asks for a `Reservation` and waits in the queue of i
 served within its priority. The first in line is booked, and is sent as soon as the model's buckets allow. It also needs
 a place: one of the account's (`Limits.concurrency`), and one of its model's.
 
+Whose turn it is. The calls of one model share its rates, the calls of all models share the account's places.
+
+1. A free place goes to an interactive call that could go, of whatever model, the oldest first; but while calls of both
+   priorities compete, every `BATCH_TURN_EVERY`-th place goes to the oldest batch call.
+2. A lane that has to wait for its own limits has its next call booked, by turns of its own that follow the same rule
+   (`Queue`): else the batch of a slow model would never go, while others take the batch's places. If that is a batch
+   call, it competes for a place in the name of the interactive ones behind it: they would have to wait for the batches
+   of all models otherwise.
+
+Without a number of places nobody competes, and each lane goes by its own turns.
+
+What an event costs. An event concerns one lane, and only lanes with an event, or whose time has come, are looked at
+(`Schedule`), and none while no place is free. One `advance` looks at `MOST_LOOKS` lanes at most.
+
 Whoever drives this (`Driver`, or a test with a clock of its own) reports every event, with the time as an argument:
 `ask`, `withdraw`, `record_response`, `record_rate_limit`, `settle`, `release`. After each, `advance` returns the calls
 that may be sent now, and `next_at` is when to call it again if no event comes before.
@@ -12,22 +26,30 @@ that may be sent now, and `next_at` is when to call it again if no event comes b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from together_async.errors import PaymentRequiredError, QueueFullError, RateLimitError, TogetherError, unsent
+from together_async.errors import PaymentRequiredError, QueueFullError, TogetherError
 from together_async.ratelimit.descriptors import DescriptorShortage
 from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.limits import Limits, LimitsState, Priority
-from together_async.ratelimit.queue import BOOKED, ENDED, GRANTED, WAITING, Reservation
+from together_async.ratelimit.queue import BATCH_TURN_EVERY, BOOKED, ENDED, GRANTED, WAITING, Reservation
+from together_async.ratelimit.refusals import PaymentStop, paused
+from together_async.ratelimit.schedule import Schedule
 
 STOP_S: Final = 60.0
 """After a 402 one request is let through every so many seconds, to see whether the account has been paid."""
 MAX_LANES: Final = 1_000
-"""Models whose state is kept. One more makes the admission forget the idle ones, half of this number at most, those
-that were used longest ago first."""
+"""Models whose state is kept, but for those that are in use. One more makes the admission forget idle ones: first those
+of which nothing is known, then those that are not paused; of equal ones those that were used longest ago."""
+FORGOTTEN_AT_ONCE: Final = MAX_LANES // 8
+"""How many are forgotten at once, so that a new name does not cost a search each time."""
+MOST_LOOKS: Final = 200
+"""Lanes that one `advance` looks at, and so the calls that it lets go: some milliseconds. If others may go too,
+`next_at` is that very moment, and the event loop has its turn in between."""
 
 
 class Admission:
@@ -38,6 +60,7 @@ class Admission:
 
     Args:
         limits: The caller's limits.
+        wall: Returns the time of day in UTC, for errors; None leaves it out of them.
 
     Attributes:
         places: How many calls may be under way at once, all models together; None for no such limit.
@@ -49,7 +72,7 @@ class Admission:
             event.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, wall: Callable[[], datetime] | None = None) -> None:
         self.limits = limits
         self.places = limits.concurrency if isinstance(limits.concurrency, int) else None
         self.in_flight = self.queued = self.uncounted = 0
@@ -57,27 +80,34 @@ class Admission:
         self.refused: list[tuple[Reservation, TogetherError]] = []
         self._lanes: dict[str, Lane] = {}
         self._busy: dict[str, Lane] = {}  # those in which calls wait
+        self._schedule = Schedule()
+        self._interactive_turns = 0  # places since the batch had one, while it waited
+        self._sweep_at = MAX_LANES
+        self._wall = wall
         self._numbers = 0
         self._epoch = 0  # counts event loops
         self._shortage: DescriptorShortage | None = None
-        self._stop: PaymentRequiredError | None = None
+        self._stop: PaymentStop | None = None
         self._stopped_at = self._probe_at = -math.inf
 
     def lane(self, model: str, now: float) -> Lane:
         """Returns a model's lane, made on first use."""
         lane = self._lanes.get(model)
         if lane is None:
-            if len(self._lanes) >= MAX_LANES:
-                self._forget_idle()
+            if len(self._lanes) >= self._sweep_at:
+                self._forget_idle(now)
             limits = self.limits.of(model)
             # The number for all models is kept here, so a lane keeps its model's own number only.
             lane = self._lanes[model] = Lane(model, limits, now, shares_places=limits is self.limits)
         return lane
 
-    def _forget_idle(self) -> None:
+    def _forget_idle(self, now: float) -> None:
         idle = [lane for lane in self._lanes.values() if not lane.in_flight and not lane.queue.length]
-        for lane in sorted(idle, key=lambda lane: lane.used_at)[: MAX_LANES // 2]:
+        idle.sort(key=lambda lane: (lane.paused_until > now, _has_learned(lane), lane.used_at))
+        surplus = len(self._lanes) - MAX_LANES + FORGOTTEN_AT_ONCE
+        for lane in idle[:surplus]:
             del self._lanes[lane.model]
+        self._sweep_at = max(MAX_LANES, len(self._lanes) + FORGOTTEN_AT_ONCE)
 
     # ---------------------------------------------------------------------------------------------------------- asking
 
@@ -115,11 +145,11 @@ class Admission:
         """
         if self._stop is not None:
             if now < self._probe_at:
-                raise _nothing_sent(self._stop)
+                raise self._stop.refusal()
             self._probe_at = now + STOP_S
         lane = self.lane(model, now)
         if lane.paused_until - now > max_pause_s:
-            raise _paused(lane, now)
+            raise self._refusal(lane, RateLimited(lane.paused_until - now, 0.0), max_pause_s)
         if number is None:
             number = self._numbers = self._numbers + 1
         reservation = Reservation(
@@ -133,20 +163,22 @@ class Admission:
             skips_slow_start=skips_slow_start,
             epoch=self._epoch,
         )
-        if at_once and not self._busy:
-            has_place = self._has_place(now)
-            if has_place and lane.try_grant(reservation, now):
+        if at_once and not self._busy and self._has_place(now):
+            if lane.try_grant(reservation, now):
                 self.in_flight += 1
                 return reservation
             lane.enqueue_first(reservation, now)
-            if has_place and lane.wait_s(reservation, now) <= 0:
+            wait_s = lane.wait_s(reservation, now)
+            if wait_s <= 0:
                 lane.grant(reservation, now)
                 self.in_flight += 1
                 return reservation
+            self._schedule.park(lane, now + wait_s)
         else:
             if lane.queue.first is not None:  # it may have to step back
                 lane.refill(now)
             lane.enqueue(reservation)
+            self._schedule.update(lane)
         self._count_waiting(reservation, 1)
         self._busy[model] = lane
         return reservation
@@ -203,13 +235,17 @@ class Admission:
         lane = reservation.lane
         lane.remove(reservation)
         self._count_waiting(reservation, -1)
-        if not lane.queue.length:
+        if lane.queue.length:
+            self._schedule.update(lane)
+        else:
+            self._schedule.remove(lane)
             self._busy.pop(lane.model, None)
 
     # --------------------------------------------------------------------------------------------------------- granting
 
     def touch(self, lane: Lane) -> None:
         """Records that something has changed in a lane that may let its first call go."""
+        self._schedule.touch(lane)
 
     def advance(self, now: float, *, timer: bool = True) -> list[Reservation]:
         """Returns the calls that may be sent now, in order, and sets `next_at`.
@@ -219,45 +255,79 @@ class Admission:
             timer: Whether the time for which `next_at` asked has come, and the event loop has read what came until
                 then: lanes that wait for a time are looked at.
         """
+        schedule = self._schedule
         if timer:
-            for lane in self._busy.values():
+            for _ in range(MOST_LOOKS):
+                lane = schedule.pop_due(now)
+                if lane is None:
+                    break
                 lane.tick(now)
-        self.next_at = math.inf
         granted: list[Reservation] = []
-        blocked: set[str] = set()
-        while len(blocked) < len(self._busy):
-            if not self._has_place(now):
-                if self._shortage is not None and (self.places is None or self.in_flight < self.places):
-                    self.next_at = min(self.next_at, self._shortage.free_at(self.in_flight, now))
-                break  # a release will come
-            lane = self._next_lane(blocked, now)
-            reservation = lane.queue.first
-            assert reservation is not None  # noqa: S101 - calls wait in a busy lane, so its first one was booked
-            wait_s = lane.wait_s(reservation, now)
+        looks = MOST_LOOKS
+        while looks and self._has_place(now):
+            looks -= 1
+            priority, lane = self._next_lane()
+            if lane is None:
+                break
+            wait_s = self._look(lane, priority, now)
             if wait_s > 0:
-                blocked.add(lane.model)
-                self.next_at = min(self.next_at, now + wait_s)
-                continue
-            lane.grant(reservation, now)
-            self._count_waiting(reservation, -1)
-            self.in_flight += 1
-            granted.append(reservation)
-            if not lane.queue.length:
-                del self._busy[lane.model]
+                schedule.park(lane, now + wait_s)
+            else:
+                granted.append(self._grant_first(lane, now))
+        self._set_next(now, at_once=not looks)
         return granted
 
-    def _next_lane(self, blocked: set[str], now: float) -> Lane:
-        """Returns the lane whose first call is the oldest: while places are short, no model overtakes another."""
-        if len(self._busy) == 1:
-            (lane,) = self._busy.values()
-            lane.refill(now)
-            lane.book_next(now)
-            return lane
-        lanes = [lane for model, lane in self._busy.items() if model not in blocked]
-        for lane in lanes:
-            lane.refill(now)
-            lane.book_next(now)
-        return min(lanes, key=lambda lane: lane.queue.first.number if lane.queue.first is not None else 0)
+    def _next_lane(self) -> tuple[Priority, Lane | None]:
+        """Returns the lane that competes for a place with the oldest call of the priority whose turn it is."""
+        interactive, batch = self._schedule.first("interactive"), self._schedule.first("batch")
+        passed_over = self._interactive_turns >= BATCH_TURN_EVERY - 1
+        if batch is not None and (interactive is None or passed_over):
+            return "batch", batch
+        return "interactive", interactive
+
+    def _look(self, lane: Lane, priority: Priority, now: float) -> float:
+        """Books the first call of a lane, and returns the seconds until it may go."""
+        lane.refill(now)
+        shared = self.places is not None or self._shortage is not None
+        queue = lane.queue
+        # Rule 2: a booked batch call goes in the name of the interactive ones behind it.
+        keeps = not shared or (queue.first is not None and priority == "interactive")
+        reservation = lane.book_next(now, None if keeps else priority)
+        assert reservation is not None  # noqa: S101 - calls wait in a lane of the schedule
+        wait_s = lane.wait_s(reservation, now)
+        if wait_s > 0 and shared:
+            own = queue.next_priority()
+            if own != reservation.priority:
+                reservation = lane.book_next(now, own)
+                assert reservation is not None  # noqa: S101 - one of that priority waits
+                wait_s = lane.wait_s(reservation, now)
+        return wait_s
+
+    def _grant_first(self, lane: Lane, now: float) -> Reservation:
+        reservation = lane.queue.first
+        assert reservation is not None  # noqa: S101 - it was booked
+        lane.grant(reservation, now)
+        self._count_waiting(reservation, -1)
+        self.in_flight += 1
+        if lane.queue.length:
+            self._schedule.touch(lane)
+        else:
+            self._schedule.remove(lane)
+            del self._busy[lane.model]
+        if reservation.priority == "batch":
+            self._interactive_turns = 0
+        elif self._schedule.first("batch") is not None:
+            self._interactive_turns += 1
+        return reservation
+
+    def _set_next(self, now: float, *, at_once: bool) -> None:
+        """Sets `next_at`. A lane whose time comes while no place is free competes for the next one from then on."""
+        self.next_at = self._schedule.next_due
+        if at_once:
+            self.next_at = min(self.next_at, now)
+        shortage = self._shortage
+        if shortage is not None and self._next_lane()[1] is not None and not self._has_place(now):
+            self.next_at = min(self.next_at, shortage.free_at(self.in_flight, now))
 
     # ------------------------------------------------------------------------------------------------------- responses
 
@@ -279,6 +349,7 @@ class Admission:
             lane.refill(now)
             lane.learn(reservation, now, limits)
             lane.slow_start.limits_known = True
+            self._refuse_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
         if good:
             lane.slow_start.responses += 1
             if self._shortage is not None:
@@ -288,6 +359,8 @@ class Admission:
             if lane.window is not None:
                 lane.window.record_response(lane.in_flight, now)
         lane.record_answered(reservation)
+        if lane.queue.length:
+            self._schedule.touch(lane)
 
     def _under_way(self, reservation: Reservation) -> bool:
         return reservation.state == GRANTED and reservation.epoch == self._epoch
@@ -318,14 +391,21 @@ class Admission:
         if not self._under_way(reservation):
             return RateLimited(max(0.0, lane.paused_until - now), 0.0)
         limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
-        longest_s = max(limited)
-        if longest_s > lane.queue.shortest_max_pause_s:
-            for waiting in tuple(lane.queue.waiting()):
-                if longest_s > waiting.max_pause_s:
-                    self._remove(waiting)
-                    self.refused.append((waiting, _paused(lane, now)))
+        self._refuse_unwilling(lane, limited)
         lane.record_answered(reservation)
+        self._schedule.touch(lane)
         return limited
+
+    def _refuse_unwilling(self, lane: Lane, limited: RateLimited) -> None:
+        """Refuses the calls of a lane that do not wait so long."""
+        if max(limited) <= lane.queue.shortest_max_pause_s:
+            return
+        for waiting in lane.queue.unwilling(max(limited)):
+            self._remove(waiting)
+            self.refused.append((waiting, self._refusal(lane, limited, waiting.max_pause_s)))
+
+    def _refusal(self, lane: Lane, limited: RateLimited, max_pause_s: float) -> TogetherError:
+        return paused(lane.model, limited, max_pause_s, self._wall() if self._wall is not None else None)
 
     def record_descriptors_exhausted(self, reservation: Reservation, now: float) -> bool:
         """Withdraws a reservation whose request found no file descriptor, and lowers the number of places.
@@ -347,12 +427,12 @@ class Admission:
 
     def record_payment_required(self, error: PaymentRequiredError, now: float) -> None:
         """Records a 402: all waiting and all new calls are refused, until a request that is tried later succeeds."""
-        self._stop = error
+        self._stop = PaymentStop.of(error)
         self._stopped_at, self._probe_at = now, now + STOP_S
         for lane in tuple(self._busy.values()):
             for waiting in tuple(lane.queue.waiting()):
                 self._remove(waiting)
-                self.refused.append((waiting, _nothing_sent(error)))
+                self.refused.append((waiting, self._stop.refusal()))
 
     def resume(self) -> None:
         """Forgets a 402: requests are sent again."""
@@ -381,8 +461,9 @@ class Admission:
             lane.refill(now)
             tokens = bucket.cost(tokens)
         bucket.settle(reservation.costs[1], tokens, last=reservation is lane.last_granted)
-        if lane.queue.first is not None:
+        if lane.queue.length:
             lane.estimate_first_again()
+            self._schedule.touch(lane)
 
     def release(self, reservation: Reservation, now: float) -> None:
         """Frees the place of a request that has ended. Only the first call counts."""
@@ -394,6 +475,8 @@ class Admission:
         lane.used_at = now
         lane.in_flight -= 1
         self.in_flight -= 1
+        if lane.queue.length:
+            self._schedule.touch(lane)
 
     def forget_calls(self) -> None:
         """Forgets all calls, because their event loop is gone, and keeps what was learned."""
@@ -402,6 +485,7 @@ class Admission:
         self._epoch += 1
         self.in_flight = self.queued = self.uncounted = 0
         self._busy.clear()
+        self._schedule.clear()
         self.next_at = math.inf
 
     def state(self, now: float, wall: datetime) -> LimitsState:
@@ -416,31 +500,11 @@ class Admission:
             concurrency=self.places,
             descriptor_places=None if self._shortage is None else self._shortage.places(now),
             models={model: lane.state(now, wall) for model, lane in self._lanes.items()},
-            stopped=None if self._stop is None else str(self._stop),
+            stopped=None if self._stop is None else self._stop.text,
         )
 
 
-def _nothing_sent(error: PaymentRequiredError) -> PaymentRequiredError:
-    """Returns the error for a call of which nothing was sent because of another call's 402."""
-    refused = PaymentRequiredError(
-        "402: the account's spending limit is reached, by the response to another call; nothing was sent. Raise "
-        "the limit at the service; a call that comes a minute later tries again",
-        status_code=error.status_code,
-        headers=error.headers,
-        body=error.body,
-        request_id=error.request_id,
-        retry_after=error.retry_after,
-    )
-    return unsent(refused)
-
-
-def _paused(lane: Lane, now: float) -> RateLimitError:
-    """Returns the error for a call that does not wait for the lane's pause."""
-    wait_s = lane.paused_until - now
-    error = RateLimitError(
-        f"429: the service asked for a pause of {wait_s:.1f} s for {lane.model}, which is longer than "
-        "Retry.max_retry_after; nothing was sent. Call later, or raise it",
-        status_code=429,
-        retry_after=wait_s,
-    )
-    return unsent(error)
+def _has_learned(lane: Lane) -> bool:
+    """Returns whether something is known of a model's limits that would have to be found out anew."""
+    reported = lane.requests.control.reported is not None or lane.tokens.control.reported is not None
+    return reported or lane.rate_limited > 0

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError, unsent
@@ -41,7 +42,7 @@ class Driver:
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
-        self.admission = Admission(limits)
+        self.admission = Admission(limits, _time_of_day)
         self.timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._clock = clock
@@ -290,7 +291,7 @@ class Driver:
         self._set_timer(admission.next_at, now)
 
     def _set_timer(self, at: float, now: float) -> None:
-        if at == self._timer_at:
+        if at == self._timer_at or (self._timer_at <= now and at <= now):
             return
         if self.timer is not None:
             self.timer.cancel()
@@ -330,6 +331,10 @@ class Dial:
             now = self._clock()
             self._lane.start.record_dialled(now, connected=connected, seconds=now - started)
             self._driver.advance(self._lane, now)
+
+
+def _time_of_day() -> datetime:
+    return datetime.now(UTC)
 
 
 def _expire(waiter: asyncio.Future[None], deadline: Due) -> None:

@@ -15,7 +15,7 @@ from together_async.ratelimit.bucket import Bucket
 from together_async.ratelimit.congestion import CongestionWindow
 from together_async.ratelimit.estimator import Estimator
 from together_async.ratelimit.headers import AccountLimits, Kind
-from together_async.ratelimit.limits import Limits, ModelState
+from together_async.ratelimit.limits import Limits, ModelState, Priority
 from together_async.ratelimit.queue import BOOKED, GRANTED, Queue, Reservation
 
 FIRST_AT_ONCE: Final = 4
@@ -178,11 +178,20 @@ class Lane:
         self.refill(now)
         self._book(reservation, now)
 
-    def book_next(self, now: float) -> Reservation | None:
-        """Returns the first call in line, booked; None when no call waits."""
+    def book_next(self, now: float, priority: Priority | None = None) -> Reservation | None:
+        """Returns the first call in line, booked; None when no call waits.
+
+        Args:
+            now: The time.
+            priority: Whose call it has to be; a call of the other priority steps back. None for the one whose turn it
+                is, or which is booked already.
+        """
         queue = self.queue
+        if queue.first is not None and priority is not None and queue.first.priority != priority:
+            self._unbook(queue.first)
+            queue.step_back()
         if queue.first is None:
-            reservation = queue.pop()
+            reservation = queue.pop(priority)
             if reservation is not None:
                 self._book(reservation, now)
         return queue.first

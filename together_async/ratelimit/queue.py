@@ -2,6 +2,7 @@
 
 First come, first served within a priority; a call that asks again keeps its old number, and with it its place. Of two
 priorities the interactive one goes first, but while both wait, every `BATCH_TURN_EVERY`-th turn is the batch's.
+Where the calls of all models compete for places, `Admission` chooses the priority instead.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class Queue:
         length: How many wait, the first included.
         uncounted: How many of them `Limits.max_queued` does not count.
         interactive_turns: Turns since the batch had one, while it waited.
-        shortest_max_pause_s: The lowest `max_pause_s` of all calls that ever waited; infinite without any.
+        shortest_max_pause_s: No waiting call has a lower `max_pause_s`; infinite when no call waits. Whoever looks at
+            all of them sets it anew (`unwilling`); calls that go do not raise it, which would cost each a search.
     """
 
     __slots__ = ("_calls", "_withdrawn", "first", "interactive_turns", "length", "shortest_max_pause_s", "uncounted")
@@ -179,23 +181,40 @@ class Queue:
             self._calls[first.priority].appendleft(first)
             self.first = None
 
-    def pop(self) -> Reservation | None:
-        """Removes and returns the call that is to be the first; None if no call waits."""
-        interactive, batch = self._live("interactive"), self._live("batch")
-        batch_is_next = batch and (not interactive or self.interactive_turns >= BATCH_TURN_EVERY - 1)
-        calls = batch if batch_is_next else interactive
+    def head(self, priority: Priority) -> Reservation | None:
+        """Returns the oldest waiting call of a priority; None if there is none."""
+        first = self.first
+        if first is not None and first.priority == priority:
+            return first
+        calls = self._live(priority)
+        return calls[0] if calls else None
+
+    def next_priority(self) -> Priority:
+        """Returns the priority whose turn it is among the calls of this model."""
+        if self.head("interactive") is None:
+            return "batch"
+        passed_over = self.interactive_turns >= BATCH_TURN_EVERY - 1 and self.head("batch") is not None
+        return "batch" if passed_over else "interactive"
+
+    def pop(self, priority: Priority | None = None) -> Reservation | None:
+        """Removes and returns the call that is to be the first; None if there is none.
+
+        Args:
+            priority: Whose oldest call it is; None for the priority whose turn it is.
+        """
+        calls = self._live(self.next_priority() if priority is None else priority)
         return calls.popleft() if calls else None
 
     def grant_first(self) -> None:
         """Removes the first call, whose turn has come."""
         first, self.first = self.first, None
-        self.length -= 1
+        self._count_down()
         if first is not None and first.priority != "batch" and self._live("batch"):
             self.interactive_turns += 1
 
     def remove(self, reservation: Reservation) -> None:
         """Removes a call that gives up or is refused."""
-        self.length -= 1
+        self._count_down()
         if reservation is self.first:
             self.first = None
         else:
@@ -203,6 +222,24 @@ class Queue:
             if self._withdrawn > COMPACT_ABOVE and self._withdrawn > self.length:
                 self._compact(reservation)
         reservation.state = ENDED
+
+    def _count_down(self) -> None:
+        self.length -= 1
+        if not self.length:
+            self.shortest_max_pause_s = math.inf
+
+    def unwilling(self, pause_s: float) -> list[Reservation]:
+        """Returns the waiting calls that do not wait for a pause of so many seconds. They are to be removed."""
+        if pause_s <= self.shortest_max_pause_s:
+            return []
+        found = []
+        self.shortest_max_pause_s = math.inf
+        for reservation in self.waiting():
+            if pause_s > reservation.max_pause_s:
+                found.append(reservation)
+            else:
+                self.shortest_max_pause_s = min(self.shortest_max_pause_s, reservation.max_pause_s)
+        return found
 
     def _compact(self, withdrawn: Reservation) -> None:
         for calls in self._calls.values():
@@ -234,3 +271,4 @@ class Queue:
             calls.clear()
         self.first = None
         self.length = self.uncounted = self._withdrawn = 0
+        self.shortest_max_pause_s = math.inf
