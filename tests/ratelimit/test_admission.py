@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from support.admission import MODEL, ClockedAdmission, paid, reported
-from together_async import Limits, PaymentRequiredError, QueueFullError
-from together_async.ratelimit.admission import STOP_S
+from support.admission import EPOCH, MODEL, ClockedAdmission, paid, reported
+from together_async import Limits, PaymentRequiredError, QueueFullError, RateLimitError
+from together_async.ratelimit.admission import FORGOTTEN_AT_ONCE, MAX_LANES, STOP_S
+from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.queue import Reservation
 
 
@@ -154,6 +157,122 @@ def test_thousand_models_are_not_kept_for_ever() -> None:
     assert driver.state.models["2499"].sent == 1
     driver.end(kept)
     assert driver.state.in_flight == 0
+
+
+def test_other_names_do_not_make_it_forget_a_pause_or_a_limit() -> None:
+    """Three times as many names as are kept, each used once; what knows nothing goes first, then what isn't paused."""
+    driver = ClockedAdmission(Limits())
+    driver.limited(driver.asked(model="paused"), 600)
+    told = driver.asked(model="told")
+    driver.answered(told, reported(10, 5))
+    driver.end(told)
+    for name in range(3 * MAX_LANES):
+        driver.now += 0.01
+        reservation = driver.asked(model=str(name))
+        driver.answered(reservation)
+        driver.end(reservation)
+    models = driver.state.models
+    assert len(models) <= MAX_LANES
+    assert models["paused"].paused_until is not None
+    assert models["told"].server_requests_per_minute == 600
+    assert str(3 * MAX_LANES - 1) in models
+
+
+def test_memory_is_bounded_though_every_model_is_paused_or_has_reported_limits() -> None:
+    """Then those that aren't paused go first, and of equal ones those used longest ago."""
+    driver = ClockedAdmission(Limits())
+    for name in range(MAX_LANES):
+        driver.now += 0.01
+        reservation = driver.asked(model=str(name))
+        if name % 2:
+            driver.limited(reservation, 600)
+        else:
+            driver.answered(reservation, reported(10, 5))
+            driver.end(reservation)
+    driver.asked(model="another")
+    models = driver.state.models
+    assert len(models) == MAX_LANES - FORGOTTEN_AT_ONCE + 1
+    gone = [name for name in range(MAX_LANES) if str(name) not in models]
+    assert gone == list(range(0, 2 * FORGOTTEN_AT_ONCE, 2))
+    for name in range(3 * MAX_LANES):
+        driver.now += 0.001
+        driver.limited(driver.asked(model=f"more {name}"), 600)
+    assert len(driver.state.models) <= MAX_LANES
+
+
+def test_models_in_use_are_kept_without_a_search_for_each() -> None:
+    """More names than are kept, all with calls: none is forgotten. Once they are idle, the surplus goes."""
+    driver = ClockedAdmission(Limits())
+    sorts = 0
+    forget = driver.admission._forget_idle
+
+    def counted(now: float) -> None:
+        nonlocal sorts
+        sorts += 1
+        forget(now)
+
+    driver.admission._forget_idle = counted  # type: ignore[method-assign]  # it only counts
+    calls = [driver.asked(model=str(name)) for name in range(3 * MAX_LANES)]
+    assert len(driver.state.models) == 3 * MAX_LANES
+    assert sorts <= 2 * MAX_LANES // FORGOTTEN_AT_ONCE + 1
+    for reservation in calls:
+        driver.end(reservation)
+    for name in range(FORGOTTEN_AT_ONCE + 1):
+        driver.end(driver.asked(model=f"more {name}"))
+    assert len(driver.state.models) <= MAX_LANES
+
+
+# ---------------------------------------------------------------------------------------------- refused while they wait
+
+
+def test_waiting_calls_that_do_not_wait_so_long_are_refused() -> None:
+    """A pause is too long for some; the others stay. The error says until when."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    held = driver.asked()
+    short, long = driver.asked(max_pause_s=60), driver.asked(max_pause_s=900)
+    driver.limited(held, 100)
+    ((refused, error),) = driver.refused
+    assert refused is short
+    assert "until 2026-01-01 00:01:40 UTC, and Retry.max_retry_after is 60 s" in str(error)
+    with pytest.raises(RateLimitError, match="until 2026-01-01 00:01:40 UTC"):
+        driver.ask(max_pause_s=99)
+    driver.to(100)
+    assert long.granted
+
+
+def test_calls_are_refused_when_the_service_has_refused_everything_for_longer_than_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each pause is short, but there have been many."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    held = driver.asked()
+    short, long = driver.asked(max_pause_s=60), driver.asked(max_pause_s=900)
+    lane_rate_limit = Lane.record_rate_limit
+
+    def refusing(lane: Lane, *arguments: Any, **options: Any) -> RateLimited:
+        return lane_rate_limit(lane, *arguments, **options)._replace(refusing_s=75)
+
+    monkeypatch.setattr(Lane, "record_rate_limit", refusing)
+    limited = driver.admission.record_rate_limit(held, driver.now, None, wait_s=2, kind=None)
+    assert limited == RateLimited(2, 75)
+    assert [reservation for reservation, _ in driver.admission.refused] == [short]
+    assert "refused every request to m for 75.0 s" in str(driver.admission.refused[0][1])
+    assert long.lane.queue.length == 1
+
+
+def test_a_pause_that_comes_with_a_good_answer_is_shown_and_refuses_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever would not wait so long for a 429 does not wait so long for an empty bucket either."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    held = driver.asked()
+    short, _ = driver.asked(max_pause_s=60), driver.asked(max_pause_s=900)
+
+    def learn(lane: Lane, reservation: Reservation, now: float, limits: object) -> None:
+        lane.paused_until = now + 500
+
+    monkeypatch.setattr(Lane, "learn", learn)
+    driver.answered(held, reported(1, 0))
+    assert [reservation for reservation, _ in driver.refused] == [short]
+    assert driver.state.paused_until == EPOCH + timedelta(seconds=500)
 
 
 def test_reading_the_state_changes_nothing() -> None:

@@ -126,3 +126,59 @@ def test_repr_shows_the_state() -> None:
         assert "600 requests/min" in shown
 
     run_in_fake_time(main())
+
+
+# --------------------------------------------------------------------------------------------------------- wrong values
+
+WRONG_TOKENS = [-1, -1e9, float("nan"), float("inf"), 1e13, "5", None, True, 10**400, [1]]
+
+
+@pytest.mark.parametrize("tokens", WRONG_TOKENS, ids=repr)
+def test_tokens_out_of_range_are_refused_before_anything_changes(tokens: Any) -> None:
+    """A negative number would switch the limit off, an infinite one stop the model for ever."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(1, tokens_per_minute=600))
+        expected = r"tokens: got .+, expected a finite number from 0 to 1e\+12"
+        with pytest.raises(ValueError, match=expected):
+            limiter.reserve(MODEL, tokens)
+        with pytest.raises(ValueError, match=expected):
+            await limiter.acquire(MODEL, tokens)
+        assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
+
+    run_in_fake_time(main())
+
+
+@pytest.mark.parametrize("tokens", [tokens for tokens in WRONG_TOKENS if tokens is not None], ids=repr)
+def test_tokens_used_out_of_range_are_refused(tokens: Any) -> None:
+    """The block ends with the error, and its place is free again; what `acquire` returned is kept for another try."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(1, tokens_per_minute=60_000))
+        expected = r"tokens_used: got .+, expected a finite number from 0 to 1e\+12"
+        with pytest.raises(ValueError, match=expected):
+            async with limiter.reserve(MODEL, 5) as block:
+                block.tokens_used = tokens
+        assert limiter.state.in_flight == 0
+        reservation = await limiter.acquire(MODEL, 5)
+        with pytest.raises(ValueError, match=expected):
+            limiter.release(reservation, tokens)
+        limiter.release(reservation, 5)
+        assert limiter.state.in_flight == 0
+
+    run_in_fake_time(main())
+
+
+@pytest.mark.parametrize("model", [None, 5, b"m", "", ["m"]], ids=repr)
+def test_model_that_is_no_name_is_refused(model: Any) -> None:
+    async def main() -> None:
+        limiter = RateLimiter()
+        with pytest.raises(ValueError, match=r"model: got .+, expected the model's name"):
+            limiter.reserve(model)
+        with pytest.raises(ValueError, match=r"model: got .+, expected the model's name"):
+            await limiter.acquire(model)
+        with pytest.raises(ValueError, match="priority: got 'urgent'"):
+            await limiter.acquire(MODEL, priority="urgent")  # type: ignore[arg-type]  # that is the case
+        assert limiter.state.models == {}
+
+    run_in_fake_time(main())

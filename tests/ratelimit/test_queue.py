@@ -6,6 +6,7 @@ import pytest
 
 from support.admission import MODEL, ROOM_S, ClockedAdmission
 from together_async import Limits
+from together_async.ratelimit.queue import BATCH_TURN_EVERY
 
 
 def test_large_call_among_ten_thousand_small_ones_waits_for_those_before_it() -> None:
@@ -108,6 +109,40 @@ def test_calls_that_ask_again_are_in_the_order_of_their_numbers(failed: list[int
         for reservation in list(driver.granted):
             driver.end(reservation)
     assert [reservation.number for reservation in driver.granted] == list(range(1, 9))
+
+
+def test_shortest_pause_rises_again() -> None:
+    """When the queue is empty, and when all calls have been looked at, of which those that go are removed."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    held = driver.asked()
+    queue = driver.admission.lane(MODEL, 0).queue
+    short, middle, long = (driver.asked(max_pause_s=seconds) for seconds in (5, 50, 500))
+    assert queue.shortest_max_pause_s == 5
+    driver.withdraw(short)
+    assert queue.unwilling(5) == []
+    assert queue.unwilling(20) == []
+    assert queue.shortest_max_pause_s == 50
+    assert queue.unwilling(100) == [middle]
+    assert queue.shortest_max_pause_s == 500
+    driver.withdraw(middle)
+    driver.end(held)
+    assert (long.granted, queue.shortest_max_pause_s) == (True, float("inf"))
+
+
+def test_whose_turn_it_is() -> None:
+    """A queue has turns of its own; another priority can be asked for."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    driver.asked()
+    batch, interactive = driver.asked(priority="batch"), driver.asked()
+    queue = driver.admission.lane(MODEL, 0).queue
+    assert (queue.head("batch"), queue.head("interactive")) == (batch, interactive)
+    assert queue.next_priority() == "interactive"
+    queue.interactive_turns = BATCH_TURN_EVERY - 1
+    assert queue.next_priority() == "batch"
+    assert queue.pop("interactive") is interactive
+    assert (queue.head("interactive"), queue.next_priority()) == (None, "batch")
+    assert queue.pop() is batch
+    assert queue.pop() is None
 
 
 def test_repr_of_a_reservation_shows_its_state() -> None:

@@ -7,12 +7,22 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from together_async.ratelimit.driver import Driver
 from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
 from together_async.ratelimit.queue import Reservation
 from together_async.timeouts import due
+from together_async.validation import NumberRange, described
+
+_TOKENS: Final = NumberRange(whole=False, low=0, high=1e12)
+
+
+def _check(model: str, tokens: float, priority: str) -> None:
+    if not isinstance(model, str) or not model:
+        raise ValueError(f"model: got {described(model)}, expected the model's name, a str that is not empty")
+    _TOKENS.check("tokens", tokens)
+    check_priority(priority)
 
 
 class RateLimiter:
@@ -77,9 +87,12 @@ class RateLimiter:
 
         Args:
             model: The model's name.
-            tokens: Tokens the request is expected to use, prompt and completion together.
+            tokens: Tokens the request is expected to use, prompt and completion together; from 0 to 1e12.
             priority: "interactive", or "batch", which yields to interactive calls.
             timeout: Seconds to wait at most; None for any time.
+
+        Raises:
+            ValueError: An argument out of its range; the text names argument, value and range.
 
         Raises (on entering):
             QueueFullError: `Limits.max_queued` calls wait already; try later.
@@ -88,7 +101,7 @@ class RateLimiter:
             PaymentRequiredError: The account's spending limit is reached; raise it, then call `resume`.
             APIConnectionError: The limiter is in use in another event loop.
         """
-        check_priority(priority)
+        _check(model, tokens, priority)
         return _Reserving(self, model, tokens, priority, timeout)
 
     async def acquire(
@@ -104,6 +117,7 @@ class RateLimiter:
         Returns:
             A reservation, to be given back with `release`.
         """
+        _check(model, tokens, priority)
         deadline = due("queue", timeout, asyncio.get_running_loop().time())
         return await self.driver.acquire(model, tokens, priority=priority, deadline=deadline)
 
@@ -112,17 +126,19 @@ class RateLimiter:
 
         Args:
             reservation: What `acquire` returned.
-            tokens_used: Tokens that the request used, prompt and completion together; None for as many as expected.
+            tokens_used: Tokens that the request used, prompt and completion together, from 0 to 1e12; None for as many
+                as expected.
+
+        Raises:
+            ValueError: `tokens_used` is out of its range. The reservation is not given back.
         """
+        if tokens_used is not None:
+            tokens_used = _TOKENS.check("tokens_used", tokens_used)
         self.driver.release(reservation, tokens_used)
 
 
 class _Reserving:
-    """What `RateLimiter.reserve` returns.
-
-    Attributes:
-        tokens_used: Tokens the request used in the end; None for as many as expected.
-    """
+    """What `RateLimiter.reserve` returns."""
 
     def __init__(
         self, limiter: RateLimiter, model: str, tokens: float, priority: Priority, timeout: float | None
@@ -130,7 +146,20 @@ class _Reserving:
         self._limiter = limiter
         self._arguments = (model, tokens, priority, timeout)
         self._reservation: Reservation | None = None
-        self.tokens_used: float | None = None
+        self._tokens_used: float | None = None
+
+    @property
+    def tokens_used(self) -> float | None:
+        """Tokens the request used in the end, from 0 to 1e12; None for as many as expected.
+
+        Raises:
+            ValueError: It is set to a value out of its range.
+        """
+        return self._tokens_used
+
+    @tokens_used.setter
+    def tokens_used(self, tokens: float | None) -> None:
+        self._tokens_used = None if tokens is None else _TOKENS.check("tokens_used", tokens)
 
     async def __aenter__(self) -> Self:
         model, tokens, priority, timeout = self._arguments
