@@ -12,11 +12,13 @@ import importlib.util
 import json
 import os
 import re
+import ssl
 import sys
 from typing import Any
 
 from benchmarks.fanout.workload import CHUNKS, WHOLE
 from benchmarks.harness import event_bytes
+from benchmarks.harness.certificate import server_tls
 from benchmarks.harness.this_process import raise_descriptor_limit
 
 LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
@@ -102,10 +104,10 @@ class Connection(asyncio.Protocol):
         self.received = received
 
 
-async def serve(delay_s: float) -> None:
+async def serve(delay_s: float, tls: ssl.SSLContext | None = None) -> None:
     loop = asyncio.get_running_loop()
     seen, responses, ended = Seen(), DelayedResponses(loop, delay_s), asyncio.Event()
-    listening = await loop.create_server(lambda: Connection(seen, responses), "127.0.0.1", 0, backlog=4096)
+    listening = await loop.create_server(lambda: Connection(seen, responses), "127.0.0.1", 0, backlog=4096, ssl=tls)
 
     def answer_stdin() -> None:
         if os.read(0, 4096):
@@ -123,6 +125,7 @@ async def serve(delay_s: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay-s", type=float, required=True)
+    parser.add_argument("--cert", help="PEM file with the certificate and its key: serve TLS")
     args = parser.parse_args()
     raise_descriptor_limit()
     factory = None
@@ -131,7 +134,7 @@ def main() -> None:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve(args.delay_s))
+        runner.run(serve(args.delay_s, server_tls(args.cert)))
 
 
 if __name__ == "__main__":

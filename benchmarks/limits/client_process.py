@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.this_process import raise_descriptor_limit, version
@@ -39,11 +40,13 @@ class TimedJob:
             base_url=given["base_url"],
             model=MODEL,
             how=ARGS.how,
-            texts=[order.text for order in orders(given["calls"])],
+            texts=[order.text for order in orders(given["calls"], given["seed"])],
             max_tokens=MAX_TOKENS,
             requests_per_minute=REQUESTS_PER_MINUTE,
             tokens_per_minute=TOKENS_PER_MINUTE,
             on_begun=self.begin,
+            ca=given["ca"],
+            folder=Path(given["folder"]),
         )
         self.started = 0.0
 

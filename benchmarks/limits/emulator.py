@@ -8,49 +8,60 @@ import asyncio
 import json
 import logging
 import os
+import random
 import sys
 import time
-from typing import Any
 
-from benchmarks.limits.workload import DOWN, FIRST_TOKEN_S, RATES, TOKENS_PER_SECOND, number_of, orders
+from benchmarks.harness.certificate import server_tls
+from benchmarks.limits.workload import DOWN, SETTINGS, Setting, number_of, orders
 from together_async.request import ChatCompletionRequest
 from together_async.testing import Account, EmulatorServer, Reply
 from together_async.testing.account import Verdict
 from together_async.testing.script import text_of
 
-ALL = orders(1 << 14)
+MOST_CALLS = 1 << 14
+STRAY_BODY = {"error": {"message": "Too many requests.", "type": None, "param": None, "code": None}}
 
 
 class RecordingAccount(Account):
-    """An account that records every verdict."""
+    """A setting's account, which records every verdict, hides its headers if it is silent, and has stray 429s."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, setting: Setting, speed: float, seed: int) -> None:
+        overloaded = 1.0 if setting.name == DOWN else 0.0
+        super().__init__(setting.rate, overloaded=overloaded, clock=lambda: time.monotonic() * speed)
+        self.setting = setting
+        self.rng = random.Random(seed)
         self.verdicts: list[tuple[float, int, int, float, float]] = []
         """Account time, status, tokens, and the current limits of requests and of tokens per second."""
 
     def admit(self, model: str, tokens: int) -> Verdict:
-        verdict = super().admit(model, tokens)
+        began = self.verdicts[0][0] if self.verdicts else self.now
+        if self.setting.strays(len(self.verdicts), self.now - began, self.rng):
+            verdict = Verdict(429, {}, STRAY_BODY)
+        else:
+            verdict = super().admit(model, tokens)
         state = self.state(model)
         limits = [0.0 if bucket is None else round(bucket.limit, 3) for bucket in (state.requests, state.tokens)]
-        self.verdicts.append((round(self.now, 4), verdict.status, tokens, *limits))
+        self.verdicts.append((round(self.now, 4), verdict.status, tokens, limits[0], limits[1]))
+        if self.setting.silent:
+            return Verdict(verdict.status, {}, None if verdict.admitted else STRAY_BODY)
         return verdict
 
 
-def script(request: ChatCompletionRequest) -> Reply:
-    text = text_of(request.messages[-1].get("content"))
-    return Reply((" so",) * ALL[number_of(text)].reply_tokens)
+async def serve(setting: Setting, speed: float, seed: int, cert: str | None) -> None:
+    recording, expected = RecordingAccount(setting, speed, seed), orders(MOST_CALLS, seed)
 
+    def script(request: ChatCompletionRequest) -> Reply:
+        text = text_of(request.messages[-1].get("content"))
+        return Reply((" so",) * expected[number_of(text)].reply_tokens)
 
-async def serve(account: str, speed: float) -> None:
-    overloaded = 1.0 if account == DOWN else 0.0
-    recording = RecordingAccount(RATES[account], overloaded=overloaded, clock=lambda: time.monotonic() * speed)
     server = EmulatorServer(
         script,
         account=recording,
-        first_token_s=FIRST_TOKEN_S / speed,
-        tokens_per_second=TOKENS_PER_SECOND * speed,
+        first_token_s=setting.first_token_s / speed,
+        tokens_per_second=None if setting.tokens_per_second is None else setting.tokens_per_second * speed,
         journal_size=1,
+        ssl=server_tls(cert),
     )
     ended = asyncio.Event()
 
@@ -72,12 +83,14 @@ async def serve(account: str, speed: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--account", choices=RATES, required=True)
+    parser.add_argument("--setting", choices=SETTINGS, required=True)
     parser.add_argument("--speed", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--cert", help="PEM file with the certificate and its key: serve TLS")
     args = parser.parse_args()
     # Nobody reads standard error before the end, and a full pipe would stop everything.
     logging.disable(logging.CRITICAL)
-    asyncio.run(serve(args.account, args.speed))
+    asyncio.run(serve(SETTINGS[args.setting], args.speed, args.seed, args.cert))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""The picture: a small panel for each client and account, all with the same axes. Needs matplotlib."""
+"""The picture: a small panel for each client and account, all with the same axes. Needs matplotlib.
+
+Of several runs it shows the one with the median throughput.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.limits.workload import DYNAMIC, FIXED, RATES
+from benchmarks.limits.results import LimitsRun, series_of
+from benchmarks.limits.ways import OURS, WAYS
+from benchmarks.limits.workload import DYNAMIC, FIXED, SETTINGS
 from together_async.testing.ideal import ideal_seconds
 
-if TYPE_CHECKING:
-    from benchmarks.limits.results import LimitsRun
-
-OURS, OTHERS, LIMIT, REFUSED = "#0f6fff", "#e07a3f", "#344054", "#d92d20"
+OUR_COLOUR, OTHERS, LIMIT, REFUSED = "#0f6fff", "#e07a3f", "#344054", "#d92d20"
 BINS = 130
 TOP, STRIP = 15.0, 3.2
 """The most requests per second that a panel shows, and the height of the strip below zero for the 429s."""
@@ -42,6 +44,11 @@ def live_limit(run: LimitsRun) -> tuple[list[float], list[float]]:
     return [*times, run.elapsed_s], [*limits, limits[-1]]
 
 
+def typical(runs: Sequence[LimitsRun]) -> LimitsRun:
+    """The run with the median throughput; the lower one of two."""
+    return sorted(runs, key=lambda run: run.throughput)[(len(runs) - 1) // 2]
+
+
 def caption(run: LimitsRun) -> str:
     """The words in a panel."""
     if not run.verdicts:
@@ -56,7 +63,7 @@ def caption(run: LimitsRun) -> str:
 
 def draw(folder: Path, runs: Sequence[LimitsRun]) -> list[Path]:
     """Writes `limits.png` and `.svg`; nothing if there is nothing to show or matplotlib is missing."""
-    shown = [run for run in runs if run.account in TITLES]
+    shown = [typical(each.runs) for each in series_of(runs) if each.setting.name in TITLES and each.way.drawn]
     if not shown:
         return []
     try:
@@ -67,8 +74,8 @@ def draw(folder: Path, runs: Sequence[LimitsRun]) -> list[Path]:
         from matplotlib import pyplot as plt
     except ImportError:
         return []
-    accounts = [account for account in TITLES if any(run.account == account for run in shown)]
-    names = list(dict.fromkeys(run.way.name for run in shown))
+    accounts = [account for account in TITLES if any(run.setting == account for run in shown)]
+    names = [name for name in WAYS if any(run.way.name == name for run in shown)]
     end = max(run.limit_s for run in shown)
     figure, axes = plt.subplots(
         len(names),
@@ -82,7 +89,7 @@ def draw(folder: Path, runs: Sequence[LimitsRun]) -> list[Path]:
         for column, account in enumerate(accounts):
             ax = axes[row, column]
             _frame(ax, end)
-            found = [run for run in shown if run.way.name == name and run.account == account]
+            found = [run for run in shown if run.way.name == name and run.setting == account]
             if found:
                 _panel(ax, found[0], end)
         client, _, how = name.partition(", ")
@@ -131,13 +138,15 @@ def _traffic(ax: Any, run: LimitsRun, end: float) -> None:
     start, width = run.verdicts[0][0], end / BINS
     admitted = (at - start for at, status, *_ in run.verdicts if status == 200)
     edges, heights = per_second(admitted, width, run.elapsed_s)
-    colour = OURS if run.way.client == "ours" else OTHERS
+    colour = OUR_COLOUR if run.way.client == OURS else OTHERS
     ax.stairs([min(height, TOP) for height in heights], edges, fill=True, color=colour, alpha=0.75, linewidth=0)
     ax.plot(*live_limit(run), color=LIMIT, linewidth=0.9, drawstyle="steps-post")
     fine = width / 4  # the width of a drawn line; several in one place can't be told apart
     refused = sorted({round((at - start) / fine) for at, status, *_ in run.verdicts if status == 429})
     ax.vlines([at * fine for at in refused], -STRIP * 0.85, -STRIP * 0.15, color=REFUSED, linewidth=0.6)
-    ax.axvline(ideal_seconds(RATES[run.account], run.calls, run.tokens), color=LIMIT, linewidth=0.7, linestyle=":")
+    ax.axvline(
+        ideal_seconds(SETTINGS[run.setting].rate, run.calls, run.tokens), color=LIMIT, linewidth=0.7, linestyle=":"
+    )
 
 
 def _legend(figure: Any) -> None:
@@ -145,7 +154,7 @@ def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(color=OURS, alpha=0.75, label="together_async"),
+        Patch(color=OUR_COLOUR, alpha=0.75, label="together_async"),
         Patch(color=OTHERS, alpha=0.75, label="others"),
         Line2D([], [], color=LIMIT, linewidth=0.9, label="the live limit"),
         Line2D([], [], color=REFUSED, linewidth=2, label="429"),

@@ -2,28 +2,50 @@
 
 from dataclasses import dataclass
 
+from benchmarks.limits.workload import DOWN, DYNAMIC, FIXED
+
+OURS = "ours"
+
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A client and how it is used: `how` is for `benchmarks.limits.clients.<module>`."""
+    """A client and how it is used: `how` is for `benchmarks.limits.clients.<module>`.
+
+    Attributes:
+        scaled: Whether its clock may be accelerated.
+        parts: The parts of the benchmark in which this way is measured; empty for all.
+        drawn: Whether the picture has a row for it.
+    """
 
     name: str
     module: str
     how: str
     package: str
     scaled: bool = True
+    parts: tuple[str, ...] = (FIXED, DYNAMIC, DOWN)
+    drawn: bool = True
 
     @property
     def client(self) -> str:
         return self.name.partition(",")[0]
 
 
+def _ours(name: str, how: str, *, drawn: bool = True) -> Way:
+    """A way that shows in what the rates do; the retries of an outage do not depend on it."""
+    return Way(f"{OURS}, {name}", OURS, how, "together-async", parts=(FIXED, DYNAMIC), drawn=drawn)
+
+
 WAYS = {
     way.name: way
     for way in (
-        Way("ours, Limits()", "ours", "learns", "together-async"),
-        Way("ours, rates given", "ours", "given", "together-async"),
-        Way('ours, concurrency="auto"', "ours", "auto", "together-async"),
+        Way(f"{OURS}, Limits()", OURS, "learns", "together-async", parts=()),
+        _ours("concurrency=20", "20", drawn=False),
+        _ours("concurrency=100", "100"),
+        _ours("concurrency=1000", "1000", drawn=False),
+        _ours("rates given", "given"),
+        _ours('concurrency="auto"', "auto"),
+        _ours("map", "map"),
+        _ours("run_batch", "run_batch"),
         Way("openai, as it comes", "sdk", "openai:gather", "openai", scaled=False),
         Way("openai, as advised", "sdk", "openai:advised", "openai"),
         Way("together, as it comes", "sdk", "together:gather", "together", scaled=False),

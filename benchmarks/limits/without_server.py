@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 
 from benchmarks.harness.figures import Figure, Target
-from benchmarks.limits.workload import FIXED, MODEL, RATES, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE
+from benchmarks.limits.workload import FIXED, MODEL, REQUESTS_PER_MINUTE, SETTINGS, TOKENS_PER_MINUTE
 from together_async import Limits, RateLimiter
 from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.headers import read_limits
@@ -15,6 +15,13 @@ from together_async.testing import Rate
 
 SMALL, LARGE = 10_000, 0.9
 ROUNDS = 7
+SEMAPHORE, COST = "asyncio.Semaphore", Target(20, 13)
+"""What an admission is compared with, and how many times as dear it may be."""
+COSTED = {
+    "ours, Limits()": Limits(),
+    "ours, rates given": Limits(requests_per_minute=6e6, tokens_per_minute=6e9),
+    'ours, concurrency="auto"': Limits(concurrency="auto"),
+}
 HEADERS = {
     "x-ratelimit-limit": "100000",
     "x-ratelimit-remaining": "99999",
@@ -63,7 +70,7 @@ def fairness(small: int = SMALL) -> list[Figure]:
     tokens: list[float] = [rng.randint(20, 180) for _ in range(small)]
     place = small // 2
     tokens.insert(place, LARGE * TOKENS_PER_MINUTE)
-    served, waited = first_come_first_served(RATES[FIXED], tokens), waits(tokens)
+    served, waited = first_come_first_served(SETTINGS[FIXED].rate, tokens), waits(tokens)
     overtaken = sum(wait < waited[place] for wait in waited[place + 1 :])
     # The throughput may lack 3 % of the ideal, and so may this wait.
     target = Target(round(served[place] / 0.97, 1))
@@ -75,22 +82,28 @@ def fairness(small: int = SMALL) -> list[Figure]:
     ]
 
 
-async def timed(count: int, once: Callable[[], Awaitable[object]]) -> tuple[float, ...]:
-    """Microseconds per call of `once`, several times."""
-    samples = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        for _ in range(count):
-            await once()
-        samples.append((time.perf_counter() - started) / count * 1e6)
-    return tuple(samples)
+async def timed(
+    count: int, once: Callable[[], Awaitable[object]], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Microseconds per call of `once`, by a clock in seconds."""
+    started = clock()
+    for _ in range(count):
+        await once()
+    return (clock() - started) / count * 1e6
 
 
-def limiter_round(limiter: RateLimiter) -> Callable[[], Awaitable[object]]:
+async def unlimited(model: str) -> RateLimiter:
+    """Returns a limiter that has been told of limits which nothing here reaches."""
+    limiter = RateLimiter(Limits())
+    await limiter_round(limiter, model)()
+    return limiter
+
+
+def limiter_round(limiter: RateLimiter, model: str = MODEL) -> Callable[[], Awaitable[object]]:
     """Everything a limiter does for a call that need not wait: its turn, its response's head, its end."""
 
     async def once() -> None:
-        reservation = await limiter.acquire(MODEL, 100)
+        reservation = await limiter.acquire(model, 100)
         limiter.driver.record_response(reservation, read_limits(HEADERS), good=True)
         limiter.driver.release(reservation, 90)
 
@@ -99,25 +112,33 @@ def limiter_round(limiter: RateLimiter) -> Callable[[], Awaitable[object]]:
 
 async def cost(count: int) -> list[Figure]:
     """What an uncontended admission costs, and which timers and tasks are left when it is idle."""
-    limits = {
-        "ours, Limits()": Limits(),
-        "ours, rates given": Limits(requests_per_minute=6e6, tokens_per_minute=6e9),
-        'ours, concurrency="auto"': Limits(concurrency="auto"),
-    }
-    rounds = {name: limiter_round(RateLimiter(limit)) for name, limit in limits.items()}
-    rounds |= others()
+    rounds = {name: limiter_round(RateLimiter(limits)) for name, limits in COSTED.items()} | others()
     loop = asyncio.get_running_loop()
     tasks = len(asyncio.all_tasks())
-    figures = []
-    for name, once in rounds.items():
-        await timed(count // 20, once)
-        samples = await timed(count // ROUNDS, once)
-        target = Target(15) if name.startswith("ours") else None
-        figures.append(Figure("admission", name, "cost, uncontended", median(samples), "us", target, samples))
+    samples: dict[str, list[float]] = {name: [] for name in rounds}
+    for number in range(ROUNDS + 1):
+        for name, once in rounds.items():
+            microseconds = await timed(count // ROUNDS, once)
+            if number:  # the first round warms up
+                samples[name].append(microseconds)
     await asyncio.sleep(0)
     timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]  # asyncio.s own list
     left = len(timers) + len(asyncio.all_tasks()) - tasks
-    return [*figures, Figure("admission", "ours", "timers and tasks when idle", left, "", Target(0))]
+    return [*_costs(samples), Figure("admission", "ours", "timers and tasks when idle", left, "", Target(0))]
+
+
+def _costs(samples: dict[str, list[float]]) -> list[Figure]:
+    """The costs, and ours as a multiple of a semaphore's in the same round."""
+    figures = [
+        Figure("admission", name, "cost, uncontended", median(each), "us", None, tuple(each))
+        for name, each in samples.items()
+    ]
+    for name in COSTED:
+        ratios = tuple(mine / other for mine, other in zip(samples[name], samples[SEMAPHORE], strict=True))
+        note = f"{min(ratios):.3g} to {max(ratios):.3g}"
+        ratio = Figure("admission", f"{name} : {SEMAPHORE}", "cost", median(ratios), "times", COST, ratios, note)
+        figures.append(ratio)
+    return figures
 
 
 def others() -> dict[str, Callable[[], Awaitable[object]]]:
@@ -128,7 +149,7 @@ def others() -> dict[str, Callable[[], Awaitable[object]]]:
         async with places:
             pass
 
-    found: dict[str, Callable[[], Awaitable[object]]] = {"asyncio.Semaphore": semaphore}
+    found: dict[str, Callable[[], Awaitable[object]]] = {SEMAPHORE: semaphore}
     try:
         from aiolimiter import AsyncLimiter
     except ImportError:

@@ -52,17 +52,8 @@ async def measure(module: ModuleType, job: dict[str, Any]) -> dict[str, Any]:
     return {"kib": growth}
 
 
-def certificate(folder: Path) -> tuple[str, str]:
-    """A new certificate with its key, and the authority that signed it."""
-    import trustme
-
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(folder / "cert.pem"))
-    return str(folder / "cert.pem"), str(folder / "ca.pem")
-
-
 def run(benchmark: StreamBenchmark) -> None:
+    from benchmarks.harness.certificate import certificate
     from benchmarks.harness.processes import ServerProcess
 
     with tempfile.TemporaryDirectory() as name:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -14,6 +15,8 @@ class Job:
         texts: The prompts, one for each call.
         requests_per_minute, tokens_per_minute: The account's limits, as far as its owner knows them.
         on_begun: Called when all calls have begun and nothing has been sent.
+        ca: The file of the authority that signed the server's certificate; None without TLS.
+        folder: For files of the run.
         outcomes: Calls by outcome: `ok`, or the name of the error's class.
     """
 
@@ -25,6 +28,8 @@ class Job:
     requests_per_minute: int
     tokens_per_minute: int
     on_begun: Callable[[], None] = lambda: None
+    ca: str | None = None
+    folder: Path = Path()
     outcomes: Counter[str] = field(default_factory=Counter)
     _begun: int = 0
 
