@@ -168,15 +168,19 @@ MODULES = {
         __init__:  server
     """,
     "ratelimit": """
+        backoff:
         congestion:
         descriptors:
         estimator:
         headers:
         limits:
-        queue:         estimator limits | | lane
-        rate_control:  headers
-        bucket:        headers rate_control
-        lane:          bucket congestion estimator headers limits queue
+        silent_refusals:
+        start:
+        queue:            estimator limits | | lane
+        found_rate:       headers
+        rate_control:     found_rate headers
+        bucket:           headers rate_control
+        lane:             backoff bucket congestion estimator headers limits queue silent_refusals start
         refusals:      lane
         schedule:      lane limits
         admission:     descriptors estimator headers lane limits queue refusals schedule
@@ -269,10 +273,12 @@ argument. Their imports are in this list too."""
 PURE_INSIDE = {
     "ratelimit": {
         "admission",
+        "backoff",
         "bucket",
         "congestion",
         "descriptors",
         "estimator",
+        "found_rate",
         "headers",
         "lane",
         "limits",
@@ -280,6 +286,8 @@ PURE_INSIDE = {
         "rate_control",
         "refusals",
         "schedule",
+        "silent_refusals",
+        "start",
     },
     "flow": {"chunk_log"},
     "fanout": {"defaults"},

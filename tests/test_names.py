@@ -34,10 +34,12 @@ MOST_MEMBERS = 20
 LARGE_CLASSES = {
     "Admission",
     "Broadcast",
+    "Bucket",
     "Call",
     "ChatCompletionRequest",
     "ChatCompletionStream",
     "HTTPResponse",
+    "Lane",
     "Reading",
     "RequestOptions",
 }

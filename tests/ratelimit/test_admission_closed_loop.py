@@ -1,177 +1,36 @@
-"""Admission against the emulator's account: all of what it gives is used, and few 429s come."""
+"""Admission against the emulator's account: all of it is used, few 429s come, and no call fails by waiting."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
-import random
-from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import attrs
 import pytest
 
-from support.admission import MODEL, ClockedAdmission
+from support.admission import ClockedAdmission
+from support.closed_loop import ClosedLoop, World
 from together_async import Limits
-from together_async.ratelimit.admission import Admission
-from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.headers import limited_kind, read_limits
-from together_async.ratelimit.queue import Reservation
-from together_async.testing import Account, Dynamic, Rate
-from together_async.testing.ideal import ideal_seconds
-
-
-@attrs.frozen
-class World:
-    """An account, the network in between, and two thousand calls.
-
-    Attributes:
-        rate: The account's.
-        limits: What the user gave the client.
-        answer_s: How long an answer takes, from and to.
-        whole: Whether the head comes with the end, not after a fifth of the time.
-        max_tokens: Of each request; 40 to 80 are generated.
-        headers: "shown", or "hidden".
-        unit: What the limits in the headers are multiplied by.
-        calls: How many.
-        network_s: How long one way takes, from and to.
-        late_s: How late a timer is at most.
-    """
-
-    rate: Rate
-    limits: Limits = attrs.field(factory=Limits)
-    answer_s: tuple[float, float] = (0.5, 1.5)
-    whole: bool = False
-    max_tokens: int = 80
-    headers: str = "shown"
-    unit: float = 1
-    calls: int = 2_000
-    network_s: tuple[float, float] = (0.005, 0.03)
-    late_s: float = 0.002
-
-    def describe(self) -> str:
-        """The test's name."""
-        limits = "given" if self.limits.requests_per_minute else self.limits.concurrency or "learned"
-        whole = "whole" if self.whole else "streamed"
-        return f"{limits}-{self.headers}-{whole}-{self.answer_s[0]:g}s-{self.max_tokens}-{self.late_s:g}s late"
-
-
-class ClosedLoop:
-    """An admission and an account face to face: a queue of events, at whose times the clock jumps."""
-
-    def __init__(self, world: World, seed: int = 1) -> None:
-        self.world = world
-        self.rng = random.Random(seed)
-        self.now = 0.0
-        self.account = Account(world.rate, clock=lambda: self.now)
-        self.admission = Admission(world.limits)
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.numbers = itertools.count()
-        self.timer = (math.inf, 0)
-        self.works = [(self.rng.randint(20, 40), self.rng.randint(40, 80)) for _ in range(world.calls)]
-        self.last_at = 0.0
-
-    def run(self) -> None:
-        """All calls ask at once, as with `asyncio.gather`; a call that is refused asks again."""
-        for prompt, generated in self.works:
-            self.ask(prompt, generated, None)
-        self.pump()
-        while self.events:
-            self.now, _, do = heapq.heappop(self.events)
-            do()
-        assert (self.admission.in_flight, self.admission.queued) == (0, 0)
-        assert self.account.counts().admitted == self.world.calls
-
-    @property
-    def reached(self) -> float:
-        """The share of the account's largest throughput that was reached."""
-        tokens = sum(map(sum, self.works)) / len(self.works)
-        return ideal_seconds(self.world.rate, self.world.calls, tokens) / self.last_at
-
-    @property
-    def refused(self) -> float:
-        """The share of 429s."""
-        counts = self.account.counts()
-        return counts.limited / counts.asked
-
-    def after(self, seconds: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self.events, (self.now + seconds, next(self.numbers), do))
-
-    def pump(self) -> None:
-        admission = self.admission
-        for reservation in admission.advance(self.now) if admission.queued else ():
-            self.after(self.network(), reservation.waiter)
-        at = admission.next_at if admission.queued else math.inf
-        if at != self.timer[0]:
-            number = next(self.numbers)
-            self.timer = (at, number)
-            if at < math.inf:
-                self.after(max(0.0, at - self.now) + self.rng.uniform(0, self.world.late_s), lambda: self.fire(number))
-
-    def fire(self, number: int) -> None:
-        if self.timer[1] == number:
-            self.timer = (math.inf, 0)
-            self.pump()
-
-    def network(self) -> float:
-        return self.rng.uniform(*self.world.network_s)
-
-    def ask(self, prompt: int, generated: int, number: int | None) -> None:
-        size = Size(prompt, self.world.max_tokens, 1)
-        reservation = self.admission.ask(MODEL, size, self.now, number=number)
-        reservation.waiter = lambda: self.arrive(reservation, prompt, generated)
-
-    def arrive(self, reservation: Reservation, prompt: int, generated: int) -> None:
-        verdict = self.account.admit(MODEL, prompt + generated)
-        shown = {
-            name: str(float(value) * self.world.unit) if "limit-limit" in name else value
-            for name, value in verdict.headers.items()
-            if self.world.headers == "shown"
-        }
-        back_s = self.network()
-        if not verdict.admitted:
-            self.after(back_s, lambda: self.limited(reservation, prompt, generated, shown, verdict.body))
-            return
-        self.last_at = self.now
-        answer_s = self.rng.uniform(*self.world.answer_s)
-        self.after(back_s + answer_s * (1 if self.world.whole else 0.2), lambda: self.answered(reservation, shown))
-        self.after(back_s + answer_s, lambda: self.ended(reservation, prompt, generated))
-
-    def answered(self, reservation: Reservation, headers: dict[str, str]) -> None:
-        self.admission.record_response(reservation, self.now, read_limits(headers), good=True)
-        self.pump()
-
-    def ended(self, reservation: Reservation, prompt: int, generated: int) -> None:
-        estimator = self.admission.lane(MODEL, self.now).estimator
-        estimator.learn(Size(prompt, self.world.max_tokens, 1), prompt, generated)
-        self.admission.settle(reservation, prompt + generated, self.now)
-        self.admission.release(reservation, self.now)
-        self.pump()
-
-    def limited(
-        self, reservation: Reservation, prompt: int, generated: int, headers: dict[str, str], body: Any
-    ) -> None:
-        wait_s = float(headers.get("x-ratelimit-reset", 0.5 * self.rng.random()))
-        self.admission.record_rate_limit(
-            reservation, self.now, read_limits(headers), wait_s=wait_s, kind=limited_kind(body)
-        )
-        self.admission.settle(reservation, 0, self.now)
-        self.admission.release(reservation, self.now)
-        self.ask(prompt, generated, reservation.number)
-        self.pump()
-
+from together_async.ratelimit.headers import read_limits
+from together_async.testing import Dynamic, Rate
 
 FIXED = Rate.per_minute(600, 60_000)
-
-
 DYNAMIC = Rate.per_minute(600, 60_000, dynamic=Dynamic(start=0.1))
-
-
+UNLIMITED = Rate()
 GIVEN = Limits(requests_per_minute=600, tokens_per_minute=60_000)
-
-
 AUTO = Limits(concurrency="auto")
+WHOLE = World(FIXED, answer_s=(0.5, 0.7), whole=True, max_tokens=120)
+"""Whole answers of about 100 tokens, as in the benchmark."""
+SEEDS = (1, 2, 3)
+
+
+def runs(world: World, until: float = 10_000.0) -> list[ClosedLoop]:
+    return [ClosedLoop(world, seed).run(until) for seed in SEEDS]
+
+
+def end(world: World, until: float = 10_000.0) -> float:
+    """When the last call is done, in the median."""
+    return median(loop.done_at for loop in runs(world, until))
 
 
 @pytest.mark.parametrize(
@@ -182,20 +41,27 @@ AUTO = Limits(concurrency="auto")
         World(FIXED, max_tokens=1_000),
         World(FIXED, answer_s=(5, 5)),
         World(FIXED, AUTO, answer_s=(5, 5)),
+        World(FIXED, Limits(20)),
+        World(FIXED, Limits(100)),
+        World(FIXED, Limits(1_000)),
         World(FIXED, GIVEN, answer_s=(5, 5), whole=True),
         World(FIXED, GIVEN, max_tokens=1_000),
         World(FIXED, GIVEN, headers="hidden", max_tokens=1_000),
         World(FIXED, late_s=0.02),
         World(Rate.per_minute(600, 30_000), GIVEN, late_s=0.02),
+        World(FIXED, careful=True),
     ],
     ids=World.describe,
 )
-def test_fixed_account_is_used_in_full_without_429s(world: World) -> None:
-    """600 requests and 60,000 tokens a minute, of which one request takes about a share of each: 97 % and 0.5 %."""
-    loop = ClosedLoop(world)
-    loop.run()
+def test_fixed_account_is_used_in_full(world: World) -> None:
+    """600 requests and 60,000 tokens a minute: 97 %, and 2 % of 429s, all of them from the start."""
+    loop = ClosedLoop(world).run()
     assert loop.reached >= 0.97
-    assert loop.refused < 0.005
+    assert loop.refused <= 0.02
+    assert max(loop.refused_calls.values(), default=0) <= 1
+    assert all(at < 1 for at in loop.refused_at)
+    if world.careful or world.limits.requests_per_minute:
+        assert loop.refused < 0.005
 
 
 @pytest.mark.parametrize(
@@ -203,19 +69,109 @@ def test_fixed_account_is_used_in_full_without_429s(world: World) -> None:
     [
         World(DYNAMIC, answer_s=(0.05, 0.05)),
         World(DYNAMIC),
+        WHOLE,
         World(DYNAMIC, AUTO, max_tokens=1_000),
+        World(DYNAMIC, Limits(100)),
         World(DYNAMIC, answer_s=(5, 5)),
         World(DYNAMIC, GIVEN),
     ],
     ids=World.describe,
 )
-@pytest.mark.parametrize("seed", [2, 8])
-def test_dynamic_account_rises_as_fast_as_it_can(world: World, seed: int) -> None:
-    """It starts at a tenth of its ceiling, doubles in 30 s of full use and is halved by a 429: 90 % and 1 %."""
-    loop = ClosedLoop(world, seed)
-    loop.run()
-    assert loop.reached >= 0.9
-    assert loop.refused < 0.01
+def test_dynamic_account_rises_as_fast_as_it_can_after_the_start(world: World) -> None:
+    """It starts at a tenth of its ceiling, where its bucket holds one request. The second of the start is refused and
+    halves the limit, so an oracle that starts like this reaches 91 %."""
+    loops = runs(attrs.evolve(world, rate=DYNAMIC))
+    assert median(loop.reached for loop in loops) >= 0.83
+    assert max(loop.refused for loop in loops) <= 0.02
+
+
+@pytest.mark.parametrize("world", [World(DYNAMIC), World(DYNAMIC, answer_s=(5, 5)), WHOLE], ids=World.describe)
+def test_careful_start_spares_a_dynamic_account_its_first_429s(world: World) -> None:
+    loops = runs(attrs.evolve(world, rate=DYNAMIC, careful=True))
+    assert median(loop.reached for loop in loops) >= 0.93
+    assert max(loop.refused for loop in loops) <= 0.005
+
+
+def test_dynamic_account_with_long_whole_answers_is_used() -> None:
+    """What it reports is five seconds old when it comes."""
+    loops = runs(World(DYNAMIC, answer_s=(5, 5), whole=True, max_tokens=120))
+    assert median(loop.reached for loop in loops) >= 0.7
+
+
+@pytest.mark.parametrize("answer_s", [1.0, 5.0])
+@pytest.mark.parametrize(("calls", "most"), [(2, 1.0), (5, 1.0), (20, 1.0), (64, 1.05), (200, 1.12), (1_000, 1.25)])
+def test_first_calls_take_hardly_longer_than_without_a_limiter(calls: int, most: float, answer_s: float) -> None:
+    """A cold `gather` to a server that reports nothing: the last answer comes a few milliseconds later."""
+    world = World(UNLIMITED, answer_s=(answer_s, answer_s), whole=True, calls=calls, network_s=(0.001, 0.001))
+    assert ClosedLoop(world).run().done_at <= most * (answer_s + 0.002) + 1e-9
+
+
+@pytest.mark.parametrize(("trip_s", "refused", "most"), [(0.02, 0.03, 1.12), (0.05, 0.06, 1.2), (0.1, 0.1, 1.3)])
+def test_start_from_far_away(trip_s: float, refused: float, most: float) -> None:
+    """Each request of the start opens a TLS connection, and a refusal takes another round trip."""
+    way = (trip_s / 2, trip_s / 2)
+    dial = (2 * trip_s, 2 * trip_s)
+    loop = ClosedLoop(attrs.evolve(WHOLE, network_s=way, dial_s=dial)).run()
+    assert loop.reached >= 0.97
+    assert loop.refused <= refused
+    cold = World(UNLIMITED, answer_s=(1, 1), whole=True, calls=64, network_s=way, dial_s=dial)
+    assert ClosedLoop(cold).run().done_at <= most * (1 + 3 * trip_s)
+
+
+@pytest.mark.parametrize(
+    ("rate", "calls", "share", "refused"),
+    [
+        (Rate.per_minute(3_600), 2_000, 0.95, 0.05),
+        (Rate.per_minute(60), 200, 0.80, 0.25),
+        (Rate.per_minute(600, dynamic=Dynamic(start=0.1)), 2_000, 0.50, 0.06),
+        (Rate.per_minute(600, dynamic=Dynamic(start=1.0)), 2_000, 0.60, 0.06),
+    ],
+    ids=["60/s", "1/s", "dynamic from a tenth", "dynamic from its ceiling"],
+)
+def test_limit_of_a_silent_account_is_found(rate: Rate, calls: int, share: float, refused: float) -> None:
+    """It reports nothing, not even with its 429s."""
+    loops = runs(attrs.evolve(WHOLE, rate=rate, calls=calls, headers="hidden"))
+    assert median(loop.reached for loop in loops) >= share
+    assert median(loop.refused for loop in loops) <= refused
+
+
+def test_stray_429_before_the_limits_are_known_costs_nothing() -> None:
+    """The first request is refused by something that reports nothing; all answers after it report 600 a minute."""
+    world = attrs.evolve(WHOLE, calls=150)
+    assert end(attrs.evolve(world, refuses=lambda number, now, chance: number == 1)) <= 1.1 * end(world)
+
+
+def test_service_that_is_not_ready_at_first_is_used_as_soon_as_it_is() -> None:
+    """429s for five seconds, then none: 200 instant calls take two seconds more at most."""
+    world = World(UNLIMITED, calls=200, headers="hidden", answer_s=(0.01, 0.02), whole=True)
+    for ready_s in (2, 5):
+        loops = runs(attrs.evolve(world, refuses=lambda number, now, chance, until=ready_s: now < until))
+        assert max(loop.done_at for loop in loops) <= ready_s + 3
+        assert max(max(loop.refused_calls.values()) for loop in loops) <= 20
+
+
+def test_service_that_refuses_for_a_while_is_used_as_before_afterwards() -> None:
+    """50 calls a second for a minute; from the 20th to the 25th second all are refused."""
+    world = World(UNLIMITED, headers="hidden", steady=0.02, calls=3_000, answer_s=(0.5, 0.7), whole=True)
+    assert end(attrs.evolve(world, refuses=lambda number, now, chance: 20 < now < 25)) <= 65
+
+
+@pytest.mark.parametrize(
+    ("world", "most"),
+    [
+        (WHOLE, 1.5),
+        (attrs.evolve(WHOLE, rate=Rate.per_minute(3_000)), 1.5),
+        (World(UNLIMITED, Limits(4), headers="hidden", answer_s=(0.5, 0.7), whole=True), 2.0),
+        (World(UNLIMITED, Limits(1), headers="hidden", answer_s=(0.5, 0.7), whole=True), 2.5),
+        (World(UNLIMITED, headers="hidden", steady=0.2, answer_s=(0.5, 0.7), whole=True), 2.0),
+        (World(UNLIMITED, headers="hidden", steady=0.02, answer_s=(0.5, 0.7), whole=True), 2.0),
+    ],
+    ids=["known, 10/s", "known, 50/s", "four at once", "one at a time", "5/s", "50/s"],
+)
+def test_service_that_refuses_by_chance_is_not_taken_for_a_slow_one(world: World, most: float) -> None:
+    """A gateway refuses a request in ten, whatever is sent, and reports nothing."""
+    world = attrs.evolve(world, calls=1_500 if world.steady == 0.02 else 400)
+    assert end(attrs.evolve(world, refuses=lambda number, now, chance: chance < 0.1)) <= most * end(world)
 
 
 @pytest.mark.parametrize(
@@ -241,14 +197,13 @@ def test_rate_that_is_sixty_times_too_high_is_found_out(world: World) -> None:
     loop.account.admit = admitted  # type: ignore[method-assign]  # to note each verdict
     loop.run()
     later = answers[len(answers) // 2 :]
-    assert later.count(429) / len(later) < 0.02
+    assert later.count(429) / len(later) < 0.05
     assert loop.reached > 0.6
 
 
 def test_dynamic_account_whose_limits_are_told_sixty_times_too_high_is_not_given_up() -> None:
     """Its limits are not reached then, but no call waits for hours either."""
-    loop = ClosedLoop(World(DYNAMIC, unit=60, calls=500))
-    loop.run()
+    loop = ClosedLoop(World(DYNAMIC, unit=60, calls=500)).run()
     assert loop.now < 1_500
     assert loop.refused < 0.1
 

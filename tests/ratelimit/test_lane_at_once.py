@@ -10,13 +10,17 @@ import pytest
 from support.admission import EPOCH, MODEL, ClockedAdmission, reported
 from together_async import Limits
 from together_async.ratelimit.admission import Admission
+from together_async.ratelimit.backoff import Backoff
 from together_async.ratelimit.bucket import Bucket
 from together_async.ratelimit.estimator import Size
-from together_async.ratelimit.lane import Lane, SlowStart
+from together_async.ratelimit.found_rate import FoundRate
+from together_async.ratelimit.lane import Lane
 from together_async.ratelimit.queue import Queue, Reservation
 from together_async.ratelimit.rate_control import RateControl
+from together_async.ratelimit.silent_refusals import SilentRefusals
+from together_async.ratelimit.start import Start
 
-KEPT = (Lane, Queue, Bucket, RateControl, SlowStart)
+KEPT = (Lane, Queue, Backoff, Bucket, RateControl, FoundRate, SilentRefusals, Start)
 
 
 def shown(admission: Admission, now: float) -> Any:
@@ -48,7 +52,7 @@ def test_asking_at_once_is_asking_and_advancing(seed: int) -> None:
                 options: dict[str, Any] = {
                     "priority": rng.choice(["interactive", "batch"]),
                     "counts_as_queued": rng.random() < 0.5,
-                    "skips_slow_start": rng.random() < 0.3,
+                    "careful_start": rng.random() < 0.3,
                 }
                 model, tokens = rng.choice([MODEL, "other"]), rng.choice([0, 10, 300])
                 reservation = plain.ask(model, tokens, now, **options)

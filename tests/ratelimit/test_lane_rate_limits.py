@@ -7,7 +7,7 @@ from datetime import timedelta
 import attrs
 import pytest
 
-from support.admission import EPOCH, MODEL, ROOM_S, ClockedAdmission
+from support.admission import EPOCH, MODEL, ROOM_S, ClockedAdmission, reported
 from together_async import Limits, RateLimitError
 from together_async.ratelimit.rate_control import FALL
 
@@ -67,14 +67,15 @@ def test_grants_after_a_pause_are_spread() -> None:
 
 def test_rate_falls_once_for_all_that_were_in_flight_and_comes_back_in_five_seconds() -> None:
     """Twenty requests come back with 429s: one event. A request sent after the fall that is refused is another."""
-    driver = ClockedAdmission(Limits(requests_per_minute=6_000))
+    driver = ClockedAdmission(Limits())
+    driver.answered(driver.asked(), reported(100, 100))
     flying = [driver.ask() for _ in range(20)]
     driver.to(1)
     assert all(reservation.granted for reservation in flying)
     assert driver.rate() == pytest.approx(100)
     for reservation in flying:
         driver.now += 0.01
-        driver.limited(reservation, 0.1)
+        driver.limited(reservation, 0.1, limits=reported(100, 0))
     # It has begun to rise while the last ones came.
     assert 100 * FALL * 0.95 < driver.rate() < 100 * FALL + 3
     assert driver.state.rate_limited == 20
@@ -84,27 +85,30 @@ def test_rate_falls_once_for_all_that_were_in_flight_and_comes_back_in_five_seco
     assert driver.rate() == pytest.approx(100, rel=0.01)
 
 
-def test_second_fall_soon_after_the_first_finds_the_rate_that_went_well() -> None:
-    """The reported or configured rate is not believed any more: the rate is lower than the one that was refused."""
-    driver = ClockedAdmission(Limits(requests_per_minute=60_000))
+def test_third_fall_in_a_row_finds_the_rate_that_went_well() -> None:
+    """The reported rate is not believed any more: the rate is lower than the one that was refused."""
+    driver = ClockedAdmission(Limits())
+    driver.answered(driver.asked(), reported(1_000))
     for second in range(20):
         for part in range(20):
             driver.to(second + part / 20)
             driver.asked()
-    for _ in range(2):
-        driver.limited(driver.granted[-1], 0.1)
+    for fall in range(3):
+        assert driver.rate() > 300, fall
+        driver.limited(driver.granted[-1], 0.1, limits=reported(1_000))
         driver.to(driver.now + 1)
         driver.asked()
     assert 8 < driver.rate() < 20
     for step in range(1, 2_000):
-        driver.to(22 + step / 20)
+        driver.to(23 + step / 20)
         driver.end(driver.asked())
     assert driver.rate() > 20, "it rises again while it is used"
 
 
 def test_429_of_tokens_lowers_the_tokens_alone() -> None:
-    driver = ClockedAdmission(Limits(requests_per_minute=6_000, tokens_per_minute=60_000))
-    driver.limited(driver.asked(10), 1, kind="tokens")
+    driver = ClockedAdmission(Limits())
+    driver.answered(driver.asked(10), reported(100, None, 1_000))
+    driver.limited(driver.asked(10), 1, limits=reported(100, None, 1_000), kind="tokens")
     shown = driver.state.models[MODEL]
     assert shown.requests_per_minute == pytest.approx(6_000)
     assert shown.tokens_per_minute == pytest.approx(60_000 * FALL, rel=0.05)

@@ -47,7 +47,7 @@ class ClockedAdmission:
         self.refused: list[tuple[Reservation, Exception]] = []
 
     def ask(self, tokens: float | Size = 0, model: str = MODEL, **options: Any) -> Reservation:
-        self.admission.lane(model, self.now).slow_start.limits_known |= self.known
+        self.admission.lane(model, self.now).start.limits_known |= self.known
         return self.admission.ask(model, tokens, self.now, **options)
 
     def asked(self, tokens: float | Size = 0, model: str = MODEL, **options: Any) -> Reservation:
@@ -84,7 +84,7 @@ class ClockedAdmission:
     def limited(
         self,
         reservation: Reservation,
-        wait_s: float = 1.0,
+        wait_s: float | None = 1.0,
         *,
         limits: AccountLimits | None = None,
         kind: Kind | None = None,

@@ -18,7 +18,7 @@ UNLIMITED = AccountLimits(ReportedLimit(), ReportedLimit())
 def limiter_of(limits: Limits) -> RateLimiter:
     """A limiter on the running loop's clock, for a service that is known to have no other limits."""
     limiter = RateLimiter(limits, clock=asyncio.get_running_loop().time)
-    limiter.driver.admission.lane(MODEL, now()).slow_start.limits_known = True
+    limiter.driver.admission.lane(MODEL, now()).start.limits_known = True
     return limiter
 
 

@@ -348,10 +348,9 @@ class Admission:
         if limits is not None:
             lane.refill(now)
             lane.learn(reservation, now, limits)
-            lane.slow_start.limits_known = True
             self._refuse_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
         if good:
-            lane.slow_start.responses += 1
+            lane.record_accepted()
             if self._shortage is not None:
                 self._shortage.record_response()
             if sent_at >= self._stopped_at:
@@ -373,6 +372,7 @@ class Admission:
         *,
         wait_s: float | None,
         kind: Kind | None,
+        jitter: float = 1.0,
     ) -> RateLimited:
         """Records a 429: nothing more is sent to this model before `wait_s` have passed, then less than before.
 
@@ -382,6 +382,7 @@ class Admission:
             limits: The limits that the headers report; None if they report none.
             wait_s: Seconds that the service asked to wait; None if it did not say.
             kind: Which limit was exceeded; None if the service names neither, which counts as requests.
+            jitter: A random number from 0 to 1, so that clients do not come back all at once.
 
         Returns:
             How long the model is paused, and for how long the service has refused everything.
@@ -390,7 +391,7 @@ class Admission:
         lane.rate_limited += 1
         if not self._under_way(reservation):
             return RateLimited(max(0.0, lane.paused_until - now), 0.0)
-        limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
+        limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind, jitter=jitter)
         self._refuse_unwilling(lane, limited)
         lane.record_answered(reservation)
         self._schedule.touch(lane)
@@ -456,6 +457,8 @@ class Admission:
             return
         reservation.settled = True
         lane = reservation.lane
+        if reservation.granted_at is not None and reservation.granted_at < lane.levels_set_at:
+            return  # the level that a refusal reported has it in it
         bucket = lane.tokens
         if bucket.rate < math.inf:
             lane.refill(now)

@@ -23,9 +23,11 @@ from together_async.ratelimit.rate_control import RateControl
 BURST_S: Final = 0.05
 """A bucket of tokens holds at least the tokens of this many seconds."""
 HELD_S: Final = 1.0
-"""A service is assumed to hold the capacity of this many seconds."""
+"""A service is assumed to hold the capacity of this many seconds, unless it says for how many its limit is."""
 SHARE: Final = {"requests": 0.25, "tokens": 0.5}
-"""The share of the service's capacity, less a request, that a bucket holds."""
+SHARE_OF_WINDOW: Final = 0.9
+"""The share of the service's capacity, less a request, that a bucket holds; the second where the service holds that of
+a minute, so that jitter is small beside it and the requests of one `gather` are not spread over a minute."""
 GUARD_S: Final = 0.08
 """A service that holds capacity for a second or so has none to spare for a request that is worth as much: if two such
 requests arrive closer together than they were sent, the second is refused. So each costs this much of the rate more."""
@@ -46,6 +48,8 @@ _EPSILON: Final = 1e-9
 class Bucket:
     """Capacity of one kind.
 
+    It has many methods and is one thing: the level is what all of them change.
+
     Args:
         kind: "requests", of which the bucket always can hold one, or "tokens".
         configured: The caller's limit per second; None for no limit.
@@ -55,7 +59,9 @@ class Bucket:
         control: What is known of the rate.
         rate: Per second; infinite while no limit is known.
         size: What the bucket can hold.
+        typical: The amount of a typical request.
         level: What it holds, less what is booked.
+        quota_until: When the window ends of which a service has reported the rest; the past without one.
         booked: All that was ever booked, less what was given back because it was not sent or not used.
     """
 
@@ -63,16 +69,19 @@ class Bucket:
         "_at",
         "_booked_at",
         "_ceiling",
+        "_held_s",
         "_kind",
         "_least",
         "_marks",
         "_pending",
-        "_typical",
+        "_quota",
         "booked",
         "control",
         "level",
+        "quota_until",
         "rate",
         "size",
+        "typical",
     )
 
     def __init__(self, kind: Kind, configured: float | None, now: float) -> None:
@@ -80,10 +89,13 @@ class Bucket:
         self._kind = kind
         self.control = RateControl(kind, configured)
         self.booked = 0.0
-        self._typical = self._least  # amount of a request
+        self.typical = self._least  # amount of a request
         self._ceiling = math.inf  # of the level, had the bucket been full when the last request went
         self._pending = 0.0  # booked, and not sent yet
         self._at = self._booked_at = now  # of the last refill, and of the last booking
+        self._held_s = HELD_S
+        self._quota = math.inf  # no more may ever have been booked, before the window ends
+        self.quota_until = -math.inf
         self._marks = ((now, 0.0), (now, 0.0))  # when how much was booked: ten seconds or so ago, and before
         self._set_rate()
         self.level = self.size
@@ -106,7 +118,8 @@ class Bucket:
         self.size = self._least
         if self.rate < math.inf:
             # Where the service holds no more than a request, nothing is added.
-            spare = max(0.0, self.rate * HELD_S - self._typical) * SHARE[self._kind]
+            share = SHARE[self._kind] if self._held_s <= HELD_S else SHARE_OF_WINDOW
+            spare = max(0.0, self.rate * self._held_s - self.typical) * share
             self.size += spare if self._least else max(spare, self.rate * BURST_S)
 
     def refill(self, now: float) -> None:
@@ -132,7 +145,7 @@ class Bucket:
     # ---------------------------------------------------------------------------------------------------------- amounts
 
     def _tight(self, amount: float) -> bool:
-        return self._kind == "requests" or amount > TIGHT_S * self.rate
+        return self._kind == "requests" or amount > TIGHT_S * self.rate * self._held_s
 
     def _full_level(self) -> float:
         """Returns the level of a full bucket, less the amount that is booked."""
@@ -144,10 +157,10 @@ class Bucket:
     def cost(self, amount: float) -> float:
         """Returns the capacity to book for an amount; see `GUARD_S`."""
         rate = self.rate
-        if rate == math.inf or not amount:
-            return amount
-        largest = max(self._typical, amount)  # the next may be larger than this one
-        spare_s = HELD_S - largest / rate
+        if rate == math.inf or not amount or self.control.found.rate is not None:
+            return amount  # a rate that was found shows nothing of how much the service holds
+        largest = max(self.typical, amount)  # the next may be larger than this one
+        spare_s = self._held_s - largest / rate
         return amount if spare_s >= GUARD_S else amount + rate * (GUARD_S - max(0.0, spare_s))
 
     def book(self, amount: float, now: float) -> None:
@@ -158,7 +171,7 @@ class Bucket:
         if now - self._marks[1][0] > OBSERVED_S:
             self._marks = (self._marks[1], (now, self.booked))
         if not self._least:
-            self._typical += TYPICAL_WEIGHT * (amount - self._typical) if self._typical else amount
+            self.typical += TYPICAL_WEIGHT * (amount - self.typical) if self.typical else amount
             self._set_size()
         self.booked += amount
         self._pending += amount
@@ -178,7 +191,7 @@ class Bucket:
         if now - self._marks[1][0] > OBSERVED_S:
             self._marks = (self._marks[1], (now, self.booked))
         if not self._least:
-            self._typical += TYPICAL_WEIGHT * (amount - self._typical) if self._typical else amount
+            self.typical += TYPICAL_WEIGHT * (amount - self.typical) if self.typical else amount
         self.booked += amount
         self._ceiling = self.size - amount
 
@@ -210,7 +223,10 @@ class Bucket:
         """Returns the seconds until a booked request of this amount may go; 0 when that is now."""
         # A request larger than the bucket goes when the bucket is full.
         lacking = min(0.0, self.size - amount) - self.level
-        return lacking / self.rate if lacking > _EPSILON * (1 + amount) else 0.0
+        wait_s = lacking / self.rate if lacking > _EPSILON * (1 + amount) else 0.0
+        if self.quota_until > self._at and self.booked > self._quota + _EPSILON:
+            return max(wait_s, self.quota_until - self._at)
+        return wait_s
 
     # --------------------------------------------------------------------------------------------------------- learning
 
@@ -225,8 +241,8 @@ class Bucket:
                 refill has come since.
         """
         unknown, remaining = self.rate == math.inf, reported.remaining
-        if reported.limit is not None and self.control.report(reported.limit):
-            self._set_rate()
+        if reported.limit is not None:
+            self._adopt(reported.limit, reported.window_s)
         if self.rate == math.inf:
             return
         if unknown:
@@ -242,12 +258,63 @@ class Bucket:
             )
             self.level = min(self.level, level)
 
+    def _adopt(self, limit: float, window_s: float) -> None:
+        if self.control.report(limit) or window_s != self._held_s:
+            self._held_s = window_s
+            self._set_rate()
+
+    def set_quota(self, left: float, until: float) -> None:
+        """Lets no more than an amount go before a time: a service reports what remains of a window.
+
+        Args:
+            left: What may still be booked.
+            until: When the window ends.
+        """
+        self.quota_until, self._quota = until, self.booked + max(0.0, left)
+
+    def set_level(self, reported: ReportedLimit, *, amount: float) -> None:
+        """Adopts the limit that a refusal reports, and the level with it: whatever was thought of it before.
+
+        Args:
+            reported: The limit, and what remained of it.
+            amount: What the refused request would have used.
+        """
+        if reported.limit is not None:
+            self._adopt(reported.limit, reported.window_s)
+        if self.rate < math.inf:
+            level = self._level_for(reported.remaining or 0.0, reported.reset_s, amount)
+            self.level = min(self.size, level) - self._pending
+
+    def find(self, accepted: float, since_last_s: float, *, again: bool) -> None:
+        """Adopts a rate after refusals that report none; see `FoundRate.record_refusals`.
+
+        Args:
+            accepted: Requests per second that were accepted lately.
+            since_last_s: Seconds since the refusals before these; infinite without any.
+            again: Whether more of the same refusals have come.
+        """
+        self.control.find(accepted * (self.typical or 1.0), since_last_s, again=again)
+        self._set_rate()
+        self.level = min(self.level, 0.0, self._full_level())
+
+    def search(self, *, undo: bool) -> None:
+        """Goes on from the rate before the last refusals (`undo`), or from this one, doubling it."""
+        if undo:
+            self.control.found.undo()
+        self.control.found.search()
+        self._set_rate()
+
+    def search_from(self, accepted: float) -> None:
+        """Goes on from a number of requests per second, doubling it: the service refuses by chance."""
+        self.control.found.search_from(accepted * (self.typical or 1.0))
+        self._set_rate()
+
     def _level_for(self, remaining: float, reset_s: float, amount: float) -> float:
         """Returns the level at which this bucket lets the next request go when the service does, by what remains there.
 
         Both let a request go that is larger than they are when they are full; this one is smaller.
         """
-        size, typical, held = self.size, self._typical, self.rate * HELD_S
+        size, typical, held = self.size, self.typical, self.rate * self._held_s
         if not remaining and reset_s:
             return min(size, amount) - self.rate * min(reset_s, MOST_RESET_S)
         if typical <= size and typical <= held:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -215,7 +216,14 @@ class Driver:
     ) -> RateLimited:
         """Records a 429; the arguments and what is returned are those of `Admission.record_rate_limit`."""
         now = self._clock()
-        limited = self.admission.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind)
+        limited = self.admission.record_rate_limit(
+            reservation,
+            now,
+            limits,
+            wait_s=wait_s,
+            kind=kind,
+            jitter=random.random(),  # noqa: S311 - clients that come back apart, no secret
+        )
         self._pump(now)
         return limited
 

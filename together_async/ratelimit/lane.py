@@ -11,52 +11,18 @@ import math
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from together_async.ratelimit.bucket import Bucket
+from together_async.ratelimit.backoff import LEAST_S, Backoff
+from together_async.ratelimit.bucket import HELD_S, Bucket
 from together_async.ratelimit.congestion import CongestionWindow
 from together_async.ratelimit.estimator import Estimator
-from together_async.ratelimit.headers import AccountLimits, Kind
+from together_async.ratelimit.headers import AccountLimits, Kind, ReportedLimit
 from together_async.ratelimit.limits import Limits, ModelState, Priority
 from together_async.ratelimit.queue import BOOKED, GRANTED, Queue, Reservation
+from together_async.ratelimit.silent_refusals import Judgement, Sign, SilentRefusals
+from together_async.ratelimit.start import Start
 
-FIRST_AT_ONCE: Final = 4
-"""Requests to a model that has not answered yet, if the caller has set how many calls run at once; the next wait for
-gaps."""
-FIRST_GAP_S: Final = 1.0
-LEAST_GAP_S: Final = 0.02
-"""A model may allow a request per second, or a thousand. While no response has reported its limits, the number of
-requests without a response is at most one more than the number of good responses, so that it doubles in the time of a
-response (TCP's slow start). Requests beyond that are sent after gaps of a second, half a second and so on, down to
-this."""
 MOST_PAUSE_S: Final = 900.0
 """No header pauses a model for longer; then the next request is sent."""
-
-
-class SlowStart:
-    """How fast requests are sent to a model while its limits are not known.
-
-    Attributes:
-        limits_known: Whether a response has reported them, or the caller has set a number of calls at once.
-        responses: Good responses so far.
-        gap_at: When the next request may be sent if too many wait for a response.
-        gap_s: Seconds from the next request to the one after it.
-    """
-
-    __slots__ = ("gap_at", "gap_s", "limits_known", "responses")
-
-    def __init__(self, *, limits_known: bool) -> None:
-        self.limits_known = limits_known
-        self.responses = 0
-        self.gap_at, self.gap_s = -math.inf, FIRST_GAP_S
-
-    def needs_gap(self, unanswered: int, *, skips_slow_start: bool) -> bool:
-        """Returns whether one more call, next to those without a response, has to wait for a gap.
-
-        If the caller has set how many calls run at once, they wait for the first response at most, which may report the
-        limits.
-        """
-        if skips_slow_start:
-            return not self.responses and unanswered >= FIRST_AT_ONCE
-        return unanswered > self.responses
 
 
 class RateLimited(NamedTuple):
@@ -72,24 +38,10 @@ class RateLimited(NamedTuple):
     refusing_s: float
 
 
-class Start:
-    """How requests are paced while a model's limits are not known."""
-
-    __slots__ = ()
-
-    def record_dialling(self, now: float) -> None:
-        """Records that a connection begins to be opened for a request."""
-
-    def record_dialled(self, now: float, *, connected: bool, seconds: float) -> None:
-        """Records that it is open, or has failed, after so many seconds."""
-
-
-BACKOFF_S: Final = 1.0
-"""A pause for which the service named no time."""
-
-
 class Lane:
     """One model: its queue, its buckets, its window.
+
+    It has many methods and is one thing: each is an event in a request's life, and changes what the next may do.
 
     Args:
         model: The model's name.
@@ -104,13 +56,14 @@ class Lane:
         window: Finds how many may be under way at once, for `Limits(concurrency="auto")`; else None.
         places: The caller's number of calls at once for this model alone; None without one.
         estimator: What was learned about the sizes of its requests.
-        slow_start: How fast requests are sent while its limits are not known.
-        start: How they are paced meanwhile.
+        start: How fast requests are sent while its limits are not known.
         in_flight: Calls under way.
         unanswered: The calls under way that wait for the head of their response.
         paused_until: Nothing is sent before this time, because a 429 asked for it.
         last_granted: The reservation granted last; None before the first.
         learned_at: When the request was sent whose response reported the limits last.
+        levels_set_at: When a refusal told how much capacity is left; what earlier requests used is in it.
+        refusing_since: When the first 429 came after which no request has been accepted; None without one.
         used_at: When a call used the lane last.
         sent: Requests sent so far.
         rate_limited: 429s so far.
@@ -118,10 +71,13 @@ class Lane:
     """
 
     __slots__ = (
+        "_backoff",
+        "_refusals",
         "estimator",
         "in_flight",
         "last_granted",
         "learned_at",
+        "levels_set_at",
         "limits",
         "model",
         "overloaded",
@@ -129,9 +85,9 @@ class Lane:
         "places",
         "queue",
         "rate_limited",
+        "refusing_since",
         "requests",
         "sent",
-        "slow_start",
         "start",
         "tokens",
         "unanswered",
@@ -149,11 +105,12 @@ class Lane:
         self.window = CongestionWindow(now) if concurrency == "auto" else None
         self.places = concurrency if isinstance(concurrency, int) and not shares_places else None
         self.estimator = Estimator()
-        # A number of calls at once that the caller set is not started slowly.
-        self.slow_start = SlowStart(limits_known=isinstance(concurrency, int))
         self.start = Start()
         self.in_flight = self.unanswered = 0
-        self.paused_until = self.learned_at = -math.inf
+        self.paused_until = self.learned_at = self.levels_set_at = -math.inf
+        self.refusing_since: float | None = None
+        self._refusals = SilentRefusals()
+        self._backoff = Backoff()
         self.last_granted: Reservation | None = None
         self.used_at = now
         self.sent = self.rate_limited = self.overloaded = 0
@@ -245,10 +202,22 @@ class Lane:
         wait_s = max(self.paused_until - now, self.requests.wait_s(requests), self.tokens.wait_s(tokens))
         if self.window is not None:
             wait_s = max(wait_s, self.window.wait_s(self.in_flight, self.unanswered, now))
-        start = self.slow_start
-        if not start.limits_known and start.needs_gap(self.unanswered, skips_slow_start=reservation.skips_slow_start):
-            wait_s = max(wait_s, start.gap_at - now)
+        if self._backoff.probing:
+            wait_s = max(wait_s, self._backoff.wait_s(now))
+        elif self._starting:
+            wait_s = max(wait_s, self.start.wait_s(self.unanswered, now, careful=reservation.careful_start))
         return max(wait_s, 0.0)
+
+    @property
+    def _starting(self) -> bool:
+        """Whether nothing bounds the rate: no limit is known, and none was configured or found."""
+        return not self.start.limits_known and self.requests.rate == math.inf and self.tokens.rate == math.inf
+
+    def tick(self, now: float) -> None:
+        """Lets time pass for the start. Call it from the timer, when the time that `wait_s` named has come."""
+        self._backoff.tick(now)
+        if self._starting:
+            self.start.tick(now)
 
     def grant(self, reservation: Reservation, now: float) -> None:
         """Grants the booked call its turn."""
@@ -263,17 +232,17 @@ class Lane:
     # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def try_grant(self, reservation: Reservation, now: float) -> bool:
         """Grants a turn if no call waits, no rate is known and there is a place; else changes nothing: False."""
-        requests, tokens, start = self.requests, self.tokens, self.slow_start
+        requests, tokens, start = self.requests, self.tokens, self.start
         if (
             requests.rate < math.inf
             or tokens.rate < math.inf
             or self.window is not None
             or self.paused_until > now
+            or requests.quota_until > now
+            or tokens.quota_until > now
             or (self.places is not None and self.in_flight >= self.places)
-            or (
-                not start.limits_known
-                and start.needs_gap(self.unanswered, skips_slow_start=reservation.skips_slow_start)
-            )
+            or self._backoff.probing
+            or (not start.limits_known and start.wait_s(self.unanswered, now, careful=reservation.careful_start) > 0)
         ):
             return False
         if reservation.size is not None:
@@ -289,19 +258,19 @@ class Lane:
         self.last_granted = reservation
         if reservation.priority == "batch":
             self.queue.interactive_turns = 0
-        start = self.slow_start
-        if not start.limits_known:
-            start.gap_at = now + start.gap_s
-            start.gap_s = max(LEAST_GAP_S, start.gap_s / 2)
+        if not self.start.limits_known:
+            reservation.blind = True
+            self.start.record_sent(self.unanswered, now)
+        if self._backoff.probing:
+            self._backoff.record_sent(now)
         self.in_flight += 1
         self.unanswered += 1
         self.sent += 1
+        reservation.place = self.sent
+        self._refusals.record_sent(self.sent, now)
         reservation.state = GRANTED
         reservation.granted_at = now
         reservation.booked_totals = (self.requests.booked, self.tokens.booked)
-
-    def tick(self, now: float) -> None:
-        """Records that the event loop has read what came until now, before the lane is looked at by the timer."""
 
     def refill(self, now: float) -> None:
         """Brings the buckets up to date."""
@@ -324,7 +293,26 @@ class Lane:
             (self.requests, limits.requests, reservation.booked_totals[0], 1.0),
             (self.tokens, limits.tokens, reservation.booked_totals[1], reservation.tokens),
         ):
-            bucket.learn(reported, amount=amount, since=bucket.booked - total, elapsed_s=elapsed_s)
+            since = bucket.booked - total
+            bucket.learn(reported, amount=amount, since=since, elapsed_s=elapsed_s)
+            if reported.reset_s and reported.remaining is not None:
+                self._learn_window(bucket, reported, since, now)
+        if limits.requests.remaining is None or limits.requests.limit is not None or limits.tokens.limit is not None:
+            self.start.limits_known = True  # the rest of a window shows no rate
+
+    def _learn_window(self, bucket: Bucket, reported: ReportedLimit, since: float, now: float) -> None:
+        """Keeps to what remains of a window until it ends, where a service counts in windows.
+
+        A limit per second explains a reset by itself: so long does it take until there is enough again.
+        """
+        left = (reported.remaining or 0.0) - since
+        explained_s = 3 * max(1.0 / self.requests.rate, bucket.typical / bucket.rate) + 1.0
+        if reported.limit is not None and reported.window_s <= HELD_S and reported.reset_s <= explained_s:
+            return
+        until = now + min(reported.reset_s, MOST_PAUSE_S)
+        bucket.set_quota(left, until)
+        if left < min(1.0, bucket.typical):
+            self.paused_until = max(self.paused_until, until)
 
     def record_rate_limit(
         self,
@@ -334,19 +322,89 @@ class Lane:
         *,
         wait_s: float | None,
         kind: Kind | None,
+        jitter: float = 1.0,
     ) -> RateLimited:
         """Records a 429; the arguments are those of `Admission.record_rate_limit`."""
         self.refill(now)
         sent_at = now if reservation.granted_at is None else reservation.granted_at
-        # Before the rate falls, so that it falls from its true value.
-        self.learn(reservation, now, limits)
-        self.slow_start.limits_known = True
-        # The refused request stays booked, though the service has not counted it: else each 429 would send one more.
-        (self.tokens if kind == "tokens" else self.requests).record_rate_limit(sent_at, now)
+        self._backoff.record_refusal(sent_at, now)
+        if self.refusing_since is None:
+            self.refusing_since = now
+        if limits is not None and (limits.requests.limit is not None or limits.tokens.limit is not None):
+            pause_s = self._record_reported_refusal(reservation, now, limits, kind)
+        else:
+            pause_s = self._record_silent_refusal(reservation, now, limits, kind, jitter)
         if self.window is not None:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
-        self.paused_until = max(self.paused_until, now + min(BACKOFF_S if wait_s is None else wait_s, MOST_PAUSE_S))
-        return RateLimited(self.paused_until - now, 0.0)
+        self.paused_until = max(self.paused_until, now + min(max(pause_s, wait_s or 0.0), MOST_PAUSE_S))
+        return RateLimited(self.paused_until - now, now - self.refusing_since)
+
+    def _record_reported_refusal(
+        self, reservation: Reservation, now: float, limits: AccountLimits, kind: Kind | None
+    ) -> float:
+        """Learns from a 429 that reports limits; returns the seconds to pause."""
+        first = not self.start.limits_known
+        self.start.limits_known = True
+        self._backoff.end()
+        if not reservation.blind:
+            # Before the rate falls, so that it falls from its true value.
+            self.learn(reservation, now, limits)
+            # The refused request stays booked, though the service has not counted it: else each 429 would send another.
+            sent_at = now if reservation.granted_at is None else reservation.granted_at
+            (self.tokens if kind == "tokens" else self.requests).record_rate_limit(sent_at, now)
+            return LEAST_S
+        # It was sent before anything was known, and shows nothing against what is reported now. The level is what the
+        # refusal reports, since it was judged just now; what is booked includes all that were refused with it.
+        if first or self.paused_until > now:
+            self.requests.set_level(limits.requests, amount=1.0)
+            self.tokens.set_level(limits.tokens, amount=reservation.tokens)
+            self.learned_at = self.levels_set_at = now
+        # Until all of these refusals are in.
+        return max(LEAST_S, 1.5 * self._backoff.latency_s)
+
+    def _record_silent_refusal(
+        self, reservation: Reservation, now: float, limits: AccountLimits | None, kind: Kind | None, jitter: float
+    ) -> float:
+        """Learns from a 429 that reports no limit; returns the seconds to pause."""
+        self.learn(reservation, now, limits)
+        known = self.requests.control.reported is not None or self.tokens.control.reported is not None
+        bucket = self.tokens if kind == "tokens" else self.requests
+        sent_at = now if reservation.granted_at is None else reservation.granted_at
+        finding = bucket.control.found.rate is not None
+        judgement = self._refusals.judge(reservation.place, sent_at, self.sent, now, known=known, finding=finding)
+        if known and judgement.sign is Sign.STRAY:
+            return LEAST_S
+        if known:
+            bucket.record_rate_limit(sent_at, now)
+        elif judgement.sign is not Sign.NOTHING_ACCEPTED:
+            return self._find(bucket, judgement, now)
+        else:
+            bucket.search(undo=judgement.again)
+            self._backoff.probe()
+        return self._backoff.pause_s(
+            jitter, nothing_accepted=judgement.sign is Sign.NOTHING_ACCEPTED, again=judgement.again
+        )
+
+    def _find(self, bucket: Bucket, judgement: Judgement, now: float) -> float:
+        """Finds the rate of a service that has never reported one; returns the seconds to pause."""
+        latency_s = self._backoff.latency_s
+        if judgement.sign is Sign.LIMIT:
+            self._backoff.end()
+            bucket.find(judgement.accepted, judgement.since_last_s, again=judgement.again)
+            self._refusals.resume(self.sent, now - latency_s / 2)
+            return max(LEAST_S, 1.5 * latency_s)
+        if self._refusals.by_chance:
+            bucket.search_from(self._refusals.best)
+            return LEAST_S
+        if judgement.again:
+            bucket.search(undo=True)
+        return self._backoff.stray_s()
+
+    def record_accepted(self) -> None:
+        """Records a good response."""
+        self.start.answers += 1
+        self.refusing_since = None
+        self._backoff.end()
 
     def record_answered(self, reservation: Reservation) -> None:
         """Records that a call no longer waits for the head of its response. Only the first call counts."""

@@ -41,6 +41,7 @@ class Reservation:
         careful_start: Whether the call waits for the first answer of a model whose limits are not known.
         skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
         blind: Whether it was granted while nothing was known of the model's limits.
+        place: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
         booked_totals: `Bucket.booked` of both buckets when it was granted.
@@ -62,6 +63,7 @@ class Reservation:
         "lane",
         "max_pause_s",
         "number",
+        "place",
         "priority",
         "settled",
         "size",
@@ -95,6 +97,7 @@ class Reservation:
         self.careful_start = careful_start
         self.skips_slow_start = skips_slow_start
         self.blind = False
+        self.place = 0
         self.granted_at: float | None = None
         self.costs = self.booked_totals = (0.0, 0.0)
         self.answered = self.settled = False

@@ -2,8 +2,8 @@
 
 It is the lowest of three: the rate the caller configured, the rate the service reported, and the rate found from 429s.
 A 429 in spite of it lowers it for a while: multiplied by `FALL`, then back in steady steps (AIMD, as TCP does: RFC
-5681). If that does not help, the configured and the reported rate are not believed, and the rate is found as CUBIC does
-(RFC 9438 4.2): it comes back quickly to just below where the 429 came, stays there for a while, and then tries more.
+5681). If that does not help, the configured and the reported rate are not believed, and the rate is found (see
+`found_rate`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from together_async.ratelimit.found_rate import LEAST, FoundRate
 from together_async.ratelimit.headers import Kind
 
 FALL: Final = 0.7
@@ -22,12 +23,8 @@ MARGIN_HALVES_S: Final = 60.0
 """After a 429 this much of the rate is not used, half of it a minute later, so that the next one does not come as soon
 as the fall is made good."""
 BELIEVED_S: Final = 30.0
-"""After a second 429 within this many seconds, the reported or configured rate is no longer believed."""
-PLATEAU_S: Final = 30.0
-"""Seconds after which a rate that was found is back where the 429 came; then it rises beyond."""
-LEAST_FOUND: Final = {"requests": 0.2, "tokens": 10.0}
-FIRST_FOUND: Final = {"requests": 2.0, "tokens": 1_000.0}
-"""The least rate per second that is adopted from a report or found from 429s; and the least after a first 429."""
+BELIEVED_FALLS: Final = 2
+"""After more falls than these within so many seconds, the reported or configured rate is no longer believed."""
 
 
 class RateControl:
@@ -40,18 +37,17 @@ class RateControl:
     Attributes:
         configured: The caller's limit per second; None for no limit.
         reported: The limit per second that the service reported last; None before it reported any.
-        found: The rate per second found from 429s; None while the configured or the reported one is believed.
+        found: The rate found from 429s; without one the configured or the reported one is believed.
         recovering: Whether a 429 or a pause still lowers the rate; then `recover` is to be called.
     """
 
     __slots__ = (
         "_factor",
         "_fallen_at",
-        "_found_for_s",
+        "_falls",
         "_kind",
         "_margin",
         "_reported_at_fall",
-        "_top",
         "configured",
         "found",
         "recovering",
@@ -62,13 +58,12 @@ class RateControl:
         self._kind: Kind = kind
         self.configured = configured
         self.reported: float | None = None
-        self.found: float | None = None
+        self.found = FoundRate(kind)
         self.recovering = False
         self._factor = 1.0
         self._margin = 0.0
-        self._top = 0.0  # the rate at which the last 429 came
-        self._found_for_s = 0.0  # how long the found rate has been in use since
         self._fallen_at = -math.inf
+        self._falls = 0  # within BELIEVED_S of one another
         self._reported_at_fall: float | None = None
 
     def __repr__(self) -> str:
@@ -76,20 +71,26 @@ class RateControl:
 
     def rate(self) -> float:
         """Returns the rate to keep, per second; infinite while no limit is known."""
-        rates = (self.configured, self.reported, self.found, math.inf)
+        rates = (self.configured, self.reported, self.found.rate, math.inf)
         return min(rate for rate in rates if rate is not None) * self._factor * (1 - self._margin)
 
     def report(self, limit: float) -> bool:
-        """Adopts the limit per second that the service reports; returns whether that changes anything."""
+        """Adopts the limit per second that the service reports; returns whether that changes anything.
+
+        The first report replaces all that was found out before.
+        """
         if limit == self.reported:
             return False
+        if self.reported is None:
+            self.found.drop()
+            self._factor, self._margin = 1.0, 0.0
         # Whatever the header, no call waits for ever.
-        self.reported = max(limit, LEAST_FOUND[self._kind])
+        self.reported = max(limit, LEAST[self._kind])
         return True
 
     def halve(self) -> bool:
         """Approaches a learned rate from its half again, after a pause; returns whether there is one."""
-        if self.reported is None and self.found is None:
+        if self.reported is None and self.found.rate is None:
             return False
         self._factor = min(self._factor, 0.5)
         self.recovering = True
@@ -107,16 +108,20 @@ class RateControl:
             if self._margin < 0.001:
                 self._margin = 0.0
         self._factor = min(1.0, self._factor + RISE_PER_S * elapsed_s)
-        if self.found is not None:
-            self._found_for_s += used_s
-            since_plateau = (self._found_for_s - PLATEAU_S) / PLATEAU_S
-            self.found = self._top * (1 + (1 - FALL) * since_plateau**3)
-            if self.found >= min(self.configured or math.inf, self.reported or math.inf):
-                self.found = None
-        self.recovering = bool(self._margin) or self._factor < 1.0 or self.found is not None
+        found = self.found
+        found.record_used(used_s)
+        if found.rate is not None and found.rate >= min(self.configured or math.inf, self.reported or math.inf):
+            found.drop()
+        self.recovering = bool(self._margin) or self._factor < 1.0 or found.rate is not None
+
+    def find(self, accepted: float, since_last_s: float, *, again: bool) -> None:
+        """Adopts a rate for a service that reports none, after refusals (see `FoundRate.record_refusals`)."""
+        self.found.record_refusals(accepted, since_last_s, again=again, search=self.reported is None)
+        self._factor, self._margin = 1.0, 0.0
+        self.recovering = True
 
     def record_rate_limit(self, rate: float, observed: float, sent_at: float, now: float) -> bool:
-        """Lowers the rate after a 429; returns whether it did.
+        """Lowers the rate after a 429 that came in spite of a known limit; returns whether it did.
 
         The 429s for requests that were sent before the last fall are part of the same event.
 
@@ -130,13 +135,11 @@ class RateControl:
             return False
         # A service that lowers what it reports is to be believed, for a while.
         lowered = self.reported != self._reported_at_fall and self._factor > FALL**2
-        again = now - self._fallen_at < BELIEVED_S and not lowered
+        since_last_s = now - self._fallen_at
+        self._falls = 1 if since_last_s >= BELIEVED_S or lowered else self._falls + 1
         self._fallen_at, self._reported_at_fall = now, self.reported
-        if rate == math.inf or again or self.found is not None:
-            least = FIRST_FOUND if rate == math.inf else LEAST_FOUND
-            self._top = max(min(observed, rate), least[self._kind])
-            self.found, self._found_for_s = self._top * FALL, 0.0
-            self._factor, self._margin = 1.0, 0.0
+        if rate == math.inf or self._falls > BELIEVED_FALLS or self.found.rate is not None:
+            self.find(min(observed, rate), since_last_s, again=False)
         else:
             self._factor *= FALL
             self._margin = min(MOST_MARGIN, self._margin + MARGIN)

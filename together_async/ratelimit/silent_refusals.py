@@ -1,0 +1,195 @@
+"""`SilentRefusals`: what 429s show that report no limit. Pure.
+
+Such a refusal may mean that a limit was reached, that the service is not ready yet, or nothing at all: some gateways
+refuse one request in ten whatever is sent. Which it was, its neighbours show. All refusals of the requests that were
+sent before the first of them came back, or that come back within `SAME_S`, are one event, and with each of them the
+event is judged anew:
+
+* Of the requests sent from the first refused one on, under half are refused: a stray. It shows nothing.
+* No request of the last seconds was accepted: the service takes nothing at present. One request tries again by and by.
+* Otherwise a limit was reached, and what was accepted in the last seconds shows how high it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+from typing import Final, NamedTuple
+
+SAME_S: Final = 1.0
+"""Refusals that come within so many seconds after the first are the same event."""
+STRAY_OF: Final = 5
+"""So few requests tell no stray from a limit."""
+KNOWN_OF: Final = 12
+"""The same where the limits are known: two refusals of fewer requests show nothing."""
+STRAY_SHARE: Final = 0.5
+STRAY_SHARE_KNOWN: Final = 0.33
+"""Refusals are strays below this share of the requests that were sent from the first refused one on; and of all recent
+ones, where the limits are known and kept."""
+SLOWER: Final = 0.95
+BY_CHANCE_OF: Final = 3
+BY_CHANCE_SHARE: Final = 0.4
+BY_CHANCE_RATE: Final = 0.6
+"""A service refuses by chance if so many events come although requests go more and more slowly, by now at less than
+this share of the rate at the first, and less than this share of them is refused."""
+LEAST_WINDOW_S: Final = 1.0
+LEAST_EMPTIED_S: Final = 0.1
+WINDOW_S: Final = 10.0
+"""Seconds over which the accepted requests are counted."""
+_MARK_EVERY_S: Final = 0.05
+_MOST_REFUSED: Final = 10_000
+
+
+class Sign(Enum):
+    """What an event shows."""
+
+    STRAY = "stray"
+    LIMIT = "limit"
+    NOTHING_ACCEPTED = "nothing accepted"
+
+
+class Judgement(NamedTuple):
+    """What the refusals show so far.
+
+    Attributes:
+        sign: What they mean.
+        accepted: Requests per second that were accepted lately.
+        again: Whether the same event was judged before.
+        since_last_s: Seconds from the event before this one to this one; infinite without any.
+    """
+
+    sign: Sign
+    accepted: float
+    again: bool
+    since_last_s: float
+
+
+class SilentRefusals:
+    """The requests that were sent lately, and those that were refused. Requests are numbered as they are sent, from 1.
+
+    Attributes:
+        marks: When how many had been sent: times and numbers.
+        best: Requests per second that were accepted before more and more refusals came.
+        by_chance: Whether the service seems to refuse by chance, whatever is sent.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_began_at",
+        "_emptied_at",
+        "_events_needed",
+        "_finding",
+        "_first",
+        "_last",
+        "_length_s",
+        "_previous_at",
+        "_refused",
+        "_row",
+        "_since",
+        "best",
+        "by_chance",
+        "marks",
+    )
+
+    def __init__(self) -> None:
+        self.marks: deque[tuple[float, int]] = deque(maxlen=int(WINDOW_S / _MARK_EVERY_S))
+        self.by_chance = False
+        self.best = 0.0
+        self._refused: deque[int] = deque(maxlen=_MOST_REFUSED)
+        self._began_at = self._previous_at = -math.inf  # the event, and the one before
+        self._emptied_at = -math.inf
+        self._finding = False
+        self._events_needed = BY_CHANCE_OF
+        self._accepted = 0.0  # per second, in the event
+        self._row = (0, 0)  # requests sent more slowly since then, and events
+        self._first = self._last = 0  # the first request refused in the event, and the last one that was sent before
+        self._since = 1  # the first request of those that are counted
+        self._length_s = 0.0  # seconds in which they were sent
+
+    def __repr__(self) -> str:
+        return f"<SilentRefusals: {len(self._refused)} lately>"
+
+    def record_sent(self, number: int, now: float) -> None:
+        """Records that a request goes."""
+        if not self.marks or now - self.marks[-1][0] >= _MARK_EVERY_S:
+            self.marks.append((now, number))
+
+    def judge(self, number: int, sent_at: float, sent: int, now: float, *, known: bool, finding: bool) -> Judgement:
+        """Records a refusal, and judges the event that it belongs to.
+
+        Args:
+            number: The request's number.
+            sent_at: When it was sent.
+            sent: How many were sent so far.
+            now: The time.
+            known: Whether the service has reported its limits, and they were kept.
+            finding: Whether a rate has been found already; then every refusal shows where the limit is.
+        """
+        again = number <= self._last
+        if again:
+            self._first = min(self._first, number)
+        else:
+            self._begin(number, sent_at, sent, now, finding=finding)
+        self._refused.append(number)
+        all_sent = self._last - self._since + 1
+        refused = self._count(self._since)
+        accepted = all_sent - refused
+        self._accepted = (accepted + 0.5) / self._length_s
+        if self._is_stray(all_sent, refused, known=known):
+            sign = Sign.STRAY
+        else:
+            sign = Sign.LIMIT if accepted > 0 else Sign.NOTHING_ACCEPTED
+            if self.by_chance:
+                self.by_chance = False
+                self._events_needed *= 2  # it was a limit after all
+        return Judgement(sign, self._accepted, again, self._began_at - self._previous_at)
+
+    def _is_stray(self, sent: int, refused: int, *, known: bool) -> bool:
+        if known or self.by_chance:
+            return refused < STRAY_SHARE_KNOWN * max(sent, KNOWN_OF)
+        if self._finding:
+            return False
+        sent_since = self._last - self._first + 1
+        return sent_since >= STRAY_OF and self._count(self._first) < STRAY_SHARE * sent_since
+
+    def _count(self, first: int) -> int:
+        return sum(first <= each <= self._last for each in self._refused)
+
+    def _begin(self, number: int, sent_at: float, sent: int, now: float, *, finding: bool) -> None:
+        self._previous_at, self._began_at = self._began_at, now
+        while self.marks and self.marks[0][0] < now - WINDOW_S:
+            self.marks.popleft()
+        at, since = self.marks[0] if self.marks else (sent_at, number)
+        # At first the service has saved capacity, which is used up at once and shows nothing of the rate.
+        least_s = LEAST_WINDOW_S if at != self._emptied_at else LEAST_EMPTIED_S
+        self._note_best()
+        self._since, self._length_s = min(since, number), max(least_s, sent_at - at)
+        self._first, self._last, self._finding = number, sent, finding
+        if finding:
+            self._follow(sent - self._since + 1)
+
+    def _note_best(self) -> None:
+        """Compares the event that is over with those before it."""
+        if not self._finding or self._accepted > SLOWER * self.best:
+            self.best, self._row = self._accepted, (0, 0)
+
+    def _follow(self, sent: int) -> None:
+        """Finds out whether the service refuses by chance: however slowly requests go, some of them are refused."""
+        rate = sent / self._length_s
+        sent, events = self._row = (self._row[0] + sent, self._row[1] + 1)
+        if events >= self._events_needed and events < BY_CHANCE_SHARE * sent and rate < BY_CHANCE_RATE * self.best:
+            self.by_chance, self._row = True, (0, 0)
+            self._since, self._first = self._last, self._last  # what went slowly before shows nothing of what comes now
+            self.marks.clear()
+
+    def resume(self, sent: int, now: float) -> None:
+        """Counts anew: the service's capacity is used up, so what it accepts from here on shows its rate.
+
+        Args:
+            sent: How many were sent so far.
+            now: The time at which the service refused.
+        """
+        self._emptied_at = now
+        self.marks.clear()
+        self.marks.append((now, sent + 1))
