@@ -50,11 +50,9 @@ def limit_s(setting: Setting, calls: int, speed: float, *, scaled: bool = True) 
 
 def speed_of(way: Way, setting: Setting, speed: float) -> float:
     """By how much the clocks of a run are accelerated, if the command was given `speed`."""
-    if not way.scaled:
-        return 1.0
-    if setting.name == DOWN:
+    if setting.name == DOWN and way.scaled:
         return SPEED_DOWN
-    return speed if setting.speed is None else min(speed, setting.speed)
+    return min(each for each in (speed, way.speed, setting.speed) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ def test_a_run_may_take_longer_than_the_ideal_and_an_unscaled_one_less() -> None
 def test_the_clocks_are_accelerated_as_far_as_the_client_and_the_account_allow() -> None:
     assert speed_of(OURS, SETTINGS[FIXED], 10) == 10
     assert speed_of(OPENAI, SETTINGS[FIXED], 10) == 1
+    assert speed_of(WAYS["ours, run_batch"], SETTINGS[FIXED], 10) == 4
     assert speed_of(OURS, SETTINGS["fixed, 20 ms"], 10) == 2
     assert speed_of(OURS, SETTINGS["fixed, 20 ms"], 1) == 1
     assert speed_of(OURS, SETTINGS[DOWN], 10) == 100
