@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -206,11 +206,16 @@ def percent(share: float) -> str:
     return f"{share:.2f} %" if share >= 0.01 or not share else "< 0.01 %"
 
 
-def table(series: Iterable[Series]) -> Table:
-    """A row per series under a working account: medians, and the worst run's."""
-    rows: Table = [
-        ("{}", "seeds", "throughput", "worst", "429s", "worst", "requests", "failed", "not done", "took", "clock")
-    ]
+def table(series: Iterable[Series], heading: str, name: Callable[[Series], str]) -> Table:
+    """A row per series under a working account: medians, and the worst run's.
+
+    Args:
+        series: What to show.
+        heading: Of the names.
+        name: Names a series.
+    """
+    heads = ("seeds", "throughput", "worst", "429s", "worst", "requests", "failed", "not done", "took", "clock")
+    rows: Table = [(heading, *heads)]
     for one in series:
         shares, refused = one.samples("throughput"), one.samples("refused")
         row = (
@@ -224,13 +229,13 @@ def table(series: Iterable[Series]) -> Table:
             f"{one.median('elapsed_s'):.1f} s",
             f"x {one.runs[0].speed:g}",
         )
-        rows.append((one.way.name, f"{len(one.runs)}", *row))
+        rows.append((name(one), f"{len(one.runs)}", *row))
     return rows
 
 
 def table_down(series: Iterable[Series]) -> Table:
     """A row per series while everything fails; the first seed's."""
-    rows: Table = [("{}", "calls", "ended", "requests", "requests/call", "took", "clock")]
+    rows: Table = [(SETTINGS[DOWN].title, "calls", "ended", "requests", "requests/call", "took", "clock")]
     for one in series:
         run = one.runs[0]
         ended = sum(run.outcomes.values())
@@ -241,10 +246,15 @@ def table_down(series: Iterable[Series]) -> Table:
 
 
 def tables(series: Sequence[Series]) -> str:
-    """A table for each setting."""
+    """A table for each part: of the ways if it has one setting, else of the settings, which only one way has."""
     texts = []
-    for setting in SETTINGS.values():
-        if found := [one for one in series if one.setting is setting]:
-            (first, *heads), *rows = table_down(found) if setting.name == DOWN else table(found)
-            texts.append(aligned([(first.format(setting.title), *heads), *rows]))
+    for part in dict.fromkeys(one.setting.part for one in series):
+        found = [one for one in series if one.setting.part == part]
+        if part == DOWN:
+            rows = table_down(found)
+        elif len({setting.name for setting in SETTINGS.values() if setting.part == part}) == 1:
+            rows = table(found, found[0].setting.title, lambda one: one.way.name)
+        else:
+            rows = table(found, found[0].way.name, lambda one: one.setting.title)
+        texts.append(aligned(rows))
     return "\n\n".join(texts)

@@ -36,7 +36,13 @@ def test_the_table_of_limits_tells_what_was_refused_what_failed_and_what_was_nev
     verdicts = [(0.1 * number, 429 if number < 2 else 200) for number in range(30_000)]
     run = under(FIXED, verdicts, outcomes={"ok": 29_990, "RateLimitError": 3}, finished=False, limit_s=9_000.0)
     (series,) = results.series_of([run])
-    assert results.table([series])[1][4:9] == ("< 0.01 %", "< 0.01 %", "30,000", "3", "7")
+    assert results.table([series], "account", lambda one: one.way.name)[1][4:9] == (
+        "< 0.01 %",
+        "< 0.01 %",
+        "30,000",
+        "3",
+        "7",
+    )
     states = {figure.what: figure.state for figure in series.figures()}
     assert states == {"throughput": "missed", "429s": "go", "failed": "missed"}
     down = under(DOWN, [(0.1 * number, 503) for number in range(12)], calls=10, outcomes={"OverloadedError": 10})
@@ -75,6 +81,16 @@ def test_stray_429s_are_compared_with_the_same_calls_without() -> None:
         "against fresh": "reached",
         "failed": "reached",
     }
+
+
+def test_a_part_of_several_settings_has_one_table() -> None:
+    runs = [under(name, [(0.0, 200), (9.0, 200)]) for name in ("fresh", FIXED, "first", "silent, 1/s")]
+    tables = results.tables(results.series_of(runs)).split("\n\n")
+    assert [table.splitlines()[0].partition("  ")[0] for table in tables] == ["fixed account"] + ["ours, Limits()"] * 2
+    assert [line.partition("  ")[0] for line in tables[2].splitlines()[1:]] == [
+        SETTINGS["fresh"].title,
+        SETTINGS["first"].title,
+    ]
 
 
 def test_every_target_is_of_a_setting() -> None:
