@@ -108,7 +108,7 @@ async def rate_event_us(models: int, events: int) -> float:
         waiting += [asyncio.create_task(limiter.acquire(model, 100)) for _ in range(CALLS - 1)]
     await asyncio.sleep(0)
     try:
-        return await timed(events, limiter_round(limiter, FREE), clock=time.thread_time)
+        return await timed(events, limiter_round(limiter, FREE))
     finally:
         for task in waiting:
             task.cancel()
