@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from support.admission import ClockedAdmission
@@ -84,6 +86,17 @@ def test_alone_it_tries_again_after_short_pauses_and_gives_up_after_a_minute() -
     assert may_wait
     driver.to(driver.now + FIRST_PAUSE_S)
     assert reservation.granted
+
+
+def test_no_timer_while_the_callers_own_number_is_what_is_missing() -> None:
+    """Descriptors are back by then, but time alone lets nothing go."""
+    driver = ClockedAdmission(Limits(2))
+    calls = [driver.asked() for _ in range(2)]
+    exhaust(driver, calls[1])
+    driver.asked()
+    driver.to(10 * RISE_S)
+    assert (driver.state.in_flight, driver.state.queued) == (2, 1)
+    assert driver.admission.next_at == math.inf
 
 
 def test_two_shortages_that_lie_apart_are_two() -> None:

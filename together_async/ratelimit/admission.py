@@ -163,7 +163,8 @@ class Admission:
             skips_slow_start=skips_slow_start,
             epoch=self._epoch,
         )
-        if at_once and not self._busy and self._has_place(now):
+        is_alone = at_once and not self._busy and (self.places is None or self.in_flight < self.places)
+        if is_alone and (self._shortage is None or self._has_place(now)):
             if lane.try_grant(reservation, now):
                 self.in_flight += 1
                 return reservation
@@ -326,8 +327,10 @@ class Admission:
         if at_once:
             self.next_at = min(self.next_at, now)
         shortage = self._shortage
-        if shortage is not None and self._next_lane()[1] is not None and not self._has_place(now):
-            self.next_at = min(self.next_at, shortage.free_at(self.in_flight, now))
+        if shortage is not None and self._next_lane()[1] is not None:
+            free_at = shortage.free_at(self.in_flight, now)
+            if free_at > now:  # else a number of the caller's is missing, and only the end of a call helps
+                self.next_at = min(self.next_at, free_at)
 
     # ------------------------------------------------------------------------------------------------------- responses
 
@@ -348,7 +351,8 @@ class Admission:
         if limits is not None:
             lane.refill(now)
             lane.learn(reservation, now, limits)
-            self._refuse_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
+            if lane.paused_until > now and lane.queue.length:
+                self._refuse_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
         if good:
             lane.record_accepted()
             if self._shortage is not None:
@@ -453,7 +457,7 @@ class Admission:
 
     def settle(self, reservation: Reservation, tokens: float, now: float) -> None:
         """Replaces the expected tokens by those that were used. Only the first call counts."""
-        if reservation.settled or not self._under_way(reservation):
+        if reservation.settled or reservation.state != GRANTED or reservation.epoch != self._epoch:
             return
         reservation.settled = True
         lane = reservation.lane
@@ -470,10 +474,11 @@ class Admission:
 
     def release(self, reservation: Reservation, now: float) -> None:
         """Frees the place of a request that has ended. Only the first call counts."""
-        if not self._under_way(reservation):
+        if reservation.state != GRANTED or reservation.epoch != self._epoch:
             return
         lane = reservation.lane
-        lane.record_answered(reservation)
+        if not reservation.answered:
+            lane.record_answered(reservation)
         reservation.state = ENDED
         lane.used_at = now
         lane.in_flight -= 1
@@ -493,6 +498,8 @@ class Admission:
 
     def state(self, now: float, wall: datetime) -> LimitsState:
         """Returns the values to show; `wall` is the time of day at `now`."""
+        if self._shortage is not None and self._shortage.is_over(now):
+            self._shortage = None
         for lane in self._lanes.values():
             used_at = lane.used_at
             lane.refill(now)

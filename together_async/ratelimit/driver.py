@@ -20,7 +20,7 @@ from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.limits import Limits, Priority
-from together_async.ratelimit.queue import Reservation
+from together_async.ratelimit.queue import GRANTED, Reservation
 from together_async.tasks import wake
 from together_async.timeouts import Due
 
@@ -95,17 +95,21 @@ class Driver:
             PaymentRequiredError: The account's spending limit is reached.
             APIConnectionError: The limiter is in use in another event loop.
         """
-        reservation = self.ask(
+        if asyncio.get_running_loop() is not self._loop:
+            self._enter_loop()
+        reservation = self.admission.ask(
             model,
             tokens,
+            self._clock(),
             priority=priority,
             number=number,
             max_pause_s=max_pause_s,
+            at_once=True,
             counts_as_queued=counts_as_queued,
             careful_start=careful_start,
             skips_slow_start=skips_slow_start,
         )
-        if not reservation.granted:
+        if reservation.state != GRANTED:
             await self.wait(reservation, is_new=number is None, deadline=deadline, on_waiting=on_waiting)
         return reservation
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from together_async.ratelimit.driver import Driver
-from together_async.ratelimit.limits import Limits, LimitsState, Priority, check_priority
+from together_async.ratelimit.limits import PRIORITIES, Limits, LimitsState, Priority, check_priority
 from together_async.ratelimit.queue import Reservation
 from together_async.timeouts import due
 from together_async.validation import NumberRange, described
@@ -19,6 +19,8 @@ _TOKENS: Final = NumberRange(whole=False, low=0, high=1e12)
 
 
 def _check(model: str, tokens: float, priority: str) -> None:
+    if type(model) is str and model and type(tokens) is int and 0 <= tokens <= _TOKENS.high and priority in PRIORITIES:
+        return  # nearly always; what follows costs more than half of an `asyncio.Semaphore`
     if not isinstance(model, str) or not model:
         raise ValueError(f"model: got {described(model)}, expected the model's name, a str that is not empty")
     _TOKENS.check("tokens", tokens)
@@ -118,7 +120,7 @@ class RateLimiter:
             A reservation, to be given back with `release`.
         """
         _check(model, tokens, priority)
-        deadline = due("queue", timeout, asyncio.get_running_loop().time())
+        deadline = None if timeout is None else due("queue", timeout, asyncio.get_running_loop().time())
         return await self.driver.acquire(model, tokens, priority=priority, deadline=deadline)
 
     def release(self, reservation: Reservation, tokens_used: float | None = None) -> None:

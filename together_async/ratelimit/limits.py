@@ -12,7 +12,8 @@ from together_async.validation import number
 
 Priority: TypeAlias = Literal["interactive", "batch"]
 """Which call is sent first: a person waits for an interactive one, a batch may take all night."""
-_PRIORITIES: Final = frozenset(get_args(Priority))
+PRIORITIES: Final = frozenset(get_args(Priority))
+"""All of them."""
 _MOST: Final = 1e12
 
 
@@ -22,8 +23,8 @@ def check_priority(priority: str) -> None:
     Raises:
         ValueError: It is neither "interactive" nor "batch".
     """
-    if priority not in _PRIORITIES:
-        raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(_PRIORITIES)))}")
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority: got {priority!r}, expected one of {', '.join(map(repr, sorted(PRIORITIES)))}")
 
 
 _per_minute: Final = number(
