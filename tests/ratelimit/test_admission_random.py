@@ -299,7 +299,7 @@ class Search(ClockedAdmission):
                 self.now = max(self.now, self.admission.next_at)
                 self.advance()
             jumps = jumps + 1 if len(self.waits) == before else 0
-            # A rate that rises by itself makes its bucket larger, so a request of more than that comes nearer by halves.
+            # A rate that rises by itself makes its bucket larger: a request of more than that comes nearer by halves.
             assert jumps < 40, "the time comes, and no call goes"
         self.now += 100_000
         state = self.state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 
 import pytest
 
@@ -16,7 +17,7 @@ from together_async import (
     PaymentRequiredError,
     RateLimiter,
 )
-from together_async.ratelimit.admission import STOP_S
+from together_async.ratelimit.admission import MAX_LANES, MOST_LOOKS, STOP_S
 from together_async.ratelimit.estimator import Size
 
 
@@ -332,5 +333,38 @@ def test_call_without_a_descriptor_waits_until_another_ends() -> None:
         assert waiters.order == []
         limiter.driver.release(held)
         limiter.driver.release(await waiters.tasks[0])
+
+    run_in_fake_time(main())
+
+
+def test_thousand_models_whose_pause_ends_at_once_leave_the_loop_its_turns() -> None:
+    """No callback lets more calls go than one `advance` may, the loop has a turn in between, and none is forgotten."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits())
+        driver = limiter.driver
+        for place in range(MAX_LANES - 1):
+            reservation = await driver.acquire(f"m{place}")
+            driver.record_rate_limit(reservation, UNLIMITED, wait_s=5, kind=None)
+            driver.release(reservation, 0)
+        went_at: list[int] = []
+        turn = 0
+
+        async def call(place: int) -> None:
+            reservation = await driver.acquire(f"m{place}")
+            went_at.append(turn)
+            driver.release(reservation, 0)
+
+        calls = [asyncio.create_task(call(place)) for place in range(MAX_LANES - 1)]
+        await asyncio.sleep(5 - 1e-3)
+        assert went_at == []
+        await asyncio.sleep(1e-3)
+        while len(went_at) < MAX_LANES - 1:
+            turn += 1
+            await asyncio.sleep(0)
+        assert max(Counter(went_at).values()) <= MOST_LOOKS
+        for task in calls:
+            await task
+        assert limiter.driver.timer is None
 
     run_in_fake_time(main())

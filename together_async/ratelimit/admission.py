@@ -47,6 +47,8 @@ MAX_LANES: Final = 1_000
 of which nothing is known, then those that are not paused; of equal ones those that were used longest ago."""
 FORGOTTEN_AT_ONCE: Final = MAX_LANES // 8
 """How many are forgotten at once, so that a new name does not cost a search each time."""
+PAUSED_AT_ONCE: Final = MAX_LANES // 100
+"""How many of these may be paused."""
 MOST_LOOKS: Final = 200
 """Lanes that one `advance` looks at, and so the calls that it lets go: some milliseconds. If others may go too,
 `next_at` is that very moment, and the event loop has its turn in between."""
@@ -104,8 +106,9 @@ class Admission:
     def _forget_idle(self, now: float) -> None:
         idle = [lane for lane in self._lanes.values() if not lane.in_flight and not lane.queue.length]
         idle.sort(key=lambda lane: (lane.paused_until > now, _has_learned(lane), lane.used_at))
-        surplus = len(self._lanes) - MAX_LANES + FORGOTTEN_AT_ONCE
-        for lane in idle[:surplus]:
+        surplus = len(self._lanes) - MAX_LANES
+        paused = sum(lane.paused_until > now for lane in idle)
+        for lane in idle[: max(surplus + PAUSED_AT_ONCE, min(surplus + FORGOTTEN_AT_ONCE, len(idle) - paused))]:
             del self._lanes[lane.model]
         self._sweep_at = max(MAX_LANES, len(self._lanes) + FORGOTTEN_AT_ONCE)
 
@@ -465,7 +468,8 @@ class Admission:
             return  # the level that a refusal reported has it in it
         bucket = lane.tokens
         if bucket.rate < math.inf:
-            lane.refill(now)
+            lane.used_at = now
+            bucket.refill(now)
             tokens = bucket.cost(tokens)
         bucket.settle(reservation.costs[1], tokens, last=reservation is lane.last_granted)
         if lane.queue.length:
