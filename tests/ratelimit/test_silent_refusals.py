@@ -17,7 +17,8 @@ class Sent:
     def send(self, count: int, start: float = 0.0, gap: float = 0.0) -> None:
         for number in range(count):
             self.times.append(start + number * gap)
-            self.refusals.record_sent(len(self.times), self.times[-1])
+            if self.times[-1] >= self.refusals.next_mark_at:
+                self.refusals.mark(len(self.times), self.times[-1])
 
     def refuse(self, number: int, now: float, *, known: bool = False, finding: bool = False) -> Judgement:
         return self.refusals.judge(number, self.times[number - 1], len(self.times), now, known=known, finding=finding)

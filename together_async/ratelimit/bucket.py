@@ -43,6 +43,7 @@ OBSERVED_S: Final = 10.0
 PAUSE_S: Final = 60.0
 """Seconds without traffic after which a learned rate is approached from its half again: it may have changed."""
 _EPSILON: Final = 1e-9
+_INF: Final = math.inf
 
 
 class Bucket:
@@ -90,12 +91,12 @@ class Bucket:
         self.control = RateControl(kind, configured)
         self.booked = 0.0
         self.typical = self._least  # amount of a request
-        self._ceiling = math.inf  # of the level, had the bucket been full when the last request went
+        self._ceiling = _INF  # of the level, had the bucket been full when the last request went
         self._pending = 0.0  # booked, and not sent yet
         self._at = self._booked_at = now  # of the last refill, and of the last booking
         self._held_s = HELD_S
-        self._quota = math.inf  # no more may ever have been booked, before the window ends
-        self.quota_until = -math.inf
+        self._quota = _INF  # no more may ever have been booked, before the window ends
+        self.quota_until = -_INF
         self._marks = ((now, 0.0), (now, 0.0))  # when how much was booked: ten seconds or so ago, and before
         self._set_rate()
         self.level = self.size
@@ -106,7 +107,7 @@ class Bucket:
     @property
     def per_minute(self) -> float | None:
         """The rate that is kept now, per minute; None without a limit."""
-        return self.rate * 60 if self.rate < math.inf else None
+        return self.rate * 60 if self.rate < _INF else None
 
     # ------------------------------------------------------------------------------------------------------------ rate
 
@@ -116,7 +117,7 @@ class Bucket:
 
     def _set_size(self) -> None:
         self.size = self._least
-        if self.rate < math.inf:
+        if self.rate < _INF:
             # Where the service holds no more than a request, nothing is added.
             share = SHARE[self._kind] if self._held_s <= HELD_S else SHARE_OF_WINDOW
             spare = max(0.0, self.rate * self._held_s - self.typical) * share
@@ -129,7 +130,7 @@ class Bucket:
             return
         self._at = now
         rate = self.rate
-        if rate == math.inf:
+        if rate == _INF:
             return
         added = rate * elapsed
         level = self.level + added
@@ -139,7 +140,7 @@ class Bucket:
             self._set_rate()
         # After the rate, and with it the size, has risen: else the level would never be the size.
         full = self._full_level() if self._pending else self.size
-        self.level = min(full, level)
+        self.level = full if level > full else level
         self._ceiling += added
 
     # ---------------------------------------------------------------------------------------------------------- amounts
@@ -157,10 +158,12 @@ class Bucket:
     def cost(self, amount: float) -> float:
         """Returns the capacity to book for an amount; see `GUARD_S`."""
         rate = self.rate
-        if rate == math.inf or not amount or self.control.found.rate is not None:
+        if rate == _INF or not amount or self.control.found.rate is not None:
             return amount  # a rate that was found shows nothing of how much the service holds
-        largest = max(self.typical, amount)  # the next may be larger than this one
-        spare_s = self._held_s - largest / rate
+        typical = self.typical
+        spare_s = (
+            self._held_s - (amount if amount > typical else typical) / rate
+        )  # the next may be larger than this one
         return amount if spare_s >= GUARD_S else amount + rate * (GUARD_S - max(0.0, spare_s))
 
     def book(self, amount: float, now: float) -> None:
@@ -175,7 +178,7 @@ class Bucket:
             self._set_size()
         self.booked += amount
         self._pending += amount
-        if self.rate < math.inf:
+        if self.rate < _INF:
             self.level -= amount
 
     def record_sent(self) -> None:
@@ -195,11 +198,17 @@ class Bucket:
         self.booked += amount
         self._ceiling = self.size - amount
 
+    def take(self, amount: float, now: float) -> None:
+        """Records a request that is sent at once, since there is enough for it: `book` and `record_sent` in one."""
+        self.book(amount, now)
+        self._ceiling = self.size - amount
+        self._pending = 0.0
+
     def unbook(self, amount: float) -> None:
         """Undoes `book`, for a request that was not sent."""
         self._pending -= amount
         self.booked -= amount
-        if self.rate < math.inf:
+        if self.rate < _INF:
             self.level = min(self._full_level(), self.level + amount)
 
     def settle(self, booked: float, used: float, *, last: bool) -> None:
@@ -212,7 +221,7 @@ class Bucket:
         """
         # The service never counted the difference, so it is not among what was booked since some response either.
         self.booked -= booked - used
-        if self.rate < math.inf:
+        if self.rate < _INF:
             self.level = min(self._full_level(), self.level + booked - used)
             if last:
                 self._ceiling += booked - used
@@ -240,15 +249,18 @@ class Bucket:
             elapsed_s: Seconds since it was sent. The service counted at some moment within them, so at most their whole
                 refill has come since.
         """
-        unknown, remaining = self.rate == math.inf, reported.remaining
-        if reported.limit is not None:
-            self._adopt(reported.limit, reported.window_s)
-        if self.rate == math.inf:
+        unknown, remaining = self.rate == _INF, reported.remaining
+        limit = reported.limit
+        if limit is not None and (limit != self.control.reported or reported.window_s != self._held_s):
+            self._adopt(limit, reported.window_s)
+        if self.rate == _INF:
             return
         if unknown:
             elapsed_s = 0.0  # the first request had a connection to open, and arrived later than the next one will
             self.level = self._full_level() if remaining is not None else self.size - since
         if remaining is not None:
+            if remaining > self.level + since + self.typical + GUARD_S * self.rate:
+                return  # that would not lower the level
             level = (
                 self._level_for(remaining, reported.reset_s, amount)
                 + self.rate * elapsed_s
@@ -281,7 +293,7 @@ class Bucket:
         """
         if reported.limit is not None:
             self._adopt(reported.limit, reported.window_s)
-        if self.rate < math.inf:
+        if self.rate < _INF:
             level = self._level_for(reported.remaining or 0.0, reported.reset_s, amount)
             self.level = min(self.size, level) - self._pending
 

@@ -18,6 +18,7 @@ Nothing is believed that has no sense: `header_values.seconds_to_wait` says whic
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,8 @@ _BARE: Final = frozenset({*_REQUESTS[:3], *_TOKENS[:2]})
 _UNTIL_FULL: Final = frozenset({"x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"})
 _ANTHROPIC: Final = frozenset(f"anthropic-ratelimit-{what}-limit" for what in ("requests", "tokens", "input-tokens"))
 _DRAFTS: Final = frozenset({"ratelimit", "ratelimit-policy", "ratelimit-remaining"})
-_ANY: Final = _BARE | _UNTIL_FULL | _ANTHROPIC | _DRAFTS
+_OTHERS: Final = _UNTIL_FULL | _ANTHROPIC | _DRAFTS
+_ANY: Final = _BARE | _OTHERS
 """A response without any of these headers reports nothing, which is the usual case."""
 _TOKENS_IN_WORDS: Final = re.compile(
     r"\b(?:tokens?(?: usage)? per[ -](?:second|min|minute|hour|day)|token rate limit|number of request tokens"
@@ -92,6 +94,7 @@ class AccountLimits(NamedTuple):
 
 
 NOTHING: Final = ReportedLimit()
+UNKNOWN: Final = AccountLimits()
 
 
 def read_limits(headers: Mapping[str, str], now: Clock = time.time) -> AccountLimits | None:
@@ -101,21 +104,25 @@ def read_limits(headers: Mapping[str, str], now: Clock = time.time) -> AccountLi
         headers: The headers; they are looked up by lower-case names.
         now: Returns the wall clock, in seconds since the epoch; asked only for a date.
     """
-    names = headers.keys()
+    names, get = headers.keys(), headers.get
     if names.isdisjoint(_ANY):
         return None
-    get = headers.get
     reports: list[AccountLimits] = []
     if not names.isdisjoint(_BARE):
         reports.append(_bare(get, now))
+    if names.isdisjoint(_OTHERS):
+        return _known(reports[0])
     if not names.isdisjoint(_UNTIL_FULL):
         reports.append(AccountLimits(_until_full(get, "requests", now), _until_full(get, "tokens", now)))
     if not names.isdisjoint(_ANTHROPIC):
         reports.append(AccountLimits(_per_minute(get, "requests", now), _tokens_per_minute(get, now)))
     if not names.isdisjoint(_DRAFTS):
         reports += _drafts(get, now)
-    limits = reports[0] if len(reports) == 1 else _tightest(reports)
-    return None if limits == (NOTHING, NOTHING) else limits
+    return _known(reports[0] if len(reports) == 1 else _tightest(reports))
+
+
+def _known(limits: AccountLimits) -> AccountLimits | None:
+    return None if limits == UNKNOWN else limits
 
 
 def _tightest(reports: list[AccountLimits]) -> AccountLimits:
@@ -251,7 +258,7 @@ def _service_limit(policy: ListItem | None, service: ListItem, now: Clock) -> Ac
     unit = theirs.get("qu", "requests").lower()
     if unit in ("tokens", "token"):
         return AccountLimits(tokens=reported)
-    return AccountLimits(reported) if unit in ("requests", "request") else AccountLimits()
+    return AccountLimits(reported) if unit in ("requests", "request") else UNKNOWN
 
 
 def _window_of(items: list[ListItem], quota: float | None) -> float | None:
@@ -279,9 +286,10 @@ def _pair(remaining: float | None, reset_s: float) -> ReportedLimit:
 
 
 def _reset(text: str, now: Clock) -> float:
-    return seconds_to_wait(text, now) or 0.0 if text else 0.0
+    return 0.0 if not text or text == "0" else seconds_to_wait(text, now) or 0.0
 
 
+@functools.lru_cache(maxsize=1_024)  # most responses report what the last one did
 def _amount(value: str | None) -> float | None:
     if value is None:
         return None

@@ -231,26 +231,40 @@ class Lane:
     # Quick path of Lane.grant, with enqueue_first and wait_s before it;
     # tests/ratelimit/test_lane_at_once.py::test_asking_at_once_keeps_the_same_numbers holds the two together.
     def try_grant(self, reservation: Reservation, now: float) -> bool:
-        """Grants a turn if no call waits, no rate is known and there is a place; else changes nothing: False."""
+        """Grants a turn if no call waits, and capacity and places are there for sure; else changes nothing: False."""
         requests, tokens, start = self.requests, self.tokens, self.start
+        limited = requests.rate < math.inf or tokens.rate < math.inf
         if (
-            requests.rate < math.inf
-            or tokens.rate < math.inf
-            or self.window is not None
+            self.window is not None
             or self.paused_until > now
             or requests.quota_until > now
             or tokens.quota_until > now
             or (self.places is not None and self.in_flight >= self.places)
             or self._backoff.probing
-            or (not start.limits_known and start.wait_s(self.unanswered, now, careful=reservation.careful_start) > 0)
+            or (
+                not (limited or start.limits_known)
+                and (self.unanswered >= start.window or reservation.careful_start)
+                and start.wait_s(self.unanswered, now, careful=reservation.careful_start) > 0
+            )
         ):
             return False
         if reservation.size is not None:
             reservation.tokens = self.estimator.total(reservation.size)
-        reservation.costs = (1.0, reservation.tokens)
-        requests.record_unlimited(1.0, now)
-        tokens.record_unlimited(reservation.tokens, now)
-        self.used_at = now
+        if limited:
+            self.refill(now)
+            costs = requests.cost(1.0), tokens.cost(reservation.tokens)
+            if (costs[0] > requests.level and requests.rate < math.inf) or (
+                costs[1] > tokens.level and tokens.rate < math.inf
+            ):
+                return False
+            requests.take(costs[0], now)
+            tokens.take(costs[1], now)
+        else:
+            costs = (1.0, reservation.tokens)
+            requests.record_unlimited(1.0, now)
+            tokens.record_unlimited(reservation.tokens, now)
+            self.used_at = now
+        reservation.costs = costs
         self._record_grant(reservation, now)
         return True
 
@@ -267,7 +281,8 @@ class Lane:
         self.unanswered += 1
         self.sent += 1
         reservation.place = self.sent
-        self._refusals.record_sent(self.sent, now)
+        if now >= self._refusals.next_mark_at:
+            self._refusals.mark(self.sent, now)
         reservation.state = GRANTED
         reservation.granted_at = now
         reservation.booked_totals = (self.requests.booked, self.tokens.booked)
@@ -379,7 +394,8 @@ class Lane:
         elif judgement.sign is not Sign.NOTHING_ACCEPTED:
             return self._find(bucket, judgement, now)
         else:
-            bucket.search(undo=judgement.again)
+            if judgement.again:
+                bucket.search(undo=True)
             self._backoff.probe()
         return self._backoff.pause_s(
             jitter, nothing_accepted=judgement.sign is Sign.NOTHING_ACCEPTED, again=judgement.again
@@ -402,7 +418,7 @@ class Lane:
 
     def record_accepted(self) -> None:
         """Records a good response."""
-        self.start.answers += 1
+        self.start.window += 1
         self.refusing_since = None
         self._backoff.end()
 

@@ -71,6 +71,7 @@ class SilentRefusals:
     Attributes:
         marks: When how many had been sent: times and numbers.
         best: Requests per second that were accepted before more and more refusals came.
+        next_mark_at: When the next mark is due.
         by_chance: Whether the service seems to refuse by chance, whatever is sent.
     """
 
@@ -90,10 +91,12 @@ class SilentRefusals:
         "best",
         "by_chance",
         "marks",
+        "next_mark_at",
     )
 
     def __init__(self) -> None:
         self.marks: deque[tuple[float, int]] = deque(maxlen=int(WINDOW_S / _MARK_EVERY_S))
+        self.next_mark_at = -math.inf
         self.by_chance = False
         self.best = 0.0
         self._refused: deque[int] = deque(maxlen=_MOST_REFUSED)
@@ -110,10 +113,10 @@ class SilentRefusals:
     def __repr__(self) -> str:
         return f"<SilentRefusals: {len(self._refused)} lately>"
 
-    def record_sent(self, number: int, now: float) -> None:
-        """Records that a request goes."""
-        if not self.marks or now - self.marks[-1][0] >= _MARK_EVERY_S:
-            self.marks.append((now, number))
+    def mark(self, number: int, now: float) -> None:
+        """Records that a request goes. Call it when `next_mark_at` has come."""
+        self.marks.append((now, number))
+        self.next_mark_at = now + _MARK_EVERY_S
 
     def judge(self, number: int, sent_at: float, sent: int, now: float, *, known: bool, finding: bool) -> Judgement:
         """Records a refusal, and judges the event that it belongs to.

@@ -44,45 +44,47 @@ class Start:
 
     Attributes:
         limits_known: Whether a response has reported them, or refusals have shown them; then there is no start.
-        answers: Good answers so far.
+        window: How many requests may be without an answer before the next one needs a gap.
     """
 
     __slots__ = (
         "_allowed",
         "_at",
-        "_careful_at",
-        "_careful_gap_s",
         "_connected",
         "_dialling",
         "_dialling_since",
         "_growth_s",
         "_sent",
         "_sent_at",
-        "answers",
+        "_total",
         "limits_known",
+        "window",
     )
 
     def __init__(self) -> None:
         self.limits_known = False
-        self.answers = 0
-        self._sent = 0  # in this burst
+        self.window = AT_ONCE
+        self._total = 0  # requests sent so far
+        self._sent = 0  # of these, in this burst
         self._sent_at = -math.inf
         self._allowed = 0.0  # requests that may go beyond those that need no gap
-        self._at = -math.inf  # when that was brought up to date
+        self._at = -math.inf  # since when they grow in number; or since the last one was sent
         self._growth_s = GROWTH_S
         self._dialling = 0  # connections that are being opened
         self._dialling_since = -math.inf
         self._connected = False  # whether a request of this burst is on its way
-        self._careful_at, self._careful_gap_s = -math.inf, CAREFUL_GAP_S
 
     def __repr__(self) -> str:
-        return f"<Start, {self._sent} sent, {self.answers} answers>"
+        return f"<Start, {self._sent} sent, {self.window - AT_ONCE} answers>"
 
     def wait_s(self, unanswered: int, now: float, *, careful: bool) -> float:
         """Returns the seconds until one more request may go, next to those without an answer; 0 when that is now."""
         if careful:
-            return max(0.0, self._careful_at - now) if unanswered > self.answers else 0.0
-        if unanswered < AT_ONCE + self.answers or self._allowed >= 1.0:
+            if unanswered <= self.window - AT_ONCE:
+                return 0.0
+            gap_s = CAREFUL_GAP_S / 2.0 ** min(self._total - 1, 10)
+            return max(0.0, self._sent_at + max(gap_s, LEAST_CAREFUL_GAP_S) - now)
+        if unanswered < self.window or self._allowed >= 1.0:
             return 0.0
         # Even if that time has passed: `tick` has to let it go.
         return max(self._due() - now, _SOON_S)
@@ -90,7 +92,7 @@ class Start:
     def _due(self) -> float:
         if self._dialling and not self._connected:
             return self._dialling_since + DIAL_S
-        return self._at + self._growth_s * math.log1p((1.0 - self._allowed) / max(1, self._sent))
+        return max(self._at, self._sent_at) + self._growth_s * math.log1p((1.0 - self._allowed) / max(1, self._sent))
 
     def tick(self, now: float) -> None:
         """Lets requests go for whom the time has come. Call it from the timer."""
@@ -98,7 +100,7 @@ class Start:
         if due <= now:
             if self._dialling and not self._connected:
                 self._connected, self._at = True, now  # this connection may never be opened; others go on
-            elapsed_s = min(now, due + LATE_S) - self._at
+            elapsed_s = min(now, due + LATE_S) - max(self._at, self._sent_at)
             grown = max(1, self._sent) * math.expm1(max(0.0, elapsed_s) / self._growth_s)
             self._allowed = max(self._allowed + grown, 1.0)
             self._at = now
@@ -107,14 +109,11 @@ class Start:
         """Records that a request goes, next to those without an answer."""
         if now - self._sent_at > BURST_S:
             self._sent, self._allowed, self._connected = 0, 0.0, False
-        if unanswered >= AT_ONCE + self.answers and self._allowed >= 1.0:
-            self._allowed -= 1.0
-        else:
-            self._allowed, self._at = 0.0, now
+        if self._allowed:
+            self._allowed = max(0.0, self._allowed - 1.0) if unanswered >= self.window else 0.0
         self._sent += 1
+        self._total += 1
         self._sent_at = now
-        self._careful_at = now + self._careful_gap_s
-        self._careful_gap_s = max(LEAST_CAREFUL_GAP_S, self._careful_gap_s / 2)
 
     def record_dialling(self, now: float) -> None:
         """Records that a connection begins to be opened for a request that was granted its turn."""
