@@ -309,10 +309,9 @@ class Bucket:
         self._set_rate()
         self.level = min(self.level, 0.0, self._full_level())
 
-    def search(self, *, undo: bool) -> None:
-        """Goes on from the rate before the last refusals (`undo`), or from this one, doubling it."""
-        if undo:
-            self.control.found.undo()
+    def undo_find(self) -> None:
+        """Goes on from the rate before the last refusals, and doubles it: they show no limit after all."""
+        self.control.found.undo()
         self.control.found.search()
         self._set_rate()
 

@@ -395,7 +395,7 @@ class Lane:
             return self._find(bucket, judgement, now)
         else:
             if judgement.again:
-                bucket.search(undo=True)
+                bucket.undo_find()
             self._backoff.probe()
         return self._backoff.pause_s(
             jitter, nothing_accepted=judgement.sign is Sign.NOTHING_ACCEPTED, again=judgement.again
@@ -413,7 +413,7 @@ class Lane:
             bucket.search_from(self._refusals.best)
             return LEAST_S
         if judgement.again:
-            bucket.search(undo=True)
+            bucket.undo_find()
         return self._backoff.stray_s()
 
     def record_accepted(self) -> None:
