@@ -84,6 +84,23 @@ def test_a_booked_batch_call_goes_in_the_name_of_the_interactive_ones_behind_it(
     assert person.granted
 
 
+def test_a_booked_call_stays_booked_while_it_cannot_go() -> None:
+    """Though it is the other priority's turn for a place: else each look would book anew, and buckets count that."""
+    driver = ClockedAdmission(Limits(requests_per_minute=60, concurrency=5))
+    driver.asked()
+    interactive, _ = driver.asked(40), driver.asked(40, priority="batch")
+    lane = driver.admission.lane("m", driver.now)
+    assert lane.queue.first is interactive
+    driver.admission._interactive_turns = BATCH_TURN_EVERY - 1
+    booked = lane.requests.booked
+    typical = lane.tokens.typical
+    for _ in range(10):
+        driver.admission.touch(lane)
+        driver.advance()
+    assert lane.queue.first is interactive
+    assert (lane.requests.booked, lane.tokens.typical) == (booked, typical)
+
+
 def test_models_of_equal_priority_go_by_age() -> None:
     driver = ClockedAdmission(Limits(concurrency=1))
     driver.asked(model="a")

@@ -9,9 +9,9 @@ Whose turn it is. The calls of one model share its rates, the calls of all model
 1. A free place goes to an interactive call that could go, of whatever model, the oldest first; but while calls of both
    priorities compete, every `BATCH_TURN_EVERY`-th place goes to the oldest batch call.
 2. A lane that has to wait for its own limits has its next call booked, by turns of its own that follow the same rule
-   (`Queue`): else the batch of a slow model would never go, while others take the batch's places. If that is a batch
-   call, it competes for a place in the name of the interactive ones behind it: they would have to wait for the batches
-   of all models otherwise.
+   (`Queue`), and competes with that call alone: else the batch of a slow model would never go, while others take the
+   batch's places. If it is a batch call, it competes for a place in the name of the interactive ones behind it: they
+   would have to wait for the batches of all models otherwise.
 
 Without a number of places nobody competes, and each lane goes by its own turns.
 
@@ -294,12 +294,11 @@ class Admission:
         lane.refill(now)
         shared = self.places is not None or self._shortage is not None
         queue = lane.queue
-        # Rule 2: a booked batch call goes in the name of the interactive ones behind it.
-        keeps = not shared or (queue.first is not None and priority == "interactive")
-        reservation = lane.book_next(now, None if keeps else priority)
+        # What is booked stays so while it cannot go: a bucket counts each booking.
+        reservation = queue.first or lane.book_next(now, priority if shared else None)
         assert reservation is not None  # noqa: S101 - calls wait in a lane of the schedule
         wait_s = lane.wait_s(reservation, now)
-        if wait_s > 0 and shared:
+        if shared and wait_s > 0:
             own = queue.next_priority()
             if own != reservation.priority:
                 reservation = lane.book_next(now, own)

@@ -45,8 +45,11 @@ class Schedule:
         numbers = self._candidates.get(lane)
         if numbers is None:
             numbers = self._candidates[lane] = {}
+        first = lane.queue.first
         for priority in _PRIORITIES:
             head = lane.queue.head(priority)
+            if priority == "batch" and first is not None and first is not head:
+                head = None  # an interactive call is booked, and goes before it
             if head is None:
                 numbers.pop(priority, None)
             elif numbers.get(priority) != head.number:
