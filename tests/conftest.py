@@ -22,10 +22,10 @@ def one_attempt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Clients don't retry by default, because most tests look at one attempt.
 
     Tests of retries pass a `Retry`; those of the default are marked `default_retry`. The budget is 0 rather than the
-    attempts 1, which would also forbid a client to replace a stale connection.
+    attempts 1, which would also forbid a client to replace a stale connection; and no 429 is waited for.
     """
     if request.node.get_closest_marker("default_retry") is None:
-        monkeypatch.setattr(client, "DEFAULT_RETRY", Retry(budget=0))
+        monkeypatch.setattr(client, "DEFAULT_RETRY", Retry(budget=0, max_retry_after=0))
 
 
 @pytest.fixture(autouse=True, scope="module")

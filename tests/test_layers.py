@@ -34,7 +34,7 @@ PACKAGES = """
     ratelimit:      validation errors timeouts tasks wire
     calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
-    fanout:         models errors request tasks | | models request calls
+    fanout:         models errors request timeouts tasks | | models request calls
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
     relay:          models errors tasks wire calls flow
     compat:         models request | | calls client

@@ -19,6 +19,7 @@ from together_async import (
     APITimeoutError,
     ChatCompletion,
     IncompleteStreamError,
+    InsufficientQuotaError,
     InternalServerError,
     QueueFullError,
     RateLimitError,
@@ -41,6 +42,7 @@ from together_async.retry import (
     note,
     reason,
     retry_after_s,
+    until,
 )
 from together_async.wire.error_bodies import status_error
 
@@ -93,6 +95,7 @@ def test_statuses_that_are_asked_again() -> None:
         (lost(ValueError("odd")), True),
         (IncompleteStreamError("no end", partial=PARTIAL), True),
         (stream_error(None), False),
+        (InsufficientQuotaError("no credit", status_code=429), False),
         (StreamTimeoutError(phase="idle", seconds=1, partial=PARTIAL), False),
         (StreamProtocolError("html", partial=PARTIAL), False),
         (APIResponseValidationError("html"), False),
@@ -145,7 +148,7 @@ def headers_error(code: int, **headers: str) -> APIStatusError:
         (headers_error(429, retry_after="0.25"), 0.25),
         (headers_error(429, retry_after_ms="1500"), 1.5),
         (headers_error(429, retry_after="Thu, 01 Jan 2026 00:00:07 GMT"), 7),
-        (headers_error(429, retry_after="Thu, 01 Jan 1970 00:00:07 GMT"), 0),
+        (headers_error(429, retry_after="Thu, 01 Jan 1970 00:00:07 GMT"), None),
         (headers_error(429, x_ratelimit_reset="0.5"), 0.5),
         (headers_error(429, retry_after="2", x_ratelimit_reset="0.5"), 2),
         (headers_error(429, retry_after="soon", x_ratelimit_reset="0.5"), 0.5),
@@ -342,3 +345,14 @@ def test_note_counts_the_attempts() -> None:
     retries = tuple(Retried(reason(error), waited) for error, waited in zip(calls, itertools.count(1), strict=False))
     assert note(retries, "no more") == "3 attempts (503, waited 1.0 s; 429, waited 2.0 s); no more"
     assert note((), "no more") == "no more"
+    many = (Retried("429", 0.5),) * 400 + (Retried("503", 1.0), Retried("429", 0.5))
+    assert note(many, "") == "403 attempts (429 x 401, waited 200.5 s; 503, waited 1.0 s)"
+
+
+def test_until_says_how_long_and_when() -> None:
+    """In whole seconds, rounded up; a time far beyond any calendar has no date."""
+    now = 1_767_225_600.0
+    assert until(90, now) == "90 s, until 2026-01-01 00:01:30 UTC"
+    assert until(0.2, now + 0.5) == "1 s, until 2026-01-01 00:00:00 UTC"
+    assert until(40_000, now) == "40000 s, until 2026-01-01 11:06:40 UTC"
+    assert until(1e300, now) == "1e+300 s"

@@ -17,7 +17,7 @@ from together_async.calls.call import Call, CallSettings
 from together_async.calls.stream import ChatCompletionStream
 from together_async.calls.whole import read_completion
 from together_async.compat import Chat
-from together_async.fanout.defaults import Defaults, checked_concurrency
+from together_async.fanout.defaults import Defaults, check_map, checked_concurrency
 from together_async.fanout.map import MapGroup
 from together_async.fanout.pending import Requester
 from together_async.fanout.results import MapResults, OnChunk, OnError
@@ -161,7 +161,8 @@ class AsyncTogether:
             **options: The fields of `ChatCompletionRequest`.
 
         Returns:
-            The stream: an async iterator of chunks and an async context manager.
+            The stream: an async iterator of chunks and an async context manager. A 429 makes the call wait in the
+            queue, in its place; by `Retry.max_retry_after` a pause of at most 60 s is waited for.
 
         Raises:
             ValueError: A value out of range; the text names field, value and range.
@@ -188,6 +189,7 @@ class AsyncTogether:
 
         Raises:
             ValueError, TypeError: As `stream` does.
+            RateLimitError: The service asks for a pause above `Retry.max_retry_after`, 60 s, or refuses for as long.
             APIStatusError: The server refused; the subclass says why.
             APIConnectionError, APITimeoutError: Nothing came back, or not all of it.
             APIResponseValidationError: The response is not a completion; `.path` says where.
@@ -243,6 +245,7 @@ class AsyncTogether:
         requests: Iterable[R] | AsyncIterable[R],
         *,
         concurrency: int | None = None,
+        start: Literal["open", "careful"] = "open",
         ordered: bool = False,
         on_error: OnError = "return",
         stream: bool = False,
@@ -270,9 +273,11 @@ class AsyncTogether:
             requests: The requests: an iterable or async iterable of str (one user message each), conversations,
                 `ChatCompletionRequest`s, or dicts in the wire's shape. An error that the input raises comes out of the
                 loop after the results of all requests that are under way.
-            concurrency: How many requests may be under way at once, from 1; after the first response they are sent as
-                fast as the known rates allow. None takes `Limits.concurrency`, else 256, or fewer where the process may
-                not open as many connections; a model whose limits are not known is then sent few requests at first.
+            concurrency: How many requests may be under way at once, from 1; it bounds them and changes nothing else.
+                None takes `Limits.concurrency`, else 256, or fewer where the process may not open as many connections.
+            start: How requests to a model begin whose limits are not known. "open" sends them at once, and learns from
+                what is refused; "careful" waits for the first answer before it sends more, which costs the time of one
+                answer, and gains on an account whose limits fall after a burst.
             ordered: Whether results come in the order of the requests; else they come as they finish.
             on_error: "return" gives a result with an `error`; "raise" raises the first error and ends the other
                 requests; a function is called with each result that has an error, and what it returns takes its place;
@@ -283,7 +288,8 @@ class AsyncTogether:
                 Needs `stream=True`. An exception that it raises ends the map.
             model: For requests that name no model.
             timeouts: In place of the client's; None takes those.
-            retry: In place of the client's. None takes that, but waits for up to 15 minutes if the server asks for it.
+            retry: In place of the client's. None takes that, with a `max_retry_after` of at least 900: a pause of up to
+                15 minutes is waited for, and a service that names no time may refuse everything for as long.
             priority: "batch" yields to interactive calls; "interactive" does not.
             headers: In addition to, or in place of, the client's.
             **options: Fields of `ChatCompletionRequest`, for requests that leave them out.
@@ -293,7 +299,7 @@ class AsyncTogether:
             TypeError: An unknown option.
         """
         _check_options(options)
-        _check_map(model, timeouts, on_chunk, stream=stream)
+        check_map(model, timeouts, on_chunk, stream=stream, start=start)
         check_priority(priority)
         headers = checked_headers(headers) if headers else None
         retry = _checked_retry(retry) or attrs.evolve(
@@ -308,7 +314,7 @@ class AsyncTogether:
             priority=priority,
             streamed=stream,
             counts_as_queued=False,
-            skips_slow_start=concurrency is not None,
+            careful_start=start == "careful",
         )
         return MapResults(
             MapGroup(
@@ -356,6 +362,9 @@ class AsyncTogether:
         result, and for those that were edited since: a request is known by its `custom_id` and a hash of its body,
         defaults included. Results of bodies that were edited move to a second file, `<output>.superseded`.
 
+        A batch has time: it waits for the first answer of a model of unknown limits before it sends more, and for
+        pauses of up to 900 s.
+
         Args:
             input: JSON lines as the Batch API takes them, `{"custom_id": ..., "body": {...}}`; a text with one prompt
                 per line; or a CSV, with a template.
@@ -377,7 +386,7 @@ class AsyncTogether:
             report: Where to write an HTML page about the run; None writes none.
             on_result: Called with the record of each result once it is on disk; None calls nothing.
             timeouts: In place of the client's; None takes those.
-            retry: In place of the client's; None takes that.
+            retry: As for `map`.
             headers: In addition to, or in place of, the client's.
             **options: Fields of `ChatCompletionRequest`, for requests that leave them out.
 
@@ -395,7 +404,7 @@ class AsyncTogether:
         from together_async.batch import Batch, BatchOptions  # noqa: PLC0415 - not needed otherwise
 
         _check_options(options)
-        _check_map(model, timeouts, None, stream=stream)
+        check_map(model, timeouts, None, stream=stream)
         checked_headers(headers or {})
         settings = BatchOptions(
             format=format,
@@ -496,7 +505,7 @@ class AsyncTogether:
         priority: Priority,
         streamed: bool,
         counts_as_queued: bool = True,
-        skips_slow_start: bool = False,
+        careful_start: bool = False,
     ) -> Call:
         """Returns a call that has yet to be opened."""
         return Call(
@@ -513,7 +522,7 @@ class AsyncTogether:
                 size=size_of(request.messages, request.max_tokens, request.n),
                 streamed=streamed,
                 counts_as_queued=counts_as_queued,
-                skips_slow_start=skips_slow_start,
+                careful_start=careful_start,
             )
         )
 
@@ -566,18 +575,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
             "what only the server knows goes into extra_body"
         )
-
-
-def _check_map(model: object, timeouts: object, on_chunk: object, *, stream: bool) -> None:
-    """Raises at once for an argument that would fail with every request."""
-    if on_chunk is not None and not callable(on_chunk):
-        raise ValueError(f"on_chunk: got a {type(on_chunk).__name__}, expected a function of index and chunk")
-    if on_chunk is not None and not stream:
-        raise ValueError("on_chunk: there are chunks only with stream=True")
-    if timeouts is not None and not isinstance(timeouts, Timeouts):
-        raise ValueError(f"timeouts: got a {type(timeouts).__name__}, expected Timeouts, as Timeouts(total=120)")
-    if model is not None and (not isinstance(model, str) or not model.strip()):
-        raise ValueError(f"model: got a {type(model).__name__}, expected the name of a model")
 
 
 def _checked_retry(retry: object) -> Retry | None:

@@ -57,11 +57,12 @@ def together_timeouts() -> Timeouts:
 def together_retry() -> Retry:
     """The retries of `together_client`: as many as any client's, but without the long delays.
 
-    Override it for others: `Retry(attempts=1)` never retries.
+    A server that refuses everything with 429 is waited for no longer than 5 seconds. Override it for others:
+    `Retry(attempts=1, max_retry_after=0)` never sends a request twice.
     """
     from together_async import Retry  # noqa: PLC0415 - see above
 
-    return Retry(base_delay=0.01, max_delay=0.1)
+    return Retry(base_delay=0.01, max_delay=0.1, max_retry_after=5)
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ The table (statuses: the API's error page):
 
 | failure | retried? |
 |---|---|
-| 408, 409, 429, 500, 502, 503, 504, 520, 524, 529 | yes |
-| every other status, 402 above all | no |
+| 429 | the call waits, see below |
+| 408, 409, 500, 502, 503, 504, 520, 524, 529 | yes |
+| every other status, 402 above all, and a 429 of an account without credit | no |
 | no connection, a lost connection, a connection that could not be opened in time | yes |
 | any other timeout | no: it is the caller's own limit, and the work was probably being done, and billed |
 | a stream that broke before anything of it was handed out | as the same failure without a stream |
@@ -15,12 +16,18 @@ The table (statuses: the API's error page):
 A delay is chosen at random from zero to `base_delay` * 2 ** (attempt - 1), at most `max_delay` ("full jitter":
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and is never shorter than what the server
 asked for in `retry-after` or `retry-after-ms`.
+
+A 429 is no failure: it says that the call's turn has not come yet. The call goes back into the queue, in its old place,
+and the limiter sends it when the service allows, however often that takes. Neither `Retry.attempts` nor the budget
+counts it. It ends the call only when the service asks for a wait above `Retry.max_retry_after`, when it has refused
+every request to the model for longer than that, or when `Timeouts.total` or `Timeouts.queue` leave no time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 import attrs
@@ -30,6 +37,7 @@ from together_async.errors import (
     APIStatusError,
     APITimeoutError,
     IncompleteStreamError,
+    PaymentRequiredError,
     StreamAPIError,
     StreamConnectionError,
     TogetherError,
@@ -42,23 +50,31 @@ FREE_RETRIES: Final = 10
 """Retries that the first calls of a client may make between them, however few the calls are."""
 RECENT_S: Final = 60.0
 """Seconds for which the retries earned by calls are kept, at least; at most twice as many."""
+_YEAR_S: Final = 366 * 86_400
 _MOST_ATTEMPTS: Final = 100
 _ATTEMPTS: Final = f"a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
 
 
 @attrs.frozen
 class Retry:
-    """How often a call is tried, and how long it waits in between.
+    """How often a failed call is tried again, and how long it waits in between.
+
+    A 429 is not a failure but a wait, which these numbers do not count; `max_retry_after` bounds it.
 
     Attributes:
-        attempts: Attempts at most, from 1, which never retries, to 100. Default 4.
+        attempts: HTTP requests at most, those that were answered with 429 left out; from 1, which never retries, to
+            100. Default 4. (`.attempts` of completions and errors counts every HTTP request.)
         budget: The largest share of retries among all calls of the client, from 0, which never retries, to 1; ten
             retries are allowed in any case above 0. With the default of 0.2, 1,000 calls that all fail cost at most
-            1,200 requests. Replacing a pooled connection that the server had closed is an attempt, but not a retry. The
-            budget is the client's: that of a single call's `Retry` is not used.
+            1,200 requests. Replacing a pooled connection that the server had closed is an attempt, but not a retry; a
+            429 is neither. The budget is the client's: that of a single call's `Retry` is not used.
         base_delay: Seconds, from 0 to 86400: the first delay is at most this. Default 0.5.
         max_delay: Seconds, from 0 to 86400: no delay is longer, unless the server asked for it. Default 30.
-        max_retry_after: Seconds, from 0: when the server asks for a longer wait, the call fails at once. Default 60.
+        max_retry_after: Seconds, from 0. When the server asks for a longer pause, the call fails at once, and the error
+            says until when; so does a call that waits in the queue when such a pause comes. A server that names no time
+            may refuse every request to a model for as long, then its calls fail. It does not bound the wait in the
+            queue, which pauses may make up many times: `Timeouts.total` and `Timeouts.queue` do. With 0 a 429 is raised
+            at once. Default 60; 900 for the calls of `map` and `run_batch`, which are in no hurry.
 
     Raises:
         ValueError: A value out of its range; the text names field, value and range.
@@ -122,7 +138,9 @@ class RetryBudget:
 
 
 def is_retryable(error: TogetherError) -> bool:
-    """Returns whether an error is retried, by the table above, if nothing was handed out yet."""
+    """Returns whether an error is retried, by the table above, if nothing was handed out yet; True for a 429."""
+    if isinstance(error, PaymentRequiredError):
+        return False  # whatever its status: a 429 may say that the account has no credit
     if isinstance(error, APIStatusError):
         return error.status_code in RETRIED_STATUSES
     if isinstance(error, StreamAPIError):
@@ -164,6 +182,33 @@ def reason(error: TogetherError) -> str:
 
 
 def note(retries: tuple[Retried, ...], ending: str) -> str:
-    """Returns the note on the error of a call that failed in the end: its attempts, and why there was no other."""
-    tried = "; ".join(f"{retried.reason}, waited {retried.waited_s:.1f} s" for retried in retries)
-    return f"{len(retries) + 1} attempts ({tried}); {ending}" if retries else ending
+    """Returns the note on the error of a call that failed in the end: its attempts, and why there was no other.
+
+    Attempts that failed for the same reason are put together: there may be hundreds of 429s.
+
+    Args:
+        retries: The attempts before the last one.
+        ending: Why there was no other; empty if the error says so itself.
+    """
+    if not retries:
+        return ending
+    waits: dict[str, list[float]] = {}
+    for retried in retries:
+        waits.setdefault(retried.reason, []).append(retried.waited_s)
+    tried = "; ".join(
+        f"{reason}{f' x {len(seconds)}' if len(seconds) > 1 else ''}, waited {sum(seconds):.1f} s"
+        for reason, seconds in waits.items()
+    )
+    return f"{len(retries) + 1} attempts ({tried}){f'; {ending}' if ending else ''}"
+
+
+def until(seconds: float, now: float) -> str:
+    """Returns how long a wait is, and when it is over, as "90 s, until 2025-02-03 04:05:06 UTC".
+
+    Args:
+        seconds: The wait, from 0; beyond a year the date is left out.
+        now: Seconds since 1970.
+    """
+    if seconds > _YEAR_S:
+        return f"{seconds:.3g} s"
+    return f"{math.ceil(seconds)} s, until {datetime.fromtimestamp(now + seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

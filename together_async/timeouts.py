@@ -27,8 +27,9 @@ class Timeouts:
         idle: Seconds of silence between content while a stream is read. Comments, pings, role-only chunks and dripping
             bytes are not content; the time the consumer takes does not count. Default 60.
         total: Seconds for everything: all attempts and the whole stream. Default None.
-        queue: Seconds to wait for a turn under the client's limits, for each attempt. Nothing has been sent for the
-            attempt when it runs out. Default None.
+        queue: Seconds to wait for a turn under the client's limits. The wait goes on over 429s: it ends with the first
+            request that is answered with something else, and begins anew if that has failed and is retried. Nothing is
+            under way when it runs out. Default None.
 
     Raises:
         ValueError: A limit that is not a finite number above 0; the text names field, value and range.

@@ -13,7 +13,7 @@ import pytest
 from support import virtual_time
 from support.batches import BUSY, Files, Service, answer, connected, refused, request, run, text_of
 from support.servers import KEY, response
-from together_async import AsyncTogether, Timeouts
+from together_async import AsyncTogether, RateLimiter, Timeouts
 from together_async.batch import outage, rounds, runner
 from together_async.testing import Cut, EmulatorServer, InTurn, Status
 
@@ -110,6 +110,63 @@ async def test_a_key_or_an_account_that_does_not_do_stops_it_at_once(
     service.reply = lambda prompt, times: answer()
     async with AsyncTogether("another-key", base_url=service.base_url) as other:
         assert (await run(other, files)).ok
+
+
+QUOTA = {"error": {"message": "You exceeded your current quota", "type": "t", "code": "insufficient_quota"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("data", "stopped"),
+    [
+        (response(QUOTA, status=429), "429: You exceeded"),
+        (response(QUOTA), ""),
+        (response({"error": {"message": "pay", "code": 402}}), ""),
+    ],
+    ids=["429", "quota in a 200", "402 in a 200"],
+)
+async def test_an_account_without_credit_stops_it_at_once(
+    service: Service, client: AsyncTogether, files: Files, stream: bool, data: bytes, stopped: str
+) -> None:
+    """In whatever response it is said; no line is lost, and another client goes on once it has been paid."""
+    files.write(50)
+    service.reply = lambda prompt, times: answer() if prompt[-1] in "012" else data
+    summary = await run(client, files, concurrency=2, stream=stream)
+    assert summary.stopped is not None
+    assert summary.stopped.startswith(stopped)
+    assert (summary.failed, summary.ok) == (0, False)
+    assert service.requests < 12
+    assert all("response" in result for result in files.results.values())
+    service.reply = lambda prompt, times: answer()
+    async with connected(service) as other:
+        assert (await run(other, files)).ok
+
+
+@pytest.mark.parametrize("count", [2, 30])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_service_still_refuses_is_left_for_the_next_run(
+    files: Files, monkeypatch: pytest.MonkeyPatch, count: int, stream: bool
+) -> None:
+    """A pause of an hour, or of a model that is refused for good: no 429 becomes a result, and no answer is lost."""
+
+    async def main() -> None:
+        _follow_the_loop(monkeypatch)
+        limited = response({"error": {"message": "slow down"}}, status=429, extra=b"retry-after: 3000\r\n")
+        async with Service() as service:
+            service.reply = lambda prompt, times: limited if "r1" in prompt else answer()
+            limiter = RateLimiter(clock=asyncio.get_running_loop().time)
+            async with connected(service, limits=limiter) as client:
+                summary = await run(client, files, concurrency=1, stream=stream)
+                assert summary.stopped is not None
+                assert "slow down" in summary.stopped or "pause" in summary.stopped
+                assert summary.failed == 0
+                assert all("response" in result for result in files.results.values())
+                service.reply = lambda prompt, times: answer()
+                await asyncio.sleep(1_000)
+                assert (await run(client, files)).ok
+
+    files.write(count)
+    virtual_time.run(main())
 
 
 async def test_a_client_without_a_key_asks_nothing(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ async def test_a_budget_is_kept_over_runs(service: Service, client: AsyncTogethe
     """The usage of earlier runs counts; with a higher budget the batch continues."""
     files.write(30)
     for most, done in ((100, 6), (100, 6), (200, 13), (10_000, 30)):
-        summary = await run(client, files, concurrency=5, **{limit: most})
+        summary = await run(client, files, concurrency=1, **{limit: most})
         assert summary.done == len(files.results) == done
         assert summary.prompt_tokens + summary.completion_tokens == 15 * done <= most
         assert (summary.stopped is None) == (done == 30)

@@ -17,13 +17,14 @@ from support.calls import (
     do_create,
     emulated,
     leaves_nothing,
+    notes,
     refusal,
     retrying_client,
 )
 from support.servers import ScriptedServer, answers
 from support.survival import KEY, TEXT
-from together_async import AsyncTogether, Limits, Retry, TogetherError
-from together_async.retry import RetryBudget
+from together_async import AsyncTogether, Limits, RateLimitError, Retry, TogetherError
+from together_async.retry import FREE_RETRIES, RetryBudget
 from together_async.testing import Chance, Status
 
 
@@ -76,22 +77,27 @@ async def test_a_thousand_refused_calls_try_at_most_1200_connections() -> None:
 
 
 @pytest.mark.parametrize("header", ["x: y", "retry-after: 0", "retry-after: 2"])
-def test_when_everything_is_limited_60_calls_cost_at_most_72_requests(header: str) -> None:
-    """An account that refuses every call is asked at the slowest rate, with or without a reported wait."""
+def test_when_everything_is_limited_the_service_is_asked_now_and_then(header: str) -> None:
+    """No call is paid from the budget. After the start one request at a time asks, until a minute is over; then every
+    call fails, and the error says why."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        rules = Retry(base_delay=0.001, max_delay=0.01)
         async with (
             ScriptedServer(answers(refusal(429, header))) as server,
-            retrying_client(server, retry=rules, timeouts=UNTIMED) as client,
+            retrying_client(server, timeouts=UNTIMED, retry=Retry()) as client,
         ):
             began = loop.time()
             errors = await failures(do_create, client, 60)
-            assert sum(error.attempts for error in errors) == len(server.calls) <= 72
+            assert 60 < loop.time() - began < 75
+            assert all(isinstance(error, RateLimitError) for error in errors)
+            assert any("has refused everything for 6" in str(error) for error in errors)
+            assert sum(error.attempts for error in errors) == len(server.calls) < 120
             assert client.limits.rate_limited == len(server.calls)
-            # The slowest rate that the client settles on is one request in five seconds.
-            assert len(server.calls) / (loop.time() - began) < 1
+            assert client._budget.left >= FREE_RETRIES
+            for error in errors:
+                assert max(0, error.attempts - 1) <= len(error.retries) <= error.attempts
+                assert all(len(note) < 200 for note in notes(error))
 
     virtual_time.run(main())
 

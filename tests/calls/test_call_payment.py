@@ -19,7 +19,7 @@ from support.calls import (
 )
 from support.servers import DONE, ScriptedServer, answers, delta, response, say, sse
 from support.survival import KINDS, MODEL, PROMPT, TEXT, ask
-from together_async import Limits, PaymentRequiredError
+from together_async import InsufficientQuotaError, Limits, PaymentRequiredError
 
 
 def test_one_402_stops_everybody_who_shares_the_account() -> None:
@@ -121,6 +121,39 @@ async def test_a_402_within_a_response_stops_as_well(kind: str) -> None:
         assert len(server.calls) == 1
 
 
+QUOTA = {"error": {"message": "You exceeded your current quota", "type": "t", "code": "insufficient_quota"}}
+
+
+@leaves_nothing
+@pytest.mark.parametrize("status", [429, 200])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_429_that_waiting_does_not_mend_is_like_a_402(kind: str, status: int) -> None:
+    """An account without credit: one request, no retry, and everybody is refused; also inside of a good response."""
+
+    async def script(call: Any) -> None:
+        if status == 429 or not call.json.get("stream"):
+            await call.send(response(QUOTA, status=status, extra=b"retry-after: 1\r\n"))
+            return
+        await call.head()
+        await call.chunk(sse(QUOTA), DONE)
+        await call.send(b"0\r\n\r\n")
+
+    async with ScriptedServer(script) as server, retrying_client(server) as client:
+        error = (await ask(client, kind, alone=False)).error
+        assert error.attempts == len(server.calls) == 1
+        assert "You exceeded your current quota" in str(error)
+        if status == 429:
+            assert isinstance(error, InsufficientQuotaError)
+        later = (await ask(client, kind, alone=False)).error
+        assert isinstance(later, PaymentRequiredError)
+        assert (later.attempts, len(server.calls)) == (0, 1)
+        assert client.limits.rate_limited == 0
+        assert client.limits.stopped is not None
+        client.limiter.resume()
+        server._scripts = (good,)
+        assert (await ask(client, kind, alone=False)).text == TEXT
+
+
 def test_a_402_refuses_calls_that_wait_for_another_attempt(longest_delays: None) -> None:
     """A call in its backoff, or in the pause of a 429, is not sent again; the error has the attempts made so far."""
 
@@ -144,6 +177,6 @@ def test_a_402_refuses_calls_that_wait_for_another_attempt(longest_delays: None)
                 assert (error.__cause__ is None) is (error.attempts == 0)
                 sent -= error.attempts
             assert sent == 0
-            assert len(server.calls) == 7  # a 503 for each way of calling, a 429 for all of its model, and the 402
+            assert len(server.calls) == 11  # a 503 and a 429 for each way of calling, and the 402
 
     virtual_time.run(main())

@@ -37,15 +37,18 @@ from together_async import (
 from together_async.retry import RetryBudget
 from together_async.testing import Account, CloseAfter, Cut, ErrorInStream, Fault, Garbage, InTurn, Rate, Stall, Status
 
-RETRIED = (408, 409, 429, 500, 502, 503, 504, 520, 524, 529)
+RETRIED = (408, 409, 500, 502, 503, 504, 520, 524, 529)
 OTHERS = (400, 401, 402, 403, 404, 405, 406, 410, 413, 415, 418, 422, 425, 431, 451, 501, 505, 507, 521, 522, 525, 599)
 
 
 @leaves_nothing
 @pytest.mark.parametrize("kind", KINDS)
 async def test_which_statuses_are_asked_again(kind: str) -> None:
-    """Those of the table up to `attempts` times, no others; completions and errors know how often and why."""
+    """Those of the table up to `attempts` times, a 429 at any number; completions and errors know how often and why."""
     async with emulated() as (server, client):
+        outcome = await ask_with_faults(server, client, kind, InTurn(*[refuses(429)] * 4))
+        assert outcome.text == TEXT
+        check_attempts(outcome, 5, "429")
         for status in (*RETRIED, *OTHERS):
             with case(status):
                 outcome = await ask_with_faults(server, client, kind, refuses(status))
@@ -255,7 +258,7 @@ async def test_an_error_under_status_200_is_asked_again_as_one_with_that_status(
 
 @leaves_nothing
 async def test_one_attempt_is_one_request() -> None:
-    """`attempts=1` never sends twice, whatever the status, and also when the connection is lost or stale."""
+    """`attempts=1` never sends twice after a failure; a 429 is a wait. Also when the connection is lost or stale."""
     async with emulated(retry=Retry(attempts=1)) as (server, client):
         for kind in KINDS:
             for fault in (
@@ -271,6 +274,8 @@ async def test_one_attempt_is_one_request() -> None:
                     check_attempts(outcome, 1, "")
                     assert not notes(outcome.error)
         for kind in KINDS:
+            outcome = await ask_with_faults(server, client, kind, InTurn(refuses(429), refuses(429)))
+            assert outcome.text == TEXT
             await ask_with_faults(server, client, kind, CloseAfter())
             await asyncio.sleep(0)
             server.journal.clear()

@@ -16,8 +16,8 @@ from together_async.testing import EmulatorServer, Status
 
 leaves_nothing = pytest.mark.usefixtures("no_leaks")
 QUICK = Retry(attempts=3, base_delay=0.001, max_delay=0.002)
-GENEROUS = {"x-ratelimit-limit": "1000"}
-"""Headers of a 429 after which the next attempt does not wait for an unknown rate."""
+GENEROUS = {"x-ratelimit-limit": "1000", "retry-after": "0.001"}
+"""Headers of a 429 after which the next attempt waits neither for an unknown rate nor for long."""
 UNTIMED = Timeouts(connect=None, first_token=None, idle=None)
 
 
@@ -83,7 +83,9 @@ def check_attempts(outcome: Outcome, requests: int, reason: str) -> None:
     assert all(0 <= retried.waited_s < 5 for retried in result.retries)
     if outcome.error is not None and requests > 1:
         (note,) = notes(outcome.error)
-        assert note.startswith(f"{requests} attempts ({result.retries[0].reason}, waited ")
+        first = result.retries[0].reason
+        count = reasons(result).count(first)
+        assert note.startswith(f"{requests} attempts ({first}{f' x {count}' if count > 1 else ''}, waited ")
         assert note.endswith("; Retry.attempts allows no more")
 
 

@@ -72,7 +72,7 @@ class BatchOptions:
         report: The HTML page to write at the end. None writes no report.
         on_result: Called in the event loop with the record of each result, once it is on disk. None calls nothing.
         timeouts: Used instead of the client's. None uses the client's.
-        retry: Used instead of the client's. None uses the client's.
+        retry: Used instead of the client's. None uses the client's, with pauses of up to 900 seconds.
         headers: Sent in addition to the client's headers, or instead of those with the same name. None adds none.
 
     Raises:

@@ -3,7 +3,8 @@
 Requests are sent in rounds. A result is a completion or an error. A transient error (429, 5xx, a lost connection, a
 timeout) becomes a result only after further rounds, in which its request is sent again after all others, and only while
 the service answers others. If it answers nobody (`outage`), nothing more begins; one request at a time is tried, after
-pauses of one second to one minute.
+pauses of one second to one minute. A 429 never becomes a result, since no request is to blame for it: what the service
+still refuses in the end stays without a result, and the next run asks again.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from together_async.batch.plan import InputFile, Plan
 from together_async.batch.record import Record, body_hash, completion_record, encode_line, error_record
 from together_async.errors import (
     APIConnectionError,
+    APIStatusError,
     APITimeoutError,
-    AuthenticationError,
-    PaymentRequiredError,
+    RateLimitError,
+    StreamAPIError,
     StreamTimeoutError,
     TogetherError,
 )
 from together_async.fanout.results import MapResult
 from together_async.ratelimit.estimator import Estimator, Size, size_of
 from together_async.retry import is_retryable, reason
+from together_async.wire.quota import is_out_of_quota
 
 MOST_ROUNDS: Final = 5
 """How often a request with transient errors is sent, each time after all others."""
@@ -129,8 +132,15 @@ class Rounds:
         self._sent: dict[int, SentRequest] = {}  # by index in the map's results
         self._next_index = 0
         self._again: dict[int, tuple[bytes, Record]] = {}  # by place in the input: the error, if it stays
+        self._limited: dict[int, str] = {}  # the texts of those that are a 429
         self._outage = OutageDetector()
         self._last_failure: TogetherError | None = None
+
+    def finish(self) -> None:
+        """Stops the run if the service still refuses requests with 429, so that the next run asks again."""
+        if self._limited:
+            why = next(iter(self._limited.values()))
+            self._drain(f"the service still refuses {len(self._limited)} requests: {why}")
 
     @property
     def unresolved(self) -> Iterable[tuple[bytes, Record]]:
@@ -266,15 +276,14 @@ class Rounds:
     def _record_answer(self, place: int) -> None:
         self._outage.record_answer()
         self._again.pop(place, None)
+        self._limited.pop(place, None)
         self._state.clear_activity()
 
     def _is_transient(self, sent: SentRequest, error: Exception, record: Record) -> bool:
         """Returns whether an error is not the request's fault: it is sent again, in this run or in a later one."""
         if not isinstance(error, TogetherError):
             return False
-        if isinstance(error, (AuthenticationError, PaymentRequiredError)) or (
-            isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError) and not error.transient
-        ):
+        if _stops_all(error):
             self._drain(str(error))
             return True
         if not (is_retryable(error) or isinstance(error, (APITimeoutError, StreamTimeoutError))):
@@ -282,7 +291,18 @@ class Rounds:
         self._outage.record_failure(time.monotonic())
         self._last_failure = error
         self._again[sent.place] = (encode_line(record), record)
+        if isinstance(error, (RateLimitError, StreamAPIError)) and error.status_code == 429:
+            self._limited[sent.place] = str(error)
+        else:
+            self._limited.pop(sent.place, None)
         return True
+
+
+def _stops_all(error: TogetherError) -> bool:
+    """Returns whether every other request would fail in the same way: it needs a key, money, or a client."""
+    if isinstance(error, (APIStatusError, StreamAPIError)):
+        return error.status_code in (401, 402) or is_out_of_quota(error.body)
+    return isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError) and not error.transient
 
 
 def _size(body: Mapping[str, Any]) -> Size:

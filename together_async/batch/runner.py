@@ -225,6 +225,7 @@ class Batch:
                 await self._write_invalid_lines(writer)
                 rounds = self._rounds()
                 await self._send(rounds, writer)
+                rounds.finish()
                 for line, record in rounds.unresolved if self._state.stopped is None else ():
                     await _add(writer, line, record)
                 writer.finish()
@@ -262,6 +263,7 @@ class Batch:
         results = self._results = self._client.map(
             rounds.requests(),
             concurrency=options.concurrency,
+            start="careful",  # a burst may lower an account's limits, and it can wait for one answer
             stream=options.stream,
             timeouts=attrs.evolve(timeouts, queue=None),  # waiting for our own limits must not fail a request
             retry=options.retry,

@@ -4,6 +4,9 @@ This is the one place that retries. A call waits for its turn, sends, and return
 The stream, or `calls.whole`, reads the response and reports how it ended. As long as the caller has seen nothing of an
 answer, another attempt may follow a failed one; the rules of `retry` hold for streams and whole responses alike.
 
+A call that is answered with 429 has not failed: it goes on waiting, in its old place. The same holds for one that finds
+no file descriptor for its connection, of which nothing was sent.
+
 At the end of an attempt three things happen, in this order: the connection is closed, tokens that were not used are
 given back, the place is freed.
 """
@@ -23,11 +26,13 @@ from together_async import retry
 from together_async.errors import (
     APIConnectionError,
     APIStatusError,
+    InsufficientQuotaError,
     PaymentRequiredError,
     RateLimitError,
     TogetherError,
     unsent,
 )
+from together_async.http.errors import DescriptorsExhaustedError
 from together_async.models import Retried, Usage
 from together_async.ratelimit.estimator import NOT_COUNTED, believed_counts
 from together_async.ratelimit.headers import AccountLimits, limited_kind, read_limits
@@ -36,6 +41,7 @@ from together_async.retry import Retry, RetryBudget
 from together_async.tasks import wake
 from together_async.timeouts import Timeouts, due, earliest
 from together_async.wire.error_bodies import retry_after, status_error
+from together_async.wire.quota import is_out_of_quota
 from together_async.wire.redaction import scrub, secrets_of
 
 if TYPE_CHECKING:
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from together_async.http.transport import Abortable, Opening, Transport
     from together_async.ratelimit.driver import Driver
     from together_async.ratelimit.estimator import Size
+    from together_async.ratelimit.lane import RateLimited
     from together_async.ratelimit.limits import Priority
     from together_async.ratelimit.queue import Reservation
     from together_async.request import ChatCompletionRequest
@@ -67,7 +74,7 @@ class CallSettings:
         size: The size of the request, from which its tokens are estimated.
         streamed: Whether the answer comes token by token.
         counts_as_queued: Whether the call counts towards `Limits.max_queued`, and is refused beyond it.
-        skips_slow_start: Whether the call needs no slow start, because its caller named a number of calls at once.
+        careful_start: Whether the call waits for the first answer of a model whose limits are not known.
     """
 
     connections: Connections
@@ -82,13 +89,11 @@ class CallSettings:
     size: Size
     streamed: bool
     counts_as_queued: bool = True
-    skips_slow_start: bool = False
+    careful_start: bool = False
 
 
 class Call:
     """One call and its attempts.
-
-    It has many methods and is one thing: turn, reservation, attempt and retries change together, whatever ends one.
 
     It has many methods and is one thing: its turn, its attempts and the waits between them change together, and how an
     attempt failed decides whether and when there is another.
@@ -99,7 +104,7 @@ class Call:
 
     Attributes:
         settings: As given.
-        attempts: HTTP requests made so far.
+        attempts: HTTP requests made so far, those answered with 429 too.
         retries: Why there was more than one.
         tokens: Tokens of prompt and answer, as they were settled with the limiter; None before the end.
         estimated: Whether that is an estimate, because the server's own count did not come, or is impossible.
@@ -111,16 +116,19 @@ class Call:
     __slots__ = (
         "_aborted",
         "_failed_at",
+        "_limited",
         "_limited_at",
         "_loop",
         "_number",
-        "_pause_s",
+        "_queued_at",
+        "_refused_at",
         "_reservation",
         "_retry_after_s",
         "_rng",
         "_sent_at",
         "_started",
         "_tries",
+        "_unpaid",
         "_waiter",
         "attempts",
         "estimated",
@@ -145,15 +153,18 @@ class Call:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: float | None = None
         self._sent_at = 0.0  # of the latest attempt
+        self._limited: RateLimited | None = None  # what follows from the 429 of the latest attempt
         self._limited_at = 0.0  # when the latest 429 was reported to the limiter, whose pause begins then
+        self._refused_at: float | None = None  # when the first of the 429s came that were inside of a good response
+        self._queued_at: float | None = None  # since when it has waited for its turn, over any number of 429s
         self._failed_at: float | None = None  # the latest attempt, until the next one is sent
-        self._tries = 0  # attempts as `Retry.attempts` counts them
+        self._tries = 0  # attempts as `Retry.attempts` counts them: without those answered with 429
         self._retry_after_s: float | None = None  # what an error within the response asked for
-        self._pause_s = 0.0  # what the limiter was asked to pause for after the latest 429
         self._reservation: Reservation | None = None
         self._number: int | None = None  # of the first reservation: later ones keep the place in the queue
         self._waiter: asyncio.Future[None] | Abortable | None = None  # what `abort` has to wake
         self._aborted: APIConnectionError | None = None
+        self._unpaid = False  # whether an error inside of a response said that the account has to be paid
 
     def __repr__(self) -> str:
         settings = self.settings
@@ -187,6 +198,9 @@ class Call:
                 self._reservation, self._number = reservation, reservation.number
                 try:
                     return await self._attempt(transport, reservation)
+                except DescriptorsExhaustedError as error:
+                    self._ask_for_place(reservation, error)
+                    failure = error
                 except TogetherError as error:
                     await self._back_off(self._delay_after(error))
                     failure = error
@@ -211,11 +225,12 @@ class Call:
     async def _attempt(self, transport: Transport, reservation: Reservation) -> HTTPResponse:
         settings = self.settings
         self._tries += 1
-        self._retry_after_s = None
+        self._retry_after_s = self._limited = None
         now = self._sent_at = transport.loop.time()
         if self.first_sent_at is None:
             self.first_sent_at = now
-        if self._failed_at is not None:
+        failed_at = self._failed_at
+        if failed_at is not None:
             self._note_waited()
         try:
             if self._aborted is not None:
@@ -228,11 +243,15 @@ class Call:
                 sent=now,
                 may_replace=self._may_replace,
                 on_opening=self._note_opening,
+                dial=settings.driver.dialling(reservation) if reservation.blind else None,
             )
         except TogetherError as error:
             scrub(error, self.secrets())
             self.attempts += error.attempts
-            self._give_back(reservation, sent=error.attempts > 0)
+            if not isinstance(error, DescriptorsExhaustedError):
+                self._give_back(reservation, sent=error.attempts > 0)
+            elif not error.attempts:
+                self._failed_at = failed_at  # it goes on waiting for this attempt
             raise
         except BaseException:  # cancelled: the server may be at work by now
             self.settle(None)
@@ -259,7 +278,7 @@ class Call:
                 number=self._number,
                 max_pause_s=settings.retry.max_retry_after,
                 counts_as_queued=settings.counts_as_queued,
-                skips_slow_start=settings.skips_slow_start,
+                careful_start=settings.careful_start,
             )
         except TogetherError as error:
             raise self._turned_away(error) from failure
@@ -268,9 +287,9 @@ class Call:
         settings, timeouts = self.settings, self.settings.timeouts
         assert self._loop is not None  # noqa: S101 - `open` has set it
         assert self._started is not None  # noqa: S101 - `open` has set it
-        deadline = earliest(
-            due("queue", timeouts.queue, self._loop.time()), due("total", timeouts.total, self._started)
-        )
+        if self._queued_at is None:
+            self._queued_at = self._loop.time()
+        deadline = earliest(due("queue", timeouts.queue, self._queued_at), due("total", timeouts.total, self._started))
         try:
             await settings.driver.wait(
                 reservation,
@@ -301,7 +320,7 @@ class Call:
                 response.close()
             self._raise_if_aborted()
             error = self._status_error(response, body)
-            if isinstance(error, RateLimitError):
+            if isinstance(error, RateLimitError) and not isinstance(error, PaymentRequiredError):
                 self._record_rate_limit(reservation, limits, retry.retry_after_s(error), error.body)
             else:
                 if response.status == 503:
@@ -316,12 +335,11 @@ class Call:
     def _record_rate_limit(
         self, reservation: Reservation, limits: AccountLimits | None, retry_after_s: float | None, body: Any
     ) -> None:
-        settings = self.settings
+        self._tries -= 1
         self._limited_at = self._now()
-        if retry_after_s is None:
-            retry_after_s = retry.backoff(settings.retry, self._tries, self._rng)
-        self._pause_s = retry_after_s
-        settings.driver.record_rate_limit(reservation, limits, wait_s=retry_after_s, kind=limited_kind(body))
+        self._limited = self.settings.driver.record_rate_limit(
+            reservation, limits, wait_s=retry_after_s, kind=limited_kind(body)
+        )
 
     def _status_error(self, response: HTTPResponse, body: bytes) -> APIStatusError:
         headers, note = response.headers, ""
@@ -342,46 +360,99 @@ class Call:
     def _delay_after(self, error: TogetherError) -> float:
         """Returns the seconds until the next attempt; raises `error` if there is none."""
         error.attempts, error.retries = self.attempts, self.retries
-        settings = self.settings
-        retry_after_s = retry.retry_after_s(error)
-        if retry_after_s is None:
-            retry_after_s = self._retry_after_s
-        limited = isinstance(error, RateLimitError)
-        backoff_s = retry.backoff(settings.retry, self._tries, self._rng)
-        delay_s = self._pause_s if limited else (retry_after_s or 0.0) + backoff_s
-        reason = self._reason_to_end(error, retry_after_s, delay_s)
+        limited, rules = self._limited, self.settings.retry
+        asked_s = retry.retry_after_s(error)
+        if asked_s is None:
+            asked_s = self._retry_after_s
+        if limited is None:
+            delay_s = (asked_s or 0.0) + retry.backoff(rules, self._tries, self._rng)
+            self._queued_at = self._refused_at = None
+        else:
+            delay_s = max(limited.pause_s, asked_s or 0.0)
+            if self._queued_at is None:
+                self._queued_at = self._limited_at
+        reason = self._reason_to_end(error, asked_s, delay_s)
         if reason is not None:
-            if settings.retry.attempts > 1 and (self.retries or retry.is_retryable(error)):
+            if limited is not None and reason:
+                error.args, reason = (f"{error}; {reason}", *error.args[1:]), ""
+            if self.retries or (reason and rules.attempts > 1 and retry.is_retryable(error)):
                 error.add_note(retry.note(self.retries, reason))
             try:
                 raise error
             finally:
                 del error  # its traceback holds this frame
-        self._failed_at = self._limited_at if limited else self._now()
+        self._failed_at = self._now() if limited is None else self._limited_at
         self.retries = (*self.retries, Retried(retry.reason(error), delay_s))
         # After a 429 the limiter pauses the model for everybody; the call waits there, in its old place.
-        return 0.0 if limited and delay_s <= MOST_PAUSE_S else delay_s
+        return 0.0 if limited is not None and delay_s <= MOST_PAUSE_S else delay_s
 
-    def _reason_to_end(self, error: TogetherError, retry_after_s: float | None, delay_s: float) -> str | None:
+    def _reason_to_end(self, error: TogetherError, asked_s: float | None, delay_s: float) -> str | None:
         """Returns why there is no other attempt; None if there is one."""
-        rules, total, started = self.settings.retry, self.settings.timeouts.total, self._started or 0.0
-        for forbidden, reason in (
-            (self._aborted is not None, "the call was given up"),
-            (not retry.is_retryable(error), "such a failure is not retried"),
-            (self._tries >= rules.attempts, "Retry.attempts allows no more"),
-            (
-                retry_after_s is not None and retry_after_s > rules.max_retry_after,
-                "the server's wait is longer than Retry.max_retry_after",
-            ),
-            (total is not None and self._now() + delay_s >= started + total, "Timeouts.total leaves no time for it"),
-        ):
-            if forbidden:
-                return reason
-        if not self.settings.counts_as_queued and isinstance(error, RateLimitError):
-            # Calls of a `map` are bounded and wait for the same moment, so they can't cause a storm of retries; and a
-            # pause that hits hundreds of them at once would use up the budget.
+        rules, limited = self.settings.retry, self._limited
+        if self._aborted is not None:
+            return "the call was given up"
+        if self._unpaid or not retry.is_retryable(error):
+            return "such a failure is not retried"
+        if limited is not None:
+            return self._reason_not_to_wait(limited, delay_s)
+        if self._tries >= rules.attempts:
+            return "Retry.attempts allows no more"
+        reason = self._too_long(asked_s or 0.0) or self._too_late(delay_s)
+        return reason or (None if self.settings.budget.spend() else "the client's retry budget is used up")
+
+    def _reason_not_to_wait(self, limited: RateLimited, pause_s: float) -> str | None:
+        """Returns why a call does not wait after a 429, empty if its caller wants no wait; None if it does."""
+        most_s, refusing_s = self.settings.retry.max_retry_after, self._refusing_s(limited)
+        if not most_s:
+            return ""
+        if refusing_s > most_s >= pause_s:
+            return (
+                f"the service has refused everything for {refusing_s:.0f} s, and Retry.max_retry_after is {most_s:g} s"
+            )
+        paused = self._too_long(pause_s, what="the model is paused for")
+        return paused or self._too_late(pause_s, queued_at=self._queued_at)
+
+    def _too_long(self, asked_s: float, *, what: str = "the service asks for a wait of") -> str | None:
+        """Returns a reason to end if a wait that was asked for is longer than the call allows."""
+        most_s = self.settings.retry.max_retry_after
+        if asked_s <= most_s:
             return None
-        return None if self.settings.budget.spend() else "the client's retry budget is used up"
+        wait = retry.until(asked_s, time.time())
+        return f"{what} {wait}, and Retry.max_retry_after is {most_s:g} s"
+
+    def _too_late(self, delay_s: float, *, queued_at: float | None = None) -> str | None:
+        """Returns a reason to end if a time limit runs out before the next attempt.
+
+        Args:
+            delay_s: Seconds until then.
+            queued_at: Since when the call has waited for its turn; None if it has not.
+        """
+        timeouts, again_at = self.settings.timeouts, self._now() + delay_s
+        for name, seconds, since in (("total", timeouts.total, self._started), ("queue", timeouts.queue, queued_at)):
+            if seconds is not None and since is not None and again_at >= since + seconds:
+                return f"Timeouts.{name} leaves no time for it"
+        return None
+
+    def _refusing_s(self, limited: RateLimited) -> float:
+        """Returns the seconds for which nothing but refusals has come.
+
+        The limiter knows it, unless the refusals are in the bodies of responses that look good.
+        """
+        in_bodies_s = 0.0 if self._refused_at is None else self._now() - self._refused_at
+        return max(limited.refusing_s, in_bodies_s)
+
+    def _ask_for_place(self, reservation: Reservation, error: DescriptorsExhaustedError) -> None:
+        """Lets the call wait for a place, because no file descriptor was left for its connection; or raises `error`.
+
+        It was no attempt: nothing was sent.
+        """
+        self._reservation = None
+        self._tries -= 1
+        if not self.attempts:
+            self.first_sent_at = None
+        error.attempts, error.retries = self.attempts, self.retries
+        if not self.settings.driver.record_descriptors_exhausted(reservation):
+            raise error
 
     def _note_waited(self) -> None:
         """Replaces the planned delay of the latest retry by the time that was really waited."""
@@ -484,13 +555,24 @@ class Call:
             return
         driver = self.settings.driver
         self._retry_after_s = retry_after(headers, status=status or 0, now=time.time)
-        if status == 429:
+        if status == 402 or is_out_of_quota(body):
+            self._unpaid = True
+            driver.record_payment_required(_unpaid(status, body))
+        elif status == 429:
+            if self._refused_at is None:
+                self._refused_at = self._now()
             self._record_rate_limit(reservation, None, self._retry_after_s, body)
         elif status == 503:
             driver.record_overload(reservation)
-        elif status == 402:
-            text = "402: the account's spending limit is reached (said within a response)"
-            driver.record_payment_required(PaymentRequiredError(text, status_code=402, body=body))
+
+
+def _unpaid(status: int | None, body: Any) -> PaymentRequiredError:
+    """Returns the error for the other calls, after a response said that the account has to be paid."""
+    if status == 402:
+        text = "402: the account's spending limit is reached (said within a response)"
+        return PaymentRequiredError(text, status_code=402, body=body)
+    text = "429: the account's credit is used up (said within a response)"
+    return InsufficientQuotaError(text, status_code=429, body=body)
 
 
 def _origin(url: str) -> str:

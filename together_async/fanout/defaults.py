@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import attrs
 
 from together_async.request import ChatCompletionRequest
+from together_async.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from together_async.request import MessagesLike
@@ -76,6 +77,24 @@ class Defaults:
             return own
         others = {name: value for name, value in self._fields.items() if name != "extra_body"}
         return {**self._fields.get("extra_body", {}), **others, **own}
+
+
+def check_map(model: object, timeouts: object, on_chunk: object, *, stream: bool, start: object = "open") -> None:
+    """Checks arguments of a `map` that would fail with every request.
+
+    Raises:
+        ValueError: One of them is of another type or out of range.
+    """
+    if start not in ("open", "careful"):
+        raise ValueError(f"start: got {start!r}, expected 'open' or 'careful'")
+    if on_chunk is not None and not callable(on_chunk):
+        raise ValueError(f"on_chunk: got a {type(on_chunk).__name__}, expected a function of index and chunk")
+    if on_chunk is not None and not stream:
+        raise ValueError("on_chunk: there are chunks only with stream=True")
+    if timeouts is not None and not isinstance(timeouts, Timeouts):
+        raise ValueError(f"timeouts: got a {type(timeouts).__name__}, expected Timeouts, as Timeouts(total=120)")
+    if model is not None and (not isinstance(model, str) or not model.strip()):
+        raise ValueError(f"model: got a {type(model).__name__}, expected the name of a model")
 
 
 def checked_concurrency(concurrency: object, limit: int | str | None) -> int:
