@@ -126,7 +126,6 @@ class Admission:
         at_once: bool = False,
         counts_as_queued: bool = True,
         careful_start: bool = False,
-        skips_slow_start: bool = False,
     ) -> Reservation:
         """Puts a call into the queue; `advance` returns it when it may be sent, `check_room` raises if it may not wait.
 
@@ -140,7 +139,6 @@ class Admission:
             at_once: Grants the turn here if no call waits and it may be sent; `advance` then does not return it.
             counts_as_queued: Whether `Limits.max_queued` counts it.
             careful_start: Whether the call waits for the first answer of a model whose limits are not known.
-            skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
 
         Raises:
             RateLimitError: The model is paused for longer than `max_pause_s`.
@@ -163,7 +161,6 @@ class Admission:
             max_pause_s=max_pause_s,
             counts_as_queued=counts_as_queued,
             careful_start=careful_start,
-            skips_slow_start=skips_slow_start,
             epoch=self._epoch,
         )
         is_alone = at_once and not self._busy and (self.places is None or self.in_flight < self.places)

@@ -65,7 +65,6 @@ class Driver:
         max_pause_s: float = math.inf,
         counts_as_queued: bool = True,
         careful_start: bool = False,
-        skips_slow_start: bool = False,
         deadline: Due | None = None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
     ) -> Reservation:
@@ -80,7 +79,6 @@ class Driver:
             counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
                 `map`, whose number is bounded already.
             careful_start: Whether the call waits for the first answer of a model whose limits are not known.
-            skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
             deadline: When to give up, on the event loop's clock; None for never.
             on_waiting: Called with a future before the wait and with None after it. Setting an exception on the future
                 ends the wait with that exception.
@@ -107,7 +105,6 @@ class Driver:
             at_once=True,
             counts_as_queued=counts_as_queued,
             careful_start=careful_start,
-            skips_slow_start=skips_slow_start,
         )
         if reservation.state != GRANTED:
             await self.wait(reservation, is_new=number is None, deadline=deadline, on_waiting=on_waiting)
@@ -123,7 +120,6 @@ class Driver:
         max_pause_s: float,
         counts_as_queued: bool,
         careful_start: bool = False,
-        skips_slow_start: bool = False,
     ) -> Reservation:
         """Asks for a turn, with the arguments of `acquire`; a reservation that is not granted must `wait` at once."""
         self._enter_loop()
@@ -137,7 +133,6 @@ class Driver:
             at_once=True,
             counts_as_queued=counts_as_queued,
             careful_start=careful_start,
-            skips_slow_start=skips_slow_start,
         )
 
     async def wait(

@@ -39,7 +39,6 @@ class Reservation:
         max_pause_s: The call fails instead of waiting for a longer pause; infinite for any pause.
         counts_as_queued: Whether `Limits.max_queued` counts it.
         careful_start: Whether the call waits for the first answer of a model whose limits are not known.
-        skips_slow_start: Whether the caller has set how many calls run at once (see `SlowStart`).
         blind: Whether it was granted while nothing was known of the model's limits.
         place: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
         granted_at: When it was granted; None before.
@@ -67,7 +66,6 @@ class Reservation:
         "priority",
         "settled",
         "size",
-        "skips_slow_start",
         "state",
         "tokens",
         "waiter",
@@ -83,7 +81,6 @@ class Reservation:
         max_pause_s: float,
         counts_as_queued: bool,
         careful_start: bool,
-        skips_slow_start: bool,
         epoch: int,
     ) -> None:
         self.lane = lane
@@ -95,7 +92,6 @@ class Reservation:
         self.max_pause_s = max_pause_s
         self.counts_as_queued = counts_as_queued
         self.careful_start = careful_start
-        self.skips_slow_start = skips_slow_start
         self.blind = False
         self.place = 0
         self.granted_at: float | None = None
