@@ -9,7 +9,7 @@ import pytest
 
 from support import virtual_time
 from support.calls import retrying_client
-from support.servers import Call, Script, ScriptedServer, answers, response, whole
+from support.servers import MODEL, Call, Script, ScriptedServer, answers, response, whole
 from support.survival import ask
 from together_async import RateLimitError, Retry
 
@@ -62,7 +62,7 @@ def test_window_that_is_used_up_is_waited_for(form: str) -> None:
             assert await timed(client) < 1
             waiting = asyncio.create_task(timed(client))
             await asyncio.sleep(0.01)
-            assert 18 < client.limits.models["m"].paused_for_s <= 20
+            assert 18 < client.limits.models[MODEL].paused_for_s <= 20
             assert client.limits.queued == 1
             assert 18 < await waiting < 22
 
@@ -101,7 +101,7 @@ def test_pause_that_is_too_long_fails_at_once_and_says_until_when(form: str, goo
             assert client.limits.paused_until is not None
             loop = asyncio.get_running_loop()
             began = loop.time()
-            patient = [result async for result in client.map(["hi"], model="m")]
+            patient = [result async for result in client.map(["hi"], model=MODEL)]
             assert patient[0].error is None
             assert loop.time() - began == pytest.approx(900, rel=0.02)
 

@@ -140,7 +140,7 @@ class Bucket:
             self._set_rate()
         # After the rate, and with it the size, has risen: else the level would never be the size.
         full = self._full_level() if self._pending else self.size
-        self.level = full if level > full else level
+        self.level = min(level, full)
         self._ceiling += added
 
     # ---------------------------------------------------------------------------------------------------------- amounts
@@ -162,7 +162,7 @@ class Bucket:
             return amount  # a rate that was found shows nothing of how much the service holds
         typical = self.typical
         spare_s = (
-            self._held_s - (amount if amount > typical else typical) / rate
+            self._held_s - (max(typical, amount)) / rate
         )  # the next may be larger than this one
         return amount if spare_s >= GUARD_S else amount + rate * (GUARD_S - max(0.0, spare_s))
 
