@@ -152,7 +152,7 @@ class Bucket:
         """Returns the level of a full bucket, less the amount that is booked."""
         pending = self._pending
         # A large request goes when the bucket is full; if it goes later, because a timer is late, that is made up for.
-        late = 0.0 if not pending or self._tight(pending) else min(pending, self.size)
+        late = 0.0 if not pending or self._tight(pending) else min(pending, self.size, self.rate * BURST_S)
         return self.size - pending + late
 
     def cost(self, amount: float) -> float:
