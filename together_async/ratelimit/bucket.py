@@ -161,9 +161,7 @@ class Bucket:
         if rate == _INF or not amount or self.control.found.rate is not None:
             return amount  # a rate that was found shows nothing of how much the service holds
         typical = self.typical
-        spare_s = (
-            self._held_s - (max(typical, amount)) / rate
-        )  # the next may be larger than this one
+        spare_s = self._held_s - max(typical, amount) / rate  # the next may be larger than this one
         return amount if spare_s >= GUARD_S else amount + rate * (GUARD_S - max(0.0, spare_s))
 
     def book(self, amount: float, now: float) -> None:
