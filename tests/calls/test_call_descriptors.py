@@ -16,7 +16,7 @@ from support.descriptors import no_descriptor_left
 from support.paths import TESTS
 from support.servers import KEY, MODEL, Call, ScriptedServer, answers
 from support.survival import KINDS, TEXT, ask
-from together_async import AsyncTogether, Limits, Retry
+from together_async import APIConnectionError, AsyncTogether, Limits, Retry
 from together_async.http.errors import DescriptorsExhaustedError
 from together_async.retry import FREE_RETRIES
 
@@ -124,5 +124,26 @@ def test_a_time_limit_ends_the_wait_for_a_descriptor() -> None:
                     error = (await ask(client, "create", within=100, alone=False)).error
                 assert (error.phase, error.attempts) == (name, 0)
                 assert isinstance(error.__cause__, DescriptorsExhaustedError)
+
+    virtual_time.run(main())
+
+
+def test_leaving_ends_the_wait_for_a_descriptor() -> None:
+    """A cancellation, and the end of the client: at once, and nothing is left."""
+
+    async def main() -> None:
+        async with AsyncTogether(KEY, base_url="http://127.0.0.1:9/v1", limits=clocked(), timeouts=UNTIMED) as client:
+            with no_descriptor_left():
+                tasks = [asyncio.create_task(client.create("Hi", model=MODEL)) for _ in range(3)]
+                await asyncio.sleep(5)
+                tasks[0].cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await tasks[0]
+                await client.aclose()
+                for error in await asyncio.gather(*tasks[1:], return_exceptions=True):
+                    assert isinstance(error, APIConnectionError)
+                    assert "closed" in str(error)
+                    assert error.attempts == 0
+            assert counted(client) == (0, 0)
 
     virtual_time.run(main())

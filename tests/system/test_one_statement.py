@@ -25,7 +25,15 @@ from hypothesis import strategies as st
 from support.leaks import open_sockets
 from support.oracle import Expected, expect, view
 from support.virtual_time import run
-from together_async import APIConnectionError, APIStatusError, AsyncTogether, RateLimiter, StreamError, TogetherError
+from together_async import (
+    APIConnectionError,
+    APIStatusError,
+    AsyncTogether,
+    RateLimiter,
+    Retry,
+    StreamError,
+    TogetherError,
+)
 from together_async.testing import (
     DIALECTS,
     Call,
@@ -273,7 +281,7 @@ async def exchange(case: Case) -> str:
             if case.again and not expected.refusable:  # surplus bytes may disturb the next request on the connection
                 server.faults = None
                 limiter.resume()  # a 402
-                again = await client.create(PROMPT, model="m", **case.options)
+                again = await client.create(PROMPT, model="m", retry=Retry(), **case.options)  # may be in a pause
                 assert view(again.to_dict())["choices"] == truth["choices"] or not case.dialect.finish_reasons
         await server.journal[0].wait_ended()
         assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
