@@ -334,12 +334,12 @@ async def test_messages_of_every_kind() -> None:
 async def test_errors_are_caught_where_the_sdks_raise_them() -> None:
     """The request of a stream is sent by create(): its refusal is raised there, not in the loop."""
     refused = answers(response({"error": {"message": "no"}}, status=429))
-    async with served(refused, answers(response({"error": "no"}, status=400))) as (_, client):
+    async with served(answers(response({"error": "no"}, status=400)), refused) as (_, client):
+        with pytest.raises(BadRequestError):
+            await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")])
         with pytest.raises(RateLimitError) as caught:
             await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")], stream=True)
         assert caught.value.status_code == 429
-        with pytest.raises(BadRequestError):
-            await client.chat.completions.create(model=MODEL, messages=[Message.user("Hi")])
 
 
 @virtual
