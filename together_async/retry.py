@@ -20,7 +20,8 @@ asked for in `retry-after` or `retry-after-ms`.
 A 429 is no failure: it says that the call's turn has not come yet. The call goes back into the queue, in its old place,
 and the limiter sends it when the service allows, however often that takes. Neither `Retry.attempts` nor the budget
 counts it. It ends the call only when the service asks for a wait above `Retry.max_retry_after`, when it has refused
-every request to the model for longer than that, or when `Timeouts.total` or `Timeouts.queue` leave no time.
+every request to the model for longer than that (for 15 minutes, if it names the times to wait), or when
+`Timeouts.total` or `Timeouts.queue` leave no time.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ class Retry:
         max_delay: Seconds, from 0 to 86400: no delay is longer, unless the server asked for it. Default 30.
         max_retry_after: Seconds, from 0. When the server asks for a longer pause, the call fails at once, and the error
             says until when; so does a call that waits in the queue when such a pause comes. A server that names no time
-            may refuse every request to a model for as long, then its calls fail. It does not bound the wait in the
-            queue, which pauses may make up many times: `Timeouts.total` and `Timeouts.queue` do. With 0 a 429 is raised
-            at once. Default 60; 900 for the calls of `map` and `run_batch`, which are in no hurry.
+            may refuse every request to a model for as long (one that names times, for 15 minutes), then its calls fail.
+            It does not bound the wait in the queue, which pauses may make up many times: `Timeouts.total` and
+            `Timeouts.queue` do. With 0 a 429 is raised at once. Default 60; 900 for the calls of `map` and `run_batch`,
+            which are in no hurry.
 
     Raises:
         ValueError: A value out of its range; the text names field, value and range.

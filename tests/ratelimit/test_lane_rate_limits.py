@@ -145,3 +145,21 @@ def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
     assert driver.state.queued == 1
     driver.to(121)
     assert others.granted
+
+
+def test_service_that_names_times_may_refuse_for_longer_than_the_longest_pause() -> None:
+    """Each pause is short, so the calls that wait for it wait on; after 15 minutes of nothing else they don't."""
+    driver = ClockedAdmission(Limits(), known=False)
+    first = driver.asked(max_pause_s=60)
+    driver.asked(max_pause_s=60)
+    waiting = driver.granted[-1]
+    for _ in range(89):
+        driver.limited(first, 10.0)
+        driver.to(driver.now + 10.0)
+        first = driver.asked(max_pause_s=60)
+        driver.to(driver.now + 0.1)
+    assert waiting.granted
+    assert driver.refused == []
+    late = driver.ask(max_pause_s=60)
+    driver.limited(first, None)
+    assert [reservation for reservation, _ in driver.refused] == [late]

@@ -31,7 +31,7 @@ class RateLimited(NamedTuple):
     Attributes:
         pause_s: Seconds until something is sent to this model again.
         refusing_s: Seconds for which the service has refused every request to this model; 0 at the first 429 after a
-            good answer.
+            good answer, and up to 15 minutes as long as the service names the times to wait.
     """
 
     pause_s: float
@@ -352,7 +352,10 @@ class Lane:
         if self.window is not None:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
         self.paused_until = max(self.paused_until, now + min(max(pause_s, wait_s or 0.0), MOST_PAUSE_S))
-        return RateLimited(self.paused_until - now, now - self.refusing_since)
+        refusing_s = now - self.refusing_since
+        if wait_s is not None and refusing_s <= MOST_PAUSE_S:
+            refusing_s = 0.0  # it says itself for how long, and one call after another may be what it lets in
+        return RateLimited(self.paused_until - now, refusing_s)
 
     def _record_reported_refusal(
         self, reservation: Reservation, now: float, limits: AccountLimits, kind: Kind | None
