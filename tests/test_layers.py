@@ -181,9 +181,9 @@ MODULES = {
         rate_control:     found_rate headers
         bucket:           headers rate_control
         lane:             backoff bucket congestion estimator headers limits queue silent_refusals start
-        refusals:      lane
         schedule:      lane limits
-        admission:     descriptors estimator headers lane limits queue refusals schedule
+        turned_away:   lane
+        admission:     descriptors estimator headers lane limits queue schedule turned_away
         driver:        admission estimator headers lane limits queue
         limiter:       driver limits queue
         __init__:      limiter limits
@@ -284,10 +284,10 @@ PURE_INSIDE = {
         "limits",
         "queue",
         "rate_control",
-        "refusals",
         "schedule",
         "silent_refusals",
         "start",
+        "turned_away",
     },
     "flow": {"chunk_log"},
     "fanout": {"defaults"},

@@ -14,6 +14,7 @@ from together_async import Limits, PaymentRequiredError, QueueFullError, RateLim
 from together_async.ratelimit.admission import FORGOTTEN_AT_ONCE, MAX_LANES, PAUSED_AT_ONCE, STOP_S
 from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.queue import Reservation
+from together_async.ratelimit.start import AT_ONCE, DIAL_S
 
 
 def test_call_in_between_is_served_in_the_order_of_arrival_across_models() -> None:
@@ -59,8 +60,8 @@ def test_402_refuses_all_that_wait_and_all_that_come() -> None:
     driver.admission.record_payment_required(paid(), driver.now)
     driver.advance()
     driver.end(sent, 0)
-    assert {id(reservation) for reservation, _ in driver.refused} == {id(reservation) for reservation in waiting}
-    errors = [error for _, error in driver.refused]
+    assert {id(reservation) for reservation, _ in driver.turned_away} == {id(reservation) for reservation in waiting}
+    errors = [error for _, error in driver.turned_away]
     with pytest.raises(PaymentRequiredError) as caught:
         driver.ask(model="c")
     for error in (*errors, caught.value):
@@ -125,7 +126,7 @@ def test_what_was_learned_stays_when_the_calls_are_forgotten() -> None:
     for reservation in (*flying, *waiting):
         driver.end(reservation, 0)
         driver.withdraw(reservation)
-        driver.admission.record_rate_limit(reservation, driver.now, None, wait_s=50, kind=None)
+        driver.admission.record_rate_limit(reservation, driver.now, None, wait_s=50, kind=None, jitter=1)
         driver.answered(reservation, reported(1, 0))
     state = driver.state
     assert (state.in_flight, state.queued, state.models[MODEL].paused_until) == (2, 0, None)
@@ -222,17 +223,17 @@ def test_models_in_use_are_kept_without_a_search_for_each() -> None:
     assert len(driver.state.models) <= MAX_LANES
 
 
-# ---------------------------------------------------------------------------------------------- refused while they wait
+# ------------------------------------------------------------------------------------------ turned away while they wait
 
 
-def test_waiting_calls_that_do_not_wait_so_long_are_refused() -> None:
+def test_waiting_calls_that_do_not_wait_so_long_are_turned_away() -> None:
     """A pause is too long for some; the others stay. The error says until when."""
     driver = ClockedAdmission(Limits(concurrency=1))
     held = driver.asked()
     short, long = driver.asked(max_pause_s=60), driver.asked(max_pause_s=900)
     driver.limited(held, 100)
-    ((refused, error),) = driver.refused
-    assert refused is short
+    ((turned_away, error),) = driver.turned_away
+    assert turned_away is short
     assert "until 2026-01-01 00:01:40 UTC, and Retry.max_retry_after is 60 s" in str(error)
     with pytest.raises(RateLimitError, match="until 2026-01-01 00:01:40 UTC"):
         driver.ask(max_pause_s=99)
@@ -253,10 +254,10 @@ def test_calls_are_refused_when_the_service_has_refused_everything_for_longer_th
         return lane_rate_limit(lane, *arguments, **options)._replace(refusing_s=75)
 
     monkeypatch.setattr(Lane, "record_rate_limit", refusing)
-    limited = driver.admission.record_rate_limit(held, driver.now, None, wait_s=2, kind=None)
+    limited = driver.admission.record_rate_limit(held, driver.now, None, wait_s=2, kind=None, jitter=1)
     assert limited == RateLimited(2, 75)
-    assert [reservation for reservation, _ in driver.admission.refused] == [short]
-    assert "refused every request to m for 75.0 s" in str(driver.admission.refused[0][1])
+    assert [reservation for reservation, _ in driver.admission.turned_away] == [short]
+    assert "refused every request to m for 75.0 s" in str(driver.admission.turned_away[0][1])
     assert long.lane.queue.length == 1
 
 
@@ -271,7 +272,7 @@ def test_a_pause_that_comes_with_a_good_answer_is_shown_and_refuses_too(monkeypa
 
     monkeypatch.setattr(Lane, "learn", learn)
     driver.answered(held, reported(1, 0))
-    assert [reservation for reservation, _ in driver.refused] == [short]
+    assert [reservation for reservation, _ in driver.turned_away] == [short]
     assert driver.state.paused_until == EPOCH + timedelta(seconds=500)
 
 
@@ -348,3 +349,22 @@ def test_uncounted_calls_are_known_whatever_happens(seed: int) -> None:
         assert admission.uncounted == sum(not reservation.counts_as_queued for reservation in waiting)
         for lane in admission._lanes.values():
             assert lane.queue.uncounted == sum(not reservation.counts_as_queued for reservation in lane.queue.waiting())
+
+
+# -------------------------------------------------------------------------------------------------------- connections
+
+
+def test_a_connection_that_opens_lets_calls_of_its_model_go() -> None:
+    """They were held up by it alone, and nobody would look at the lane before its time."""
+    driver = ClockedAdmission(Limits(), known=False)
+    for _ in range(2 * AT_ONCE):
+        driver.ask()
+    begun = driver.advance()
+    for reservation in begun:
+        driver.admission.record_dialling(reservation, driver.now)
+    assert driver.to(0.01) == []
+    assert driver.admission.next_at == pytest.approx(DIAL_S)
+    driver.admission.record_dialled(begun[0], driver.now, 0.01, connected=True)
+    driver.admission.advance(driver.now, timer=False)
+    assert driver.admission.next_at < DIAL_S / 2
+    assert driver.to(0.1) != []

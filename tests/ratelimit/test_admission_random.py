@@ -116,8 +116,8 @@ class Search(ClockedAdmission):
     def advance(self) -> list[Reservation]:
         batch_waited = {reservation.model for reservation in self.waits.values() if reservation.priority == "batch"}
         granted = super().advance()
-        refused, self.refused = self.refused, []
-        for reservation, _ in refused:
+        turned_away, self.turned_away = self.turned_away, []
+        for reservation, _ in turned_away:
             lane = reservation.lane
             refusing_s = 0.0 if lane.refusing_since is None else self.now - lane.refusing_since
             assert reservation.max_pause_s < max(lane.paused_until - self.now, refusing_s)
@@ -265,7 +265,7 @@ class Search(ClockedAdmission):
             self.records[key].sent = False  # the service has not counted it
             self.refunds.setdefault(reservation.model, []).append((self.now, reservation.tokens))
             self.admission.record_rate_limit(
-                reservation, self.now, None, wait_s=min(seconds, 3.0), kind="tokens" if tokens else None
+                reservation, self.now, None, wait_s=min(seconds, 3.0), kind="tokens" if tokens else None, jitter=1
             )
             self.advance()
             del self.under_way[key]

@@ -95,7 +95,7 @@ def test_a_booked_call_stays_booked_while_it_cannot_go() -> None:
     booked = lane.requests.booked
     typical = lane.tokens.typical
     for _ in range(10):
-        driver.admission.touch(lane)
+        driver.admission._schedule.touch(lane)
         driver.advance()
     assert lane.queue.first is interactive
     assert (lane.requests.booked, lane.tokens.typical) == (booked, typical)

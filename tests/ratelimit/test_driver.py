@@ -302,7 +302,7 @@ def test_dialling_concerns_only_requests_that_were_sent_blindly() -> None:
             def record_dialling(self, at: float) -> None:
                 seen.append(("begun", at))
 
-            def record_dialled(self, at: float, *, connected: bool, seconds: float) -> None:
+            def record_dialled(self, at: float, seconds: float, *, connected: bool) -> None:
                 seen.append(("ended", at, connected, seconds))
 
         started = now()

@@ -97,7 +97,7 @@ def act(kind: str, admission: Admission, reservation: Reservation, now: float, *
         admission.record_response(reservation, now, None, good=True)
     elif kind == "429":
         limits = reported(5, 2, 500, 60) if limited else None
-        admission.record_rate_limit(reservation, now, limits, wait_s=3, kind=None)
+        admission.record_rate_limit(reservation, now, limits, wait_s=3, kind=None, jitter=1)
     elif kind == "end" and reservation.granted:
         reservation.estimator.learn(Size(20, 100, 1), 25, used)
         admission.settle(reservation, used, now)

@@ -133,8 +133,8 @@ def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
     reservation = driver.asked()
     hurried, others = driver.asked(max_pause_s=60), driver.asked(max_pause_s=600)
     driver.limited(reservation, 120)
-    ((refused, error),) = driver.refused
-    assert refused is hurried
+    ((turned_away, error),) = driver.turned_away
+    assert turned_away is hurried
     assert isinstance(error, RateLimitError)
     assert (error.retry_after, error.attempts, error.status_code) == (120, 0, 429)
     assert MODEL in str(error)
@@ -159,7 +159,7 @@ def test_service_that_names_times_may_refuse_for_longer_than_the_longest_pause()
         first = driver.asked(max_pause_s=60)
         driver.to(driver.now + 0.1)
     assert waiting.granted
-    assert driver.refused == []
+    assert driver.turned_away == []
     late = driver.ask(max_pause_s=60)
     driver.limited(first, None)
-    assert [reservation for reservation, _ in driver.refused] == [late]
+    assert [reservation for reservation, _ in driver.turned_away] == [late]

@@ -99,7 +99,7 @@ def test_calls_that_ask_again_are_in_the_order_of_their_numbers(failed: list[int
     calls = [driver.asked() for _ in range(8)]
     driver.to(1)
     assert [reservation.granted for reservation in calls] == [True] * 3 + [False] * 5
-    driver.admission.record_rate_limit(calls[0], driver.now, None, wait_s=1, kind=None)
+    driver.admission.record_rate_limit(calls[0], driver.now, None, wait_s=1, kind=None, jitter=1)
     for place in failed:
         driver.end(calls[place], 0)
         driver.asked(number=calls[place].number)

@@ -36,7 +36,7 @@ class ClockedAdmission:
 
     Args:
         limits: What is allowed.
-        known: Whether the service has answered before, so that there is no slow start.
+        known: Whether the service has answered before, so that the model is known.
     """
 
     def __init__(self, limits: Limits, *, known: bool = True) -> None:
@@ -44,7 +44,7 @@ class ClockedAdmission:
         self.admission = Admission(limits, self.wall)
         self.now = 0.0
         self.granted: list[Reservation] = []
-        self.refused: list[tuple[Reservation, Exception]] = []
+        self.turned_away: list[tuple[Reservation, Exception]] = []
 
     def ask(self, tokens: float | Size = 0, model: str = MODEL, **options: Any) -> Reservation:
         self.admission.lane(model, self.now).start.limits_known |= self.known
@@ -64,8 +64,8 @@ class ClockedAdmission:
     def advance(self) -> list[Reservation]:
         granted = self.admission.advance(self.now)
         self.granted += granted
-        self.refused += self.admission.refused
-        self.admission.refused = []
+        self.turned_away += self.admission.turned_away
+        self.admission.turned_away = []
         return granted
 
     def to(self, time: float) -> list[Reservation]:
@@ -90,7 +90,7 @@ class ClockedAdmission:
         kind: Kind | None = None,
     ) -> None:
         """A 429 comes, and ends the request."""
-        self.admission.record_rate_limit(reservation, self.now, limits, wait_s=wait_s, kind=kind)
+        self.admission.record_rate_limit(reservation, self.now, limits, wait_s=wait_s, kind=kind, jitter=1.0)
         self.advance()
         self.end(reservation, 0)
 

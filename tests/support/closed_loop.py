@@ -158,12 +158,11 @@ class ClosedLoop:
             self.free_connections = max(0, self.free_connections - 1)
             self.after(self.network(), reservation.waiter)
             return
-        started, start = self.now, reservation.lane.start
-        start.record_dialling(started)
+        started = self.now
+        self.admission.record_dialling(reservation, started)
 
         def connected() -> None:
-            start.record_dialled(self.now, self.now - started, connected=True)
-            self.admission.touch(reservation.lane)
+            self.admission.record_dialled(reservation, self.now, self.now - started, connected=True)
             self.after(self.network(), reservation.waiter)
             self.pump(timer=False)
 

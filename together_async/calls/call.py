@@ -243,7 +243,7 @@ class Call:
                 sent=now,
                 may_replace=self._may_replace,
                 on_opening=self._note_opening,
-                dial=settings.driver.dialling(reservation) if reservation.blind else None,
+                dial=settings.driver.dialling(reservation),
             )
         except TogetherError as error:
             scrub(error, self.secrets())

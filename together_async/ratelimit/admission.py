@@ -15,12 +15,20 @@ Whose turn it is. The calls of one model share its rates, the calls of all model
 
 Without a number of places nobody competes, and each lane goes by its own turns.
 
+What keeps calls from going. A 429 pauses its model, and a waiting call that does not wait so long is turned away
+(`turned_away`). A 402 concerns the account: all waiting and all new calls are turned away, but for one each `STOP_S`
+that finds out whether the account has been paid. A lack of file descriptors lowers the number of places for all models
+for a while (`DescriptorShortage`).
+
 What an event costs. An event concerns one lane, and only lanes with an event, or whose time has come, are looked at
 (`Schedule`), and none while no place is free. One `advance` looks at `MOST_LOOKS` lanes at most.
 
-Whoever drives this (`Driver`, or a test with a clock of its own) reports every event, with the time as an argument:
-`ask`, `withdraw`, `record_response`, `record_rate_limit`, `settle`, `release`. After each, `advance` returns the calls
-that may be sent now, and `next_at` is when to call it again if no event comes before.
+Whoever drives this (`Driver`, or a test with a clock of its own) reports every event, with the time as an argument.
+`ask` begins a call's turn; `release` ends it, or `withdraw` if nothing was sent, or `record_descriptors_exhausted` if
+nothing could be. In between come `record_dialling` and `record_dialled` (its connection), `record_response`,
+`record_rate_limit`, `record_overload` or `record_payment_required` (the head), `record_latency` and `settle` (the
+end). After each, `advance` returns the calls that may be sent now, `turned_away` has those that never will be, and
+`next_at` is when to call it again if no event comes before.
 """
 
 from __future__ import annotations
@@ -37,8 +45,8 @@ from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import Lane, RateLimited
 from together_async.ratelimit.limits import Limits, LimitsState, Priority
 from together_async.ratelimit.queue import BATCH_TURN_EVERY, BOOKED, ENDED, GRANTED, WAITING, Reservation
-from together_async.ratelimit.refusals import PaymentStop, paused
 from together_async.ratelimit.schedule import Schedule
+from together_async.ratelimit.turned_away import PaymentStop, paused
 
 STOP_S: Final = 60.0
 """After a 402 one request is let through every so many seconds, to see whether the account has been paid."""
@@ -70,8 +78,8 @@ class Admission:
         queued: How many wait.
         uncounted: How many of these `Limits.max_queued` does not count.
         next_at: When `advance` can grant a turn at the earliest, if no event comes before; infinite if it can't.
-        refused: Waiting calls that can't be sent any more, with the error for each; the driver takes them after every
-            event.
+        turned_away: Waiting calls that can't be sent any more, with the error for each; the driver takes them after
+            every event.
     """
 
     def __init__(self, limits: Limits, wall: Callable[[], datetime] | None = None) -> None:
@@ -79,7 +87,7 @@ class Admission:
         self.places = limits.concurrency if isinstance(limits.concurrency, int) else None
         self.in_flight = self.queued = self.uncounted = 0
         self.next_at = math.inf
-        self.refused: list[tuple[Reservation, TogetherError]] = []
+        self.turned_away: list[tuple[Reservation, TogetherError]] = []
         self._lanes: dict[str, Lane] = {}
         self._busy: dict[str, Lane] = {}  # those in which calls wait
         self._schedule = Schedule()
@@ -146,11 +154,11 @@ class Admission:
         """
         if self._stop is not None:
             if now < self._probe_at:
-                raise self._stop.refusal()
+                raise self._stop.error()
             self._probe_at = now + STOP_S
         lane = self.lane(model, now)
         if lane.paused_until - now > max_pause_s:
-            raise self._refusal(lane, RateLimited(lane.paused_until - now, 0.0), max_pause_s)
+            raise self._paused_error(lane, RateLimited(lane.paused_until - now, 0.0), max_pause_s)
         if number is None:
             number = self._numbers = self._numbers + 1
         reservation = Reservation(
@@ -188,13 +196,12 @@ class Admission:
         """Returns whether one more call may be under way, as far as the number for all models goes."""
         if self.places is not None and self.in_flight >= self.places:
             return False
-        shortage = self._shortage
-        if shortage is None:
-            return True
-        if shortage.is_over(now):
+        self._forget_old_shortage(now)
+        return self._shortage is None or self._shortage.free_at(self.in_flight, now) <= now
+
+    def _forget_old_shortage(self, now: float) -> None:
+        if self._shortage is not None and self._shortage.is_over(now):
             self._shortage = None
-            return True
-        return shortage.free_at(self.in_flight, now) <= now
 
     def _count_waiting(self, reservation: Reservation, change: int) -> None:
         self.queued += change
@@ -243,10 +250,6 @@ class Admission:
             self._busy.pop(lane.model, None)
 
     # --------------------------------------------------------------------------------------------------------- granting
-
-    def touch(self, lane: Lane) -> None:
-        """Records that something has changed in a lane that may let its first call go."""
-        self._schedule.touch(lane)
 
     def advance(self, now: float, *, timer: bool = True) -> list[Reservation]:
         """Returns the calls that may be sent now, in order, and sets `next_at`.
@@ -331,6 +334,39 @@ class Admission:
             if free_at > now:  # else a number of the caller's is missing, and only the end of a call helps
                 self.next_at = min(self.next_at, free_at)
 
+    # ----------------------------------------------------------------------------------------------------- connections
+
+    def record_dialling(self, reservation: Reservation, now: float) -> None:
+        """Records that a new connection begins to be opened for a call that was granted its turn."""
+        reservation.lane.start.record_dialling(now)
+
+    def record_dialled(self, reservation: Reservation, now: float, seconds: float, *, connected: bool) -> None:
+        """Records that the connection is open (TCP, proxy and TLS), or has failed.
+
+        Args:
+            reservation: The call's.
+            now: The time.
+            seconds: How long it took.
+            connected: Whether it is open, so that the request is on its way.
+        """
+        lane = reservation.lane
+        lane.start.record_dialled(now, seconds, connected=connected)
+        self._schedule.touch(lane)
+
+    def record_descriptors_exhausted(self, reservation: Reservation, now: float) -> bool:
+        """Withdraws a reservation whose request found no file descriptor, and lowers the number of places.
+
+        Returns:
+            Whether its call may ask again; see `DescriptorShortage`.
+        """
+        if not self._under_way(reservation):
+            return True
+        self.withdraw(reservation, now)
+        shortage = self._shortage
+        if shortage is None:
+            shortage = self._shortage = DescriptorShortage(now)
+        return shortage.record_exhausted(self.in_flight, now)
+
     # ------------------------------------------------------------------------------------------------------- responses
 
     def record_response(
@@ -351,7 +387,7 @@ class Admission:
             lane.refill(now)
             lane.learn(reservation, now, limits)
             if lane.paused_until > now and lane.queue.length:
-                self._refuse_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
+                self._turn_away_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
         if good:
             lane.record_accepted()
             if self._shortage is not None:
@@ -375,7 +411,7 @@ class Admission:
         *,
         wait_s: float | None,
         kind: Kind | None,
-        jitter: float = 1.0,
+        jitter: float,
     ) -> RateLimited:
         """Records a 429: nothing more is sent to this model before `wait_s` have passed, then less than before.
 
@@ -395,48 +431,34 @@ class Admission:
         if not self._under_way(reservation):
             return RateLimited(max(0.0, lane.paused_until - now), 0.0)
         limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind, jitter=jitter)
-        self._refuse_unwilling(lane, limited)
+        self._turn_away_unwilling(lane, limited)
         lane.record_answered(reservation)
         self._schedule.touch(lane)
         return limited
 
-    def _refuse_unwilling(self, lane: Lane, limited: RateLimited) -> None:
-        """Refuses the calls of a lane that do not wait so long."""
+    def _turn_away_unwilling(self, lane: Lane, limited: RateLimited) -> None:
+        """Turns away the calls of a lane that do not wait so long."""
         if max(limited) <= lane.queue.shortest_max_pause_s:
             return
         for waiting in lane.queue.unwilling(max(limited)):
             self._remove(waiting)
-            self.refused.append((waiting, self._refusal(lane, limited, waiting.max_pause_s)))
+            self.turned_away.append((waiting, self._paused_error(lane, limited, waiting.max_pause_s)))
 
-    def _refusal(self, lane: Lane, limited: RateLimited, max_pause_s: float) -> TogetherError:
+    def _paused_error(self, lane: Lane, limited: RateLimited, max_pause_s: float) -> TogetherError:
         return paused(lane.model, limited, max_pause_s, self._wall() if self._wall is not None else None)
-
-    def record_descriptors_exhausted(self, reservation: Reservation, now: float) -> bool:
-        """Withdraws a reservation whose request found no file descriptor, and lowers the number of places.
-
-        Returns:
-            Whether its call may ask again; see `DescriptorShortage`.
-        """
-        if not self._under_way(reservation):
-            return True
-        self.withdraw(reservation, now)
-        shortage = self._shortage
-        if shortage is None:
-            shortage = self._shortage = DescriptorShortage(now)
-        return shortage.record_exhausted(self.in_flight, now)
 
     def record_overload(self, reservation: Reservation) -> None:
         """Counts a 503. The platform is overloaded, which shows nothing about the account's limits."""
         reservation.lane.overloaded += 1
 
     def record_payment_required(self, error: PaymentRequiredError, now: float) -> None:
-        """Records a 402: all waiting and all new calls are refused, until a request that is tried later succeeds."""
+        """Records a 402: all waiting and new calls are turned away, until a request that is tried later succeeds."""
         self._stop = PaymentStop.of(error)
         self._stopped_at, self._probe_at = now, now + STOP_S
         for lane in tuple(self._busy.values()):
             for waiting in tuple(lane.queue.waiting()):
                 self._remove(waiting)
-                self.refused.append((waiting, self._stop.refusal()))
+                self.turned_away.append((waiting, self._stop.error()))
 
     def resume(self) -> None:
         """Forgets a 402: requests are sent again."""
@@ -498,8 +520,7 @@ class Admission:
 
     def state(self, now: float, wall: datetime) -> LimitsState:
         """Returns the values to show; `wall` is the time of day at `now`."""
-        if self._shortage is not None and self._shortage.is_over(now):
-            self._shortage = None
+        self._forget_old_shortage(now)
         for lane in self._lanes.values():
             used_at = lane.used_at
             lane.refill(now)

@@ -18,7 +18,7 @@ from together_async.errors import APIConnectionError, APITimeoutError, PaymentRe
 from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
-from together_async.ratelimit.lane import Lane, RateLimited
+from together_async.ratelimit.lane import RateLimited
 from together_async.ratelimit.limits import Limits, Priority
 from together_async.ratelimit.queue import GRANTED, Reservation
 from together_async.tasks import wake
@@ -162,7 +162,7 @@ class Driver:
         try:
             await waiter
         except BaseException:
-            # Refused, late or cancelled; a cancellation may come in the very turn of the loop that granted the call.
+            # Turned away, late or cancelled; a cancellation may come in the very turn of the loop that granted it.
             self.withdraw(reservation)
             raise
         finally:
@@ -245,7 +245,19 @@ class Driver:
 
         The pace at which the limits of an unknown model are found out depends on it.
         """
-        return Dial(self, reservation.lane, self._clock) if reservation.blind else None
+        return Dial(self, reservation) if reservation.blind else None
+
+    def record_dialling(self, reservation: Reservation) -> float:
+        """Records that a new connection begins to be opened for a request, and returns when that is."""
+        now = self._clock()
+        self.admission.record_dialling(reservation, now)
+        return now
+
+    def record_dialled(self, reservation: Reservation, started: float, *, connected: bool) -> None:
+        """Records that the connection that began at `started` is open, or has failed."""
+        now = self._clock()
+        self.admission.record_dialled(reservation, now, now - started, connected=connected)
+        self._pump(now)
 
     def record_overload(self, reservation: Reservation) -> None:
         """Records a 503."""
@@ -263,11 +275,6 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------------ event loop
 
-    def advance(self, lane: Lane, now: float) -> None:
-        """Lets calls of a lane go, in which something has changed."""
-        self.admission.touch(lane)
-        self._pump(now)
-
     def _enter_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -280,19 +287,19 @@ class Driver:
         return loop
 
     def _pump(self, now: float, *, timer: bool = False) -> None:
-        """Wakes the calls that were granted or refused, and sets the timer for the next."""
+        """Wakes the calls that were granted or turned away, and sets the timer for the next."""
         admission = self.admission
         if admission.queued:
             for reservation in admission.advance(now, timer=timer):
                 if reservation.waiter is not None:
                     wake(reservation.waiter)
-        elif self.timer is None and not admission.refused:
+        elif self.timer is None and not admission.turned_away:
             return
         else:
             admission.next_at = math.inf
-        if admission.refused:
-            refused, admission.refused = admission.refused, []
-            for reservation, error in refused:
+        if admission.turned_away:
+            turned_away, admission.turned_away = admission.turned_away, []
+            for reservation, error in turned_away:
                 if reservation.waiter is not None:
                     wake(reservation.waiter, error)
         self._set_timer(admission.next_at, now)
@@ -317,27 +324,23 @@ class Driver:
 class Dial:
     """The opening of a new connection for a request to a model of unknown limits."""
 
-    __slots__ = ("_clock", "_driver", "_lane", "_started")
+    __slots__ = ("_driver", "_reservation", "_started")
 
-    def __init__(self, driver: Driver, lane: Lane, clock: Callable[[], float]) -> None:
+    def __init__(self, driver: Driver, reservation: Reservation) -> None:
         self._driver = driver
-        self._lane = lane
-        self._clock = clock
+        self._reservation = reservation
         self._started: float | None = None
 
     def begun(self) -> None:
         """Records that a connection begins to be opened."""
         if self._started is None:
-            self._started = self._clock()
-            self._lane.start.record_dialling(self._started)
+            self._started = self._driver.record_dialling(self._reservation)
 
     def ended(self, connected: bool) -> None:
         """Records that it is open (TCP, proxy and TLS), or has failed. Only the first call counts."""
         started, self._started = self._started, None
         if started is not None:
-            now = self._clock()
-            self._lane.start.record_dialled(now, connected=connected, seconds=now - started)
-            self._driver.advance(self._lane, now)
+            self._driver.record_dialled(self._reservation, started, connected=connected)
 
 
 def _time_of_day() -> datetime:

@@ -11,7 +11,7 @@ import pytest
 from support.admission import EPOCH, MODEL, ClockedAdmission, paid
 from together_async import Limits, PaymentRequiredError, RateLimitError
 from together_async.ratelimit.lane import RateLimited
-from together_async.ratelimit.refusals import PaymentStop, paused
+from together_async.ratelimit.turned_away import PaymentStop, paused
 
 
 def test_a_pause_says_until_when_and_what_to_do() -> None:
@@ -70,7 +70,7 @@ def test_the_class_of_the_error_is_kept() -> None:
     class QuotaError(PaymentRequiredError, RateLimitError):
         pass
 
-    refusal = PaymentStop.of(QuotaError("429: no quota", status_code=429, retry_after=3)).refusal()
-    assert isinstance(refusal, QuotaError)
-    assert (refusal.status_code, refusal.retry_after, refusal.attempts) == (429, 3, 0)
-    assert str(refusal).startswith("429: the account's spending limit is reached, by the response to another call")
+    error = PaymentStop.of(QuotaError("429: no quota", status_code=429, retry_after=3)).error()
+    assert isinstance(error, QuotaError)
+    assert (error.status_code, error.retry_after, error.attempts) == (429, 3, 0)
+    assert str(error).startswith("429: the account's spending limit is reached, by the response to another call")

@@ -28,7 +28,7 @@ class PaymentStop(NamedTuple):
         names = ("status_code", "headers", "body", "request_id", "retry_after")
         return cls(str(error), type(error), {name: getattr(error, name) for name in names})
 
-    def refusal(self) -> PaymentRequiredError:
+    def error(self) -> PaymentRequiredError:
         """Returns the error for another call."""
         text = (
             f"{self.facts['status_code']}: the account's spending limit is reached, by the response to another call; "
