@@ -55,7 +55,7 @@ async def told(client: AsyncTogether, timeouts: Timeouts | None = None) -> list[
         await send(client, dial, timeouts)
     except TogetherError as error:
         dial.events.append(type(error).__name__)
-    assert not client._connections.transport()._observers
+    assert not client._connections.transport()._diallers
     return dial.events
 
 
@@ -121,7 +121,7 @@ async def test_a_connection_that_is_given_up_has_an_end() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert dial.events == ["begun", "failed"]
-            assert not client._connections.transport()._observers
+            assert not client._connections.transport()._diallers
             dial = Dial()
             task = asyncio.create_task(send(client, dial))
             await dial.began.wait()

@@ -26,40 +26,47 @@ class DialObserver(Protocol):
         """It is open, proxy and TLS included, and the request is written next; or it failed, or was given up."""
 
 
+class Dialler(DialObserver, Protocol):
+    """A request that needs a connection.
+
+    Attributes:
+        dialled: Whether a new connection was begun for it. Its sender says False before each sending.
+    """
+
+    dialled: bool
+
+
 class Connector(aiohttp.TCPConnector):
     """aiohttp's pool, without connections on which bytes have come that nobody asked for.
 
     aiohttp would take such bytes for the response to the next request: one caller would get the answer meant for
     another.
 
+    It reports new connections to the request they are opened for. aiohttp's `TraceConfig` would not do: it does not
+    report the end of one that fails or is given up, and each request would await its signals, on a pooled connection
+    too.
+
     Args:
-        dialling: See below.
-        observers: See below.
+        diallers: See below.
         **options: Those of `aiohttp.TCPConnector`.
 
     Attributes:
-        dialling: The tasks whose requests got a new connection. The sender of a request takes its task out.
-        observers: Who observes the new connections of a task's request; mostly empty.
+        diallers: The request that each task sends.
     """
 
-    def __init__(
-        self,
-        dialling: set[asyncio.Task[Any] | None],
-        observers: Mapping[asyncio.Task[Any] | None, DialObserver],
-        **options: Any,
-    ) -> None:
+    def __init__(self, diallers: Mapping[asyncio.Task[Any] | None, Dialler], **options: Any) -> None:
         super().__init__(**options)
-        self.dialling = dialling
-        self.observers = observers
+        self.diallers = diallers
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.connector.Connection:
         """Returns a connection on which nothing has come yet."""
+        dialler = self.diallers[asyncio.current_task()]
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            if protocol is None or not protocol.should_close or asyncio.current_task() in self.dialling:
+            if protocol is None or not protocol.should_close or dialler.dialled:
                 return connection
             connection.close()
 
@@ -67,18 +74,14 @@ class Connector(aiohttp.TCPConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        task = asyncio.current_task()
-        self.dialling.add(task)
-        observer = self.observers.get(task)
-        if observer is None:
-            return await super()._create_connection(req, traces, timeout)
+        dialler = self.diallers[asyncio.current_task()]
         connected = False
-        observer.begun()
+        dialler.begun()
         try:
             connection = await super()._create_connection(req, traces, timeout)
             connected = True
         finally:
-            observer.ended(connected)
+            dialler.ended(connected)
         return connection
 
 

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
-from together_async.http.connector import Connector, DialObserver, give_up
+from together_async.http.connector import Connector, Dialler, DialObserver, give_up
 from together_async.http.deadlines import Deadline, Deadlines
 from together_async.http.errors import NO_DESCRIPTOR, ClientClosedError, DescriptorsExhaustedError, is_exhaustion
 from together_async.http.headers import merged
@@ -64,11 +64,14 @@ class Opening(Deadline):
         failure: Why, if it was not the deadline.
         attempts: HTTP requests made so far.
         task: The task that sends it.
+        dialled: Whether a new connection was begun for the last of them.
     """
 
-    __slots__ = ("_cancelling", "_open", "attempts", "expired", "failure", "task")
+    __slots__ = ("_cancelling", "_dial", "_open", "attempts", "dialled", "expired", "failure", "task")
 
-    def __init__(self, at: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self, at: float, loop: asyncio.AbstractEventLoop | None = None, dial: DialObserver | None = None
+    ) -> None:
         super().__init__(at)
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - in a coroutine
@@ -78,6 +81,19 @@ class Opening(Deadline):
         self.expired = False
         self.failure: APIConnectionError | None = None
         self.attempts = 0
+        self.dialled = False
+        self._dial = dial
+
+    def begun(self) -> None:
+        """A new connection begins to be opened."""
+        self.dialled = True
+        if self._dial is not None:
+            self._dial.begun()
+
+    def ended(self, connected: bool) -> None:
+        """It is open, or has failed."""
+        if self._dial is not None:
+            self._dial.ended(connected)
 
     def abort(self, failure: APIConnectionError) -> None:
         """Makes the waiting call raise `failure`."""
@@ -136,8 +152,7 @@ class Transport:
         self._proxy = proxy
         self._secret = secret
         self._fresh: aiohttp.ClientSession | None = None
-        self._dialling: set[asyncio.Task[Any] | None] = set()
-        self._observers: dict[asyncio.Task[Any] | None, DialObserver] = {}
+        self._diallers: dict[asyncio.Task[Any] | None, Dialler] = {}
         self._deadlines = Deadlines(self.loop)
         self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
         self._urls: dict[str, URL] = {}
@@ -187,13 +202,12 @@ class Transport:
         deadline = due("first_token", timeouts.first_token, sent)
         if timeouts.total is not None:
             deadline = earliest(deadline, due("total", timeouts.total, started))
-        opening = Opening(math.inf if deadline is None else deadline.at, self.loop)
+        opening = Opening(math.inf if deadline is None else deadline.at, self.loop, dial)
         self._deadlines.add(opening)
         self.openings.add(opening)
         if on_opening is not None:
             on_opening(opening)
-        if dial is not None:
-            self._observers[opening.task] = dial
+        self._diallers[opening.task] = opening
         try:
             url, fields = self._url(request.path), self._headers if not headers else merged(self._headers, headers)
             response = await self._dispatch(request, url, fields, timeouts, opening, may_replace=may_replace)
@@ -210,8 +224,7 @@ class Transport:
         finally:
             self.openings.discard(opening)
             self._deadlines.discard(opening)
-            if dial is not None:
-                del self._observers[opening.task]
+            del self._diallers[opening.task]
         set_read_size(response, READ_SIZE)
         opened = HTTPResponse(
             response, timeouts=timeouts, started=started, sent=sent, live=self.responses, loop=self.loop
@@ -311,32 +324,29 @@ class Transport:
             headers = merged(headers, options["proxy_headers"])
         posts = request.method == "POST"
         opening.attempts += 1
+        opening.dialled = False
         sent_at = self.loop.time()
         try:
-            try:
-                if posts:
-                    return await session.post(url, data=_sendable(request.body), headers=headers, **options)
-                return await session.get(url, headers=headers, **options)
-            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-                # A connector error is a connection that was never made; a message is a response that had begun.
-                # Our own sessions know whether the connection came from the pool; for others it has to be assumed.
-                # (A reset in the middle of a head looks like one of a stale connection: aiohttp drops what came.)
-                if (
-                    isinstance(error, aiohttp.ClientConnectorError)
-                    or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
-                    or asyncio.current_task() in self._dialling
-                    # A stale connection fails with the first packet that goes there and back. Later than that the
-                    # server was at work, and might do and bill the same work twice.
-                    or self.loop.time() - sent_at > STALE_SECONDS
-                    or not may_replace()
-                ):
-                    raise
-            opening.attempts += 1
-            session = self._fresh_session() if self._owned else session
-            return await session.request(request.method, url, data=_sendable(request.body), headers=headers, **options)
-        finally:
-            if self._dialling:
-                self._dialling.discard(asyncio.current_task())
+            if posts:
+                return await session.post(url, data=_sendable(request.body), headers=headers, **options)
+            return await session.get(url, headers=headers, **options)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            # A connector error is a connection that was never made; a message is a response that had begun.
+            # Our own sessions know whether the connection came from the pool; for others it has to be assumed.
+            # (A reset in the middle of a head looks like one of a stale connection: aiohttp drops what came.)
+            if (
+                isinstance(error, aiohttp.ClientConnectorError)
+                or (isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str))
+                or opening.dialled
+                # A stale connection fails with the first packet that goes there and back. Later than that the
+                # server was at work, and might do and bill the same work twice.
+                or self.loop.time() - sent_at > STALE_SECONDS
+                or not may_replace()
+            ):
+                raise
+        opening.attempts += 1
+        session = self._fresh_session() if self._owned else session
+        return await session.request(request.method, url, data=_sendable(request.body), headers=headers, **options)
 
     def _url(self, path: str) -> URL:
         url = self._urls.get(path)
@@ -382,8 +392,7 @@ class Transport:
 
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
         connector = Connector(
-            self._dialling,
-            self._observers,
+            self._diallers,
             limit=0,  # the limiter decides how much runs at once; a limit of the pool would be a silent queue
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,

@@ -16,9 +16,9 @@ Whose turn it is. The calls of one model share its rates, the calls of all model
 Without a number of places nobody competes, and each lane goes by its own turns.
 
 What keeps calls from going. A 429 pauses its model, and a waiting call that does not wait so long is turned away
-(`turned_away`). A 402 concerns the account: all waiting and all new calls are turned away, but for one each `STOP_S`
-that finds out whether the account has been paid. A lack of file descriptors lowers the number of places for all models
-for a while (`DescriptorShortage`).
+(`turned_away`). A 402 concerns the account: all waiting and new calls are turned away, but one is let through every
+`STOP_S`, to see whether the account has been paid. A lack of file descriptors lowers the number of places for all
+models for a while (`DescriptorShortage`).
 
 What an event costs. An event concerns one lane, and only lanes with an event, or whose time has come, are looked at
 (`Schedule`), and none while no place is free. One `advance` looks at `MOST_LOOKS` lanes at most.

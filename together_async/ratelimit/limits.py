@@ -52,16 +52,17 @@ def _not_yet(_: object, field: Any, value: Any) -> None:
 class Limits:
     """How many requests may be under way, and how fast they may go. A limit that is not given is learned.
 
-    The service counts each model separately, so the rates hold for each model separately. The limits that response
-    headers report (`x-ratelimit-limit`, `x-tokenlimit-limit` and their `-dynamic` forms) are kept where they are lower.
+    The service counts each model separately, so the rates hold for each model separately. The limits that responses
+    report (see `ratelimit.headers` for the names) are kept where they are lower.
 
     Attributes:
         concurrency: How many requests may be under way at once, all models together, each until its stream has ended;
             from 1. "auto" finds a number for each model: it grows while good responses come quickly, and shrinks on
             429s (the rule is in `ratelimit.congestion`). None sets no limit, so that only the rates do.
-        requests_per_minute: Requests per minute and model, above 0. None keeps to the reported limit alone.
+        requests_per_minute: Requests per minute and model, above 0. None keeps to the limit that is reported, or else
+            found from 429s.
         tokens_per_minute: Tokens of prompt and completion together, per minute and model, above 0. None keeps to the
-            reported limit alone.
+            limit that is reported, or else found from 429s.
         max_queued: How many calls may wait for their turn, all models together, from 0; one more raises
             `QueueFullError` at once. None lets any number wait.
         shared: Where processes share their limits. None is this process alone; nothing else exists yet.
@@ -168,7 +169,7 @@ class LimitsState:
         concurrency: How many requests may be under way at once, all models together: `Limits.concurrency`; None when
             that is None or "auto".
         descriptor_places: How many requests may be under way for now because the process had no file descriptor left
-            for another connection (`ulimit -n`); it rises by and by. None while there were enough.
+            for another connection (`ulimit -n`); it rises gradually. None while there were enough.
         models: The state of each model that was used lately, by its name.
         stopped: The text of the 402 that keeps all requests from being sent; None without one.
     """

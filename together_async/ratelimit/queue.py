@@ -39,7 +39,7 @@ class Reservation:
         max_pause_s: The call fails instead of waiting for a longer pause; infinite for any pause.
         counts_as_queued: Whether `Limits.max_queued` counts it.
         careful_start: Whether the call waits for the first answer of a model whose limits are not known.
-        blind: Whether it was granted while nothing was known of the model's limits.
+        blind: Whether it was granted before the service had reported a limit.
         place: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
