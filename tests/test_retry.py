@@ -32,15 +32,21 @@ from together_async import (
     TogetherError,
 )
 from together_async.errors import status_error_class
+from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import (
+    BATCH_WAIT_S,
     FREE_RETRIES,
     RECENT_S,
+    REFUSING_S,
     RETRIED_STATUSES,
     RetryBudget,
     backoff,
+    for_batch,
     is_retryable,
     note,
     reason,
+    reason_not_to_wait,
+    reason_to_end,
     retry_after_s,
     until,
 )
@@ -162,6 +168,57 @@ def headers_error(code: int, **headers: str) -> APIStatusError:
 )
 def test_told_seconds(error: TogetherError, seconds: float | None) -> None:
     assert retry_after_s(error) == (None if seconds is None else pytest.approx(seconds))
+
+
+# ---------------------------------------------------------------------------------------------------- to end or to wait
+
+NOW = 1_767_225_600.0
+
+
+def test_a_failed_call_is_tried_again_as_often_and_as_late_as_its_rules_allow() -> None:
+    rules = Retry(attempts=3, max_retry_after=60)
+    assert reason_to_end(rules, 2, 60, too_late=None, now=NOW) is None
+    assert reason_to_end(rules, 3, 0, too_late=None, now=NOW) == "Retry.attempts allows no more"
+    assert reason_to_end(rules, 1, 90, too_late="total", now=NOW) == (
+        "the service asks for a wait of 90 s, until 2026-01-01 00:01:30 UTC, and Retry.max_retry_after is 60 s"
+    )
+    assert reason_to_end(rules, 1, 3, too_late="total", now=NOW) == "Timeouts.total leaves no time for it"
+
+
+@pytest.mark.parametrize(
+    ("most_s", "pause_s", "refusing_s", "names_times", "ending"),
+    [
+        (60, 60, 60, False, None),
+        (60, 61, 61, True, "the model is paused for 61 s, until 2026-01-01 00:01:01 UTC, and Retry.max_retry_after is"),
+        (60, 5, 61, False, "the service has refused everything for 61 s, and Retry.max_retry_after is 60 s"),
+        (60, 5, 900, True, None),
+        (60, 5, 905, True, "for 905 s, and a service that names the times to wait is given 900 s"),
+        (5_000, 5, 5_000, True, None),
+        (5_000, 5, 5_001, True, "for 5001 s, and Retry.max_retry_after is 5000 s"),
+        (0, 5, 0, True, ""),
+    ],
+)
+def test_a_429_is_waited_for_up_to_the_bound_that_its_ending_names(
+    most_s: float, pause_s: float, refusing_s: float, names_times: bool, ending: str | None
+) -> None:
+    """A service that names the times to wait has 15 minutes, or as long as the caller allows; another has only that."""
+    rules = Retry(attempts=1, max_retry_after=most_s)
+    facts: dict[str, Any] = {"refusing_s": refusing_s, "names_times": names_times, "now": NOW}
+    found = reason_not_to_wait(rules, pause_s, too_late=None, **facts)
+    if not ending:
+        assert found == ending
+    else:
+        assert found is not None
+        assert ending in found
+    if ending is None:
+        late = "Timeouts.queue leaves no time for it"
+        assert reason_not_to_wait(rules, pause_s, too_late="queue", **facts) == late
+
+
+def test_batch_calls_wait_for_the_longest_pause_that_a_header_makes() -> None:
+    assert BATCH_WAIT_S == MOST_PAUSE_S == REFUSING_S
+    assert for_batch(Retry(attempts=2, max_retry_after=5)) == Retry(attempts=2, max_retry_after=BATCH_WAIT_S)
+    assert for_batch(Retry(max_retry_after=5_000)).max_retry_after == 5_000
 
 
 # --------------------------------------------------------------------------------------------------------------- values

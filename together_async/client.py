@@ -25,10 +25,9 @@ from together_async.http.connections import DEFAULT_BASE_URL, Connections, check
 from together_async.models import ChatCompletion
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimator import size_of
-from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
-from together_async.retry import Retry, RetryBudget
+from together_async.retry import Retry, RetryBudget, for_batch
 from together_async.timeouts import Timeouts
 from together_async.wire.error_bodies import json_of, status_error
 from together_async.wire.http_request import MODELS_REQUEST, build_request
@@ -106,8 +105,9 @@ class AsyncTogether:
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
-        self._retry = _checked_retry(retry) or DEFAULT_RETRY
-        self._budget = RetryBudget(self._retry.budget)
+        retry = _checked_retry(retry) or DEFAULT_RETRY
+        self._retries: Mapping[Priority, Retry] = {"interactive": retry, "batch": for_batch(retry)}
+        self._budget = RetryBudget(retry.budget)
         self._max_event_size = max_event_size
         frame = sys._getframe(1)  # noqa: SLF001 - CPython's way to name the line that made an unclosed client
         self._connections = Connections(
@@ -155,14 +155,15 @@ class AsyncTogether:
                 fields the other arguments then replace.
             model: The model's name; required unless a request is given.
             timeouts: In place of the client's; None takes those.
-            retry: In place of the client's; None takes that.
-            priority: Calls with "interactive" go first; those with "batch" get every fifth turn while both wait.
+            retry: In place of the client's. None takes that; for "batch" with a `max_retry_after` of at least 900.
+            priority: Calls with "interactive" go first; those with "batch" get every fifth turn while both wait, and
+                wait for pauses of up to 15 minutes.
             headers: In addition to, or in place of, the client's.
             **options: The fields of `ChatCompletionRequest`.
 
         Returns:
             The stream: an async iterator of chunks and an async context manager. A 429 makes the call wait in the
-            queue, in its place; by `Retry.max_retry_after` a pause of at most 60 s is waited for.
+            queue, in its place; by `Retry.max_retry_after` a pause of at most 60 s (900 s with "batch") is waited for.
 
         Raises:
             ValueError: A value out of range; the text names field, value and range.
@@ -189,7 +190,8 @@ class AsyncTogether:
 
         Raises:
             ValueError, TypeError: As `stream` does.
-            RateLimitError: The service asks for a pause above `Retry.max_retry_after`, 60 s, or refuses for as long.
+            RateLimitError: The service asks for a pause above `Retry.max_retry_after` (60 s; 900 s with "batch"), or
+                refuses for as long (for 15 minutes, if it names the times to wait).
             APIStatusError: The server refused; the subclass says why.
             APIConnectionError, APITimeoutError: Nothing came back, or not all of it.
             APIResponseValidationError: The response is not a completion; `.path` says where.
@@ -288,9 +290,9 @@ class AsyncTogether:
                 Needs `stream=True`. An exception that it raises ends the map.
             model: For requests that name no model.
             timeouts: In place of the client's; None takes those.
-            retry: In place of the client's. None takes that, with a `max_retry_after` of at least 900: a pause of up to
-                15 minutes is waited for, and a service that names no time may refuse everything for as long.
-            priority: "batch" yields to interactive calls; "interactive" does not.
+            retry: In place of the client's. None takes that; for "batch" with a `max_retry_after` of at least 900: a
+                pause of up to 15 minutes is waited for, and the service may refuse everything for as long.
+            priority: "batch" yields to interactive calls, and waits longer for the service; "interactive" does not.
             headers: In addition to, or in place of, the client's.
             **options: Fields of `ChatCompletionRequest`, for requests that leave them out.
 
@@ -302,9 +304,7 @@ class AsyncTogether:
         check_map(model, timeouts, on_chunk, stream=stream, start=start)
         check_priority(priority)
         headers = checked_headers(headers) if headers else None
-        retry = _checked_retry(retry) or attrs.evolve(
-            self._retry, max_retry_after=max(self._retry.max_retry_after, MOST_PAUSE_S)
-        )
+        retry = _checked_retry(retry) or self._retries[priority]
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
         call = functools.partial(
             self._call,
@@ -490,7 +490,7 @@ class AsyncTogether:
             request,
             headers=checked_headers(headers) if headers else None,
             timeouts=timeouts if timeouts is not None else self._timeouts,
-            retry=_checked_retry(retry) or self._retry,
+            retry=_checked_retry(retry) or self._retries[priority],
             priority=priority,
             streamed=streamed,
         )

@@ -20,8 +20,8 @@ asked for in `retry-after` or `retry-after-ms`.
 A 429 is no failure: it says that the call's turn has not come yet. The call goes back into the queue, in its old place,
 and the limiter sends it when the service allows, however often that takes. Neither `Retry.attempts` nor the budget
 counts it. It ends the call only when the service asks for a wait above `Retry.max_retry_after`, when it has refused
-every request to the model for longer than that (for 15 minutes, if it names the times to wait), or when
-`Timeouts.total` or `Timeouts.queue` leave no time.
+every request to the model for longer than that (for 15 minutes, if it names the times to wait: then it is at work, and
+what it lets in may have gone to other calls), or when `Timeouts.total` or `Timeouts.queue` leave no time.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ FREE_RETRIES: Final = 10
 """Retries that the first calls of a client may make between them, however few the calls are."""
 RECENT_S: Final = 60.0
 """Seconds for which the retries earned by calls are kept, at least; at most twice as many."""
+BATCH_WAIT_S: Final = 900.0
+"""Seconds of the longest pause that batch calls wait for, at least, unless they bring a `Retry` of their own."""
+REFUSING_S: Final = 900.0
+"""Seconds for which a service that names the times to wait may refuse everything, at least."""
 _YEAR_S: Final = 366 * 86_400
 _MOST_ATTEMPTS: Final = 100
 _ATTEMPTS: Final = f"a whole number from 1 (no retry) to {_MOST_ATTEMPTS}"
@@ -75,8 +79,9 @@ class Retry:
             says until when; so does a call that waits in the queue when such a pause comes. A server that names no time
             may refuse every request to a model for as long (one that names times, for 15 minutes), then its calls fail.
             It does not bound the wait in the queue, which pauses may make up many times: `Timeouts.total` and
-            `Timeouts.queue` do. With 0 a 429 is raised at once. Default 60; 900 for the calls of `map` and `run_batch`,
-            which are in no hurry.
+            `Timeouts.queue` do. With 0 a 429 is raised at once. Default 60. For batch calls, which are in no hurry
+            (`priority="batch"`, as in `map` and `run_batch`), the client's value counts as at least 900; that of a
+            `Retry` that they bring counts as it is.
 
     Raises:
         ValueError: A value out of its range; the text names field, value and range.
@@ -165,6 +170,63 @@ def backoff(retry: Retry, attempt: int, rng: Callable[[], float]) -> float:
         rng: Returns a random number from 0 to 1.
     """
     return rng() * min(retry.max_delay, retry.base_delay * 2.0 ** (attempt - 1))
+
+
+def for_batch(retry: Retry) -> Retry:
+    """Returns a client's rules for its batch calls, which wait for a pause of up to 15 minutes at least."""
+    return attrs.evolve(retry, max_retry_after=max(retry.max_retry_after, BATCH_WAIT_S))
+
+
+def reason_to_end(retry: Retry, attempts: int, asked_s: float, *, too_late: str | None, now: float) -> str | None:
+    """Returns why a failed call makes no other attempt; None if it makes one, as long as the budget allows it.
+
+    Args:
+        retry: The rules.
+        attempts: Attempts that have failed, from 1; those answered with 429 are left out.
+        asked_s: Seconds that the server asked to wait; 0 if it did not ask.
+        too_late: The field of `Timeouts` that leaves no time for another attempt; None if all do.
+        now: Seconds since 1970.
+    """
+    if attempts >= retry.attempts:
+        return "Retry.attempts allows no more"
+    if asked_s > retry.max_retry_after:
+        return f"the service asks for a wait of {_too_long(asked_s, retry, now)}"
+    return None if too_late is None else _leaves_no_time(too_late)
+
+
+def reason_not_to_wait(
+    retry: Retry, pause_s: float, *, refusing_s: float, names_times: bool, too_late: str | None, now: float
+) -> str | None:
+    """Returns why a call does not wait after a 429; empty if its caller wants no wait, None if it waits.
+
+    Args:
+        retry: The rules.
+        pause_s: Seconds until the model is sent something again.
+        refusing_s: Seconds for which the service has refused every request to the model.
+        names_times: Whether the service said how long to wait.
+        too_late: The field of `Timeouts` that leaves no time for the wait; None if all do.
+        now: Seconds since 1970.
+    """
+    most_s = retry.max_retry_after
+    if not most_s:
+        return ""
+    if pause_s > most_s:
+        return f"the model is paused for {_too_long(pause_s, retry, now)}"
+    if names_times and most_s < REFUSING_S:
+        most_s, bound = REFUSING_S, f"a service that names the times to wait is given {REFUSING_S:g} s"
+    else:
+        bound = f"Retry.max_retry_after is {most_s:g} s"
+    if refusing_s > most_s:
+        return f"the service has refused everything for {refusing_s:.0f} s, and {bound}"
+    return None if too_late is None else _leaves_no_time(too_late)
+
+
+def _too_long(seconds: float, retry: Retry, now: float) -> str:
+    return f"{until(seconds, now)}, and Retry.max_retry_after is {retry.max_retry_after:g} s"
+
+
+def _leaves_no_time(limit: str) -> str:
+    return f"Timeouts.{limit} leaves no time for it"
 
 
 def retry_after_s(error: TogetherError) -> float | None:

@@ -76,10 +76,10 @@ async def test_a_thousand_refused_calls_try_at_most_1200_connections() -> None:
             assert counted(client) == (0, 0)
 
 
-@pytest.mark.parametrize("header", ["x: y", "retry-after: 0", "retry-after: 2"])
-def test_when_everything_is_limited_the_service_is_asked_now_and_then(header: str) -> None:
-    """No call is paid from the budget. After the start one request at a time asks, until a minute is over; then every
-    call fails, and the error says why."""
+@pytest.mark.parametrize(("header", "most_s"), [("x: y", 60), ("retry-after: 0", 900), ("retry-after: 2", 900)])
+def test_when_everything_is_limited_the_service_is_asked_now_and_then(header: str, most_s: int) -> None:
+    """No call is paid from the budget. After the start one request at a time asks, until a minute is over, or 15 if the
+    service names the times to wait; then every call fails, and the error says why."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -89,10 +89,10 @@ def test_when_everything_is_limited_the_service_is_asked_now_and_then(header: st
         ):
             began = loop.time()
             errors = await failures(do_create, client, 60)
-            assert 60 < loop.time() - began < 75
+            assert most_s < loop.time() - began < most_s + 30
             assert all(isinstance(error, RateLimitError) for error in errors)
-            assert any("has refused everything for 6" in str(error) for error in errors)
-            assert sum(error.attempts for error in errors) == len(server.calls) < 120
+            assert any(f"has refused everything for {most_s // 100 or 6}" in str(error) for error in errors)
+            assert sum(error.attempts for error in errors) == len(server.calls) < 60 + most_s
             assert client.limits.rate_limited == len(server.calls)
             assert client._budget.left >= FREE_RETRIES
             for error in errors:

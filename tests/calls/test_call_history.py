@@ -38,7 +38,7 @@ def test_the_state_is_a_value_that_can_be_read() -> None:
         limiter = clocked(Limits(concurrency=2, requests_per_minute=6000))
         async with (
             ScriptedServer(
-                good, starts_only, answers(refusal(503)), answers(refusal(429, "retry-after: 30"))
+                good, starts_only, answers(refusal(503)), answers(refusal(429, "retry-after: 30")), good
             ) as server,
             retrying_client(server, limits=limiter, timeouts=UNTIMED, retry=Retry(attempts=1)) as client,
         ):

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import pytest
@@ -140,6 +140,65 @@ def test_a_service_that_names_no_time_is_given_so_long(kind: str, most_s: float)
                 (note,) = notes(error)
                 assert note.startswith(f"{error.attempts} attempts (")
                 assert len(note) < 120
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("kind", ["create", "text"])
+@pytest.mark.parametrize("in_body", [False, True], ids=["a 429", "a 429 in a 200"])
+def test_a_service_that_names_the_times_is_given_15_minutes(in_body: bool, kind: str) -> None:
+    """And the error names that bound."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        script = answers(response(IN_BODY, extra=b"retry-after: 20\r\n")) if in_body else limited("20")
+        async with (
+            ScriptedServer(script) as server,
+            retrying_client(server, retry=Retry(max_retry_after=60), timeouts=UNTIMED) as client,
+        ):
+            began = loop.time()
+            error = (await ask(client, kind, within=3_000, alone=False)).error
+            assert 900 < loop.time() - began < 930
+            assert str(error).endswith("s, and a service that names the times to wait is given 900 s")
+            assert error.status_code == 429
+
+    virtual_time.run(main())
+
+
+PRIORITIES: Final = [
+    ("interactive", None, 60),
+    ("batch", None, 900),
+    ("interactive", Retry(max_retry_after=5), 5),
+    ("batch", Retry(max_retry_after=5), 5),
+]
+
+
+@pytest.mark.parametrize(("priority", "own", "most_s"), PRIORITIES)
+def test_the_longest_wait_is_that_of_the_priority(priority: Any, own: Retry | None, most_s: float) -> None:
+    """Wherever the call comes from; a `Retry` of the call's own holds as it is."""
+
+    async def main() -> None:
+        for pause_s in (most_s, most_s + 1):
+            for kind in ("create", "stream", "map"):
+                with case(f"{kind}, {pause_s} s"):
+                    async with (
+                        ScriptedServer(limited(str(pause_s)), good) as server,
+                        retrying_client(server, retry=Retry(), timeouts=UNTIMED) as client,
+                    ):
+                        options: Any = {"model": MODEL, "priority": priority, "retry": own}
+                        if kind == "map":
+                            (result,) = [result async for result in client.map(["hi"], **options)]
+                            error: Any = result.error
+                        else:
+                            error = None
+                            try:
+                                if kind == "create":
+                                    await client.create("hi", **options)
+                                else:
+                                    await client.stream("hi", **options).completion()
+                            except RateLimitError as caught:
+                                error = caught
+                        assert isinstance(error, RateLimitError) is (pause_s > most_s)
 
     virtual_time.run(main())
 

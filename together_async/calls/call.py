@@ -29,6 +29,7 @@ from together_async.errors import (
     InsufficientQuotaError,
     PaymentRequiredError,
     RateLimitError,
+    TimeoutPhase,
     TogetherError,
     unsent,
 )
@@ -39,7 +40,7 @@ from together_async.ratelimit.headers import AccountLimits, limited_kind, read_l
 from together_async.ratelimit.lane import MOST_PAUSE_S
 from together_async.retry import Retry, RetryBudget
 from together_async.tasks import wake
-from together_async.timeouts import Timeouts, due, earliest
+from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.error_bodies import retry_after, status_error
 from together_async.wire.quota import is_out_of_quota
 from together_async.wire.redaction import scrub, secrets_of
@@ -116,6 +117,7 @@ class Call:
     __slots__ = (
         "_aborted",
         "_failed_at",
+        "_failures",
         "_limited",
         "_limited_at",
         "_loop",
@@ -127,7 +129,6 @@ class Call:
         "_rng",
         "_sent_at",
         "_started",
-        "_tries",
         "_unpaid",
         "_waiter",
         "attempts",
@@ -158,7 +159,7 @@ class Call:
         self._refused_at: float | None = None  # when the first of the 429s came that were inside of a good response
         self._queued_at: float | None = None  # since when it has waited for its turn, over any number of 429s
         self._failed_at: float | None = None  # the latest attempt, until the next one is sent
-        self._tries = 0  # attempts as `Retry.attempts` counts them: without those answered with 429
+        self._failures = 0  # attempts as `Retry.attempts` counts them: without those answered with 429
         self._retry_after_s: float | None = None  # what an error within the response asked for
         self._reservation: Reservation | None = None
         self._number: int | None = None  # of the first reservation: later ones keep the place in the queue
@@ -168,7 +169,7 @@ class Call:
 
     def __repr__(self) -> str:
         settings = self.settings
-        return f"<Call to {settings.request.model}, {self._tries} of {settings.retry.attempts} attempts>"
+        return f"<Call to {settings.request.model}, {self._failures} of {settings.retry.attempts} attempts failed>"
 
     def secrets(self) -> list[str]:
         """Returns what no error's text may repeat: the key, and the texts of the messages."""
@@ -224,7 +225,6 @@ class Call:
 
     async def _attempt(self, transport: Transport, reservation: Reservation) -> HTTPResponse:
         settings = self.settings
-        self._tries += 1
         self._retry_after_s = self._limited = None
         now = self._sent_at = transport.loop.time()
         if self.first_sent_at is None:
@@ -265,7 +265,7 @@ class Call:
             latency_s = response.arrived - now if settings.streamed else None
             settings.driver.record_response(reservation, limits, good=True, latency_s=latency_s)
             return response
-        raise await self._refusal(reservation, response, limits)
+        raise await self._error_for(reservation, response, limits)
 
     def _ask(self, failure: TogetherError | None) -> Reservation:
         """Asks for a turn. An error here ends the call; `failure` is why it asks again."""
@@ -284,17 +284,13 @@ class Call:
             raise self._turned_away(error) from failure
 
     async def _wait_for_turn(self, reservation: Reservation, failure: TogetherError | None) -> None:
-        settings, timeouts = self.settings, self.settings.timeouts
-        assert self._loop is not None  # noqa: S101 - `open` has set it
-        assert self._started is not None  # noqa: S101 - `open` has set it
         if self._queued_at is None:
-            self._queued_at = self._loop.time()
-        deadline = earliest(due("queue", timeouts.queue, self._queued_at), due("total", timeouts.total, self._started))
+            self._queued_at = self._now()
         try:
-            await settings.driver.wait(
+            await self.settings.driver.wait(
                 reservation,
                 is_new=self._number is None,
-                deadline=deadline,
+                deadline=self._deadline(),
                 on_waiting=self._note_waiting,
             )
         except TogetherError as error:
@@ -306,7 +302,7 @@ class Call:
         error.attempts, error.retries = self.attempts, self.retries
         return error
 
-    async def _refusal(
+    async def _error_for(
         self, reservation: Reservation, response: HTTPResponse, limits: AccountLimits | None
     ) -> TogetherError:
         """Returns the error for a response that is not a success, after reporting it to the limiter."""
@@ -335,7 +331,6 @@ class Call:
     def _record_rate_limit(
         self, reservation: Reservation, limits: AccountLimits | None, retry_after_s: float | None, body: Any
     ) -> None:
-        self._tries -= 1
         self._limited_at = self._now()
         self._limited = self.settings.driver.record_rate_limit(
             reservation, limits, wait_s=retry_after_s, kind=limited_kind(body)
@@ -360,23 +355,19 @@ class Call:
     def _delay_after(self, error: TogetherError) -> float:
         """Returns the seconds until the next attempt; raises `error` if there is none."""
         error.attempts, error.retries = self.attempts, self.retries
-        limited, rules = self._limited, self.settings.retry
+        limited = self._limited
         asked_s = retry.retry_after_s(error)
         if asked_s is None:
             asked_s = self._retry_after_s
-        if limited is None:
-            delay_s = (asked_s or 0.0) + retry.backoff(rules, self._tries, self._rng)
-            self._queued_at = self._refused_at = None
-        else:
-            delay_s = max(limited.pause_s, asked_s or 0.0)
-            if self._queued_at is None:
-                self._queued_at = self._limited_at
-        reason = self._reason_to_end(error, asked_s, delay_s)
-        if reason is not None:
-            if limited is not None and reason:
-                error.args, reason = (f"{error}; {reason}", *error.args[1:]), ""
-            if self.retries or (reason and rules.attempts > 1 and retry.is_retryable(error)):
-                error.add_note(retry.note(self.retries, reason))
+        delay_s, ending = self._next_try(asked_s) if limited is None else self._next_turn(limited, asked_s)
+        if self._aborted is not None:
+            ending = "the call was given up"
+        elif self._unpaid or not retry.is_retryable(error):
+            ending = "such a failure is not retried"
+        elif ending is None and limited is None and not self.settings.budget.spend():
+            ending = "the client's retry budget is used up"
+        if ending is not None:
+            self._describe(error, ending)
             try:
                 raise error
             finally:
@@ -386,52 +377,48 @@ class Call:
         # After a 429 the limiter pauses the model for everybody; the call waits there, in its old place.
         return 0.0 if limited is not None and delay_s <= MOST_PAUSE_S else delay_s
 
-    def _reason_to_end(self, error: TogetherError, asked_s: float | None, delay_s: float) -> str | None:
-        """Returns why there is no other attempt; None if there is one."""
-        rules, limited = self.settings.retry, self._limited
-        if self._aborted is not None:
-            return "the call was given up"
-        if self._unpaid or not retry.is_retryable(error):
-            return "such a failure is not retried"
-        if limited is not None:
-            return self._reason_not_to_wait(limited, delay_s)
-        if self._tries >= rules.attempts:
-            return "Retry.attempts allows no more"
-        reason = self._too_long(asked_s or 0.0) or self._too_late(delay_s)
-        return reason or (None if self.settings.budget.spend() else "the client's retry budget is used up")
+    def _next_try(self, asked_s: float | None) -> tuple[float, str | None]:
+        """Returns the seconds until a failed call is tried again, and why it is not; None if it is."""
+        rules = self.settings.retry
+        self._queued_at = self._refused_at = None
+        self._failures += 1
+        delay_s = (asked_s or 0.0) + retry.backoff(rules, self._failures, self._rng)
+        too_late = self._too_late(delay_s)
+        return delay_s, retry.reason_to_end(rules, self._failures, asked_s or 0.0, too_late=too_late, now=time.time())
 
-    def _reason_not_to_wait(self, limited: RateLimited, pause_s: float) -> str | None:
-        """Returns why a call does not wait after a 429, empty if its caller wants no wait; None if it does."""
-        most_s, refusing_s = self.settings.retry.max_retry_after, self._refusing_s(limited)
-        if not most_s:
-            return ""
-        if refusing_s > most_s >= pause_s:
-            return (
-                f"the service has refused everything for {refusing_s:.0f} s, and Retry.max_retry_after is {most_s:g} s"
-            )
-        paused = self._too_long(pause_s, what="the model is paused for")
-        return paused or self._too_late(pause_s, queued_at=self._queued_at)
+    def _next_turn(self, limited: RateLimited, asked_s: float | None) -> tuple[float, str | None]:
+        """Returns the seconds for which a call waits after a 429, and why it does not; None if it does."""
+        if self._queued_at is None:
+            self._queued_at = self._limited_at
+        pause_s = max(limited.pause_s, asked_s or 0.0)
+        return pause_s, retry.reason_not_to_wait(
+            self.settings.retry,
+            pause_s,
+            refusing_s=self._refusing_s(limited),
+            names_times=asked_s is not None,
+            too_late=self._too_late(pause_s),
+            now=time.time(),
+        )
 
-    def _too_long(self, asked_s: float, *, what: str = "the service asks for a wait of") -> str | None:
-        """Returns a reason to end if a wait that was asked for is longer than the call allows."""
-        most_s = self.settings.retry.max_retry_after
-        if asked_s <= most_s:
-            return None
-        wait = retry.until(asked_s, time.time())
-        return f"{what} {wait}, and Retry.max_retry_after is {most_s:g} s"
+    def _describe(self, error: TogetherError, ending: str) -> None:
+        """Says in an error why there is no other attempt."""
+        if self._limited is not None and ending:
+            error.args, ending = (f"{error}; {ending}", *error.args[1:]), ""
+        if self.retries or (ending and self.settings.retry.attempts > 1 and retry.is_retryable(error)):
+            error.add_note(retry.note(self.retries, ending))
 
-    def _too_late(self, delay_s: float, *, queued_at: float | None = None) -> str | None:
-        """Returns a reason to end if a time limit runs out before the next attempt.
+    def _too_late(self, delay_s: float) -> TimeoutPhase | None:
+        """Returns the time limit that runs out before the next attempt, in so many seconds; None if none does."""
+        deadline = self._deadline()
+        return None if deadline is None or self._now() + delay_s < deadline.at else deadline.phase
 
-        Args:
-            delay_s: Seconds until then.
-            queued_at: Since when the call has waited for its turn; None if it has not.
-        """
-        timeouts, again_at = self.settings.timeouts, self._now() + delay_s
-        for name, seconds, since in (("total", timeouts.total, self._started), ("queue", timeouts.queue, queued_at)):
-            if seconds is not None and since is not None and again_at >= since + seconds:
-                return f"Timeouts.{name} leaves no time for it"
-        return None
+    def _deadline(self) -> Due | None:
+        """Returns when the wait for a turn has to end."""
+        timeouts, started, queued_at = self.settings.timeouts, self._started, self._queued_at
+        return earliest(
+            None if started is None else due("total", timeouts.total, started),
+            None if queued_at is None else due("queue", timeouts.queue, queued_at),
+        )
 
     def _refusing_s(self, limited: RateLimited) -> float:
         """Returns the seconds for which nothing but refusals has come.
@@ -447,7 +434,6 @@ class Call:
         It was no attempt: nothing was sent.
         """
         self._reservation = None
-        self._tries -= 1
         if not self.attempts:
             self.first_sent_at = None
         error.attempts, error.retries = self.attempts, self.retries
@@ -513,9 +499,9 @@ class Call:
         budget: a server that closes each connection a moment after its answer would use the budget up although every
         call succeeds.
         """
-        if self._tries >= self.settings.retry.attempts:
+        if self._failures + 1 >= self.settings.retry.attempts:
             return False
-        self._tries += 1
+        self._failures += 1
         self.retries = (*self.retries, Retried("stale connection", 0.0))
         return True
 
@@ -571,8 +557,9 @@ def _unpaid(status: int | None, body: Any) -> PaymentRequiredError:
     if status == 402:
         text = "402: the account's spending limit is reached (said within a response)"
         return PaymentRequiredError(text, status_code=402, body=body)
-    text = "429: the account's credit is used up (said within a response)"
-    return InsufficientQuotaError(text, status_code=429, body=body)
+    status = status or 429
+    text = f"{status}: the account's credit is used up (said within a response)"
+    return InsufficientQuotaError(text, status_code=status, body=body)
 
 
 def _origin(url: str) -> str:
