@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Callable
 from typing import Any
 
 from support.admission import MODEL
@@ -10,6 +12,7 @@ from support.virtual_time import now
 from together_async import Limits, RateLimiter
 from together_async.ratelimit.headers import AccountLimits, ReportedLimit
 from together_async.ratelimit.queue import Reservation
+from together_async.timeouts import Due
 
 UNLIMITED = AccountLimits(ReportedLimit(), ReportedLimit())
 """What a service without limits reports."""
@@ -28,8 +31,30 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-async def taken(limiter: RateLimiter, **options: Any) -> Reservation:
-    return await limiter.driver.acquire(MODEL, **options)
+async def taken(
+    limiter: RateLimiter,
+    *,
+    tokens: float = 0,
+    number: int | None = None,
+    deadline: Due | None = None,
+    on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
+    **options: Any,
+) -> Reservation:
+    """Asks and waits for a turn, as a call does.
+
+    Args:
+        limiter: Whose turn it is.
+        tokens: As for `Driver.ask`, like `number` and `options`; a new interactive call by default.
+        number: See `tokens`.
+        deadline: As for `Driver.wait`, like `on_waiting`.
+        on_waiting: See `deadline`.
+        **options: See `tokens`.
+    """
+    new_call = {"priority": "interactive", "max_pause_s": math.inf, "counts_as_queued": True, "careful_start": False}
+    reservation = limiter.driver.ask(MODEL, tokens, number=number, **(new_call | options))
+    if not reservation.granted:
+        await limiter.driver.wait(reservation, is_new=number is None, deadline=deadline, on_waiting=on_waiting)
+    return reservation
 
 
 class Waiters:

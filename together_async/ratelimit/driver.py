@@ -20,7 +20,7 @@ from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import RateLimited
 from together_async.ratelimit.limits import Limits, Priority
-from together_async.ratelimit.queue import GRANTED, Reservation
+from together_async.ratelimit.queue import Reservation
 from together_async.tasks import wake
 from together_async.timeouts import Due
 
@@ -61,53 +61,27 @@ class Driver:
         tokens: float | Size = 0,
         *,
         priority: Priority = "interactive",
-        number: int | None = None,
-        max_pause_s: float = math.inf,
-        counts_as_queued: bool = True,
-        careful_start: bool = False,
         deadline: Due | None = None,
-        on_waiting: Callable[[asyncio.Future[None] | None], None] | None = None,
     ) -> Reservation:
-        """Waits for a turn: `ask`, then `wait` if it was not granted at once.
-
-        Args:
-            model: The model's name.
-            tokens: Tokens the request is expected to use, prompt and completion; or its size, to estimate them from.
-            priority: "interactive" or "batch".
-            number: The number of an earlier reservation of the same call, whose place it keeps; None for a new call.
-            max_pause_s: The call fails instead of waiting for a longer pause.
-            counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
-                `map`, whose number is bounded already.
-            careful_start: Whether the call waits for the first answer of a model whose limits are not known.
-            deadline: When to give up, on the event loop's clock; None for never.
-            on_waiting: Called with a future before the wait and with None after it. Setting an exception on the future
-                ends the wait with that exception.
+        """Waits for the turn of a new call, through any pause: `ask`, then `wait` if it was not granted at once.
 
         Returns:
             A reservation, to be given back with `release` or `withdraw`.
 
         Raises:
-            QueueFullError: `Limits.max_queued` calls wait already; try later.
-            APITimeoutError: `deadline` passed first.
-            RateLimitError: The model is paused for longer than `max_pause_s`; try later.
-            PaymentRequiredError: The account's spending limit is reached.
-            APIConnectionError: The limiter is in use in another event loop.
+            QueueFullError: As from `wait`, whose other errors come too, and those of `ask`.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            self._enter_loop()
-        reservation = self.admission.ask(
+        reservation = self.ask(
             model,
             tokens,
-            self._clock(),
             priority=priority,
-            number=number,
-            max_pause_s=max_pause_s,
-            at_once=True,
-            counts_as_queued=counts_as_queued,
-            careful_start=careful_start,
+            number=None,
+            max_pause_s=math.inf,
+            counts_as_queued=True,
+            careful_start=False,
         )
-        if reservation.state != GRANTED:
-            await self.wait(reservation, is_new=number is None, deadline=deadline, on_waiting=on_waiting)
+        if not reservation.granted:
+            await self.wait(reservation, is_new=True, deadline=deadline, on_waiting=None)
         return reservation
 
     def ask(
@@ -119,9 +93,28 @@ class Driver:
         number: int | None,
         max_pause_s: float,
         counts_as_queued: bool,
-        careful_start: bool = False,
+        careful_start: bool,
     ) -> Reservation:
-        """Asks for a turn, with the arguments of `acquire`; a reservation that is not granted must `wait` at once."""
+        """Asks for a turn; a reservation that is not granted must `wait` at once.
+
+        Args:
+            model: The model's name.
+            tokens: Tokens the request is expected to use, prompt and completion; or its size, to estimate them from.
+            priority: "interactive" or "batch".
+            number: The number of an earlier reservation of the same call, whose place it keeps; None for a new call.
+            max_pause_s: The call fails instead of waiting for a longer pause.
+            counts_as_queued: Whether `Limits.max_queued` counts the call and applies to it; False for the calls of a
+                `map`, whose number is bounded already.
+            careful_start: Whether the call waits for the first answer of a model whose limits are not known.
+
+        Returns:
+            A reservation, to be given back with `release` or `withdraw`.
+
+        Raises:
+            RateLimitError: The model is paused for longer than `max_pause_s`; try later.
+            PaymentRequiredError: The account's spending limit is reached.
+            APIConnectionError: The limiter is in use in another event loop.
+        """
         self._enter_loop()
         return self.admission.ask(
             model,
@@ -143,7 +136,21 @@ class Driver:
         deadline: Due | None,
         on_waiting: Callable[[asyncio.Future[None] | None], None] | None,
     ) -> None:
-        """Waits for the turn of a reservation that `ask` did not grant; arguments and errors are those of `acquire`."""
+        """Waits for the turn of a reservation that `ask` did not grant.
+
+        Args:
+            reservation: What `ask` returned.
+            is_new: Whether the call asks for the first time, so that it needs room in the queue.
+            deadline: When to give up, on the event loop's clock; None for never.
+            on_waiting: Called with a future before the wait and with None after it; None for nobody. Setting an
+                exception on the future ends the wait with that exception.
+
+        Raises:
+            QueueFullError: `Limits.max_queued` calls wait already; try later.
+            APITimeoutError: `deadline` passed first.
+            RateLimitError: The model was paused, meanwhile, for longer than the call's `max_pause_s`; try later.
+            PaymentRequiredError: The account's spending limit was reached meanwhile.
+        """
         admission, loop, now = self.admission, self._enter_loop(), self._clock()
         self._pump(now)
         if reservation.granted:
