@@ -14,23 +14,25 @@ from together_async.ratelimit.backoff import FIRST_S, LEAST_S, MOST_LATENCY_S, M
 def test_pauses_double_until_something_is_accepted() -> None:
     backoff = Backoff()
     backoff.record_refusal(0.0, 0.01)
-    pauses = [backoff.pause_s(1.0, nothing_accepted=True, again=False) for _ in range(6)]
+    pauses = [backoff.next_pause_s(1.0, nothing_accepted=True, again=False) for _ in range(6)]
     assert pauses == [FIRST_S, 0.5, 1.0, MOST_S, MOST_S, MOST_S]
     backoff.end()
-    assert backoff.pause_s(1.0, nothing_accepted=True, again=False) == FIRST_S
-    assert backoff.pause_s(1.0, nothing_accepted=True, again=True) == FIRST_S, "those that came together count once"
+    assert backoff.next_pause_s(1.0, nothing_accepted=True, again=False) == FIRST_S
+    assert backoff.next_pause_s(1.0, nothing_accepted=True, again=True) == FIRST_S, (
+        "those that came together count once"
+    )
     assert "1 in a row" in repr(backoff)
 
 
 def test_jitter_takes_half_of_a_pause_at_most() -> None:
-    assert Backoff().pause_s(0.0, nothing_accepted=True, again=False) == FIRST_S / 2
+    assert Backoff().next_pause_s(0.0, nothing_accepted=True, again=False) == FIRST_S / 2
 
 
 def test_refusal_that_takes_long_is_waited_for() -> None:
     """Others that were sent with it take as long; but not longer than any refusal does."""
     backoff = Backoff()
     backoff.record_refusal(0.0, 1.0)
-    assert backoff.pause_s(0.0, nothing_accepted=True, again=False) == 1.5
+    assert backoff.next_pause_s(0.0, nothing_accepted=True, again=False) == 1.5
     assert backoff.stray_s() == 3
     backoff.record_refusal(0.0, 500.0)
     assert backoff.latency_s == MOST_LATENCY_S

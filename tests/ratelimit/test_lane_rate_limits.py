@@ -163,3 +163,33 @@ def test_service_that_names_times_may_refuse_for_longer_than_the_longest_pause()
     late = driver.ask(max_pause_s=60)
     driver.limited(first, None)
     assert [reservation for reservation, _ in driver.turned_away] == [late]
+
+
+def test_stray_undoes_nothing_that_earlier_refusals_showed() -> None:
+    """A rate was found, and has doubled until it was no limit; a stray later does not bring it back."""
+    driver = ClockedAdmission(Limits(), known=False)
+    for reservation in [driver.asked() for _ in range(4)][1:]:
+        driver.limited(reservation, 0.1)
+    assert driver.rate() < 10
+    bucket = driver.admission.lane(MODEL, driver.now).requests
+    bucket.control.found.record_used(60)
+    driver.to(100)
+    driver.to(101)
+    assert driver.rate() == float("inf")
+    many = [driver.asked() for _ in range(20)]
+    for reservation in many[5:7]:
+        driver.limited(reservation, None)
+    assert driver.rate() == float("inf")
+
+
+def test_withdrawn_request_lends_its_number_to_no_other() -> None:
+    """Else a refusal would be taken for one of an earlier event."""
+    driver = ClockedAdmission(Limits(), known=False)
+    numbers = []
+    for withdrawn in (False, True, False):
+        reservation = driver.asked()
+        numbers.append(reservation.sent_number)
+        if withdrawn:
+            driver.withdraw(reservation)
+    assert numbers == [1, 2, 3]
+    assert driver.state.sent == 2

@@ -80,3 +80,11 @@ def test_limit_of_a_minute_is_used_in_a_burst() -> None:
         driver.ask()
     driver.to(0.1)
     assert len(driver.granted) == 51
+
+
+@pytest.mark.parametrize("kind", ["requests", "tokens"])
+def test_rest_of_a_window_alone_does_not_end_the_start(kind: str) -> None:
+    """It shows no rate: what goes beyond it is still sent carefully."""
+    driver = ClockedAdmission(Limits(), known=False)
+    driver.answered(driver.asked(), AccountLimits(**{kind: ReportedLimit(None, 1_000_000.0, 30.0)}))
+    assert not driver.admission.lane(MODEL, driver.now).start.limits_known

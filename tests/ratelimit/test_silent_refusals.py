@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from together_async.ratelimit.silent_refusals import KNOWN_OF, STRAY_OF, WINDOW_S, Judgement, Sign, SilentRefusals
+from together_async.ratelimit.silent_refusals import COUNTED_S, RECENT_OF, STRAY_OF, Judgement, SilentRefusals, Verdict
 
 
 class Sent:
@@ -28,15 +28,15 @@ def test_first_of_many_is_a_stray_until_half_of_them_are_refused() -> None:
     """Each further refusal of the same event is judged together with those before it."""
     sent = Sent()
     sent.send(20)
-    signs = [sent.refuse(number, 0.05).sign for number in range(11, 21)]
-    assert signs == [Sign.STRAY] * 4 + [Sign.LIMIT] * 6
+    verdicts = [sent.refuse(number, 0.05).verdict for number in range(11, 21)]
+    assert verdicts == [Verdict.STRAY] * 4 + [Verdict.LIMIT] * 6
     assert "10" in repr(sent.refusals)
 
 
 def test_few_requests_tell_no_stray_from_a_limit() -> None:
     sent = Sent()
     sent.send(STRAY_OF - 1)
-    assert sent.refuse(1, 0.05).sign is Sign.LIMIT
+    assert sent.refuse(1, 0.05).verdict is Verdict.LIMIT
 
 
 def test_what_was_accepted_is_counted_over_a_second_at_least() -> None:
@@ -46,22 +46,22 @@ def test_what_was_accepted_is_counted_over_a_second_at_least() -> None:
     for number in range(6, 20):
         sent.refuse(number, 0.05)
     first = sent.refuse(20, 0.05)
-    assert (first.sign, first.again, first.accepted) == (Sign.LIMIT, True, pytest.approx(5.5))
+    assert (first.verdict, first.again, first.accepted) == (Verdict.LIMIT, True, pytest.approx(5.5))
     sent.send(200, start=10.0, gap=0.1)
     later = sent.refuse(220, 29.95)
     assert not later.again
     assert later.since_last_s == pytest.approx(29.9)
     assert later.accepted == pytest.approx(10, rel=0.05)
-    assert WINDOW_S == 10
+    assert COUNTED_S == 10
 
 
 def test_nothing_accepted() -> None:
     sent = Sent()
     sent.send(1)
-    assert sent.refuse(1, 0.05).sign is Sign.NOTHING_ACCEPTED
+    assert sent.refuse(1, 0.05).verdict is Verdict.NOTHING_ACCEPTED
     sent.send(6, start=20)
-    signs = [sent.refuse(number, 20.05).sign for number in range(2, 8)]
-    assert signs[-1] is Sign.NOTHING_ACCEPTED
+    verdicts = [sent.refuse(number, 20.05).verdict for number in range(2, 8)]
+    assert verdicts[-1] is Verdict.NOTHING_ACCEPTED
 
 
 def test_capacity_that_is_used_up_shows_the_rate_at_once() -> None:
@@ -77,17 +77,18 @@ def test_capacity_that_is_used_up_shows_the_rate_at_once() -> None:
 def test_refusals_of_a_known_account_are_strays_while_they_are_few() -> None:
     sent = Sent()
     sent.send(100, gap=0.1)
-    signs = [sent.refuse(number, 10.0, known=True).sign for number in range(61, 101)]
-    assert signs[:30] == [Sign.STRAY] * 30
-    assert signs[-1] is Sign.LIMIT
+    verdicts = [sent.refuse(number, 10.0, known=True).verdict for number in range(61, 101)]
+    assert verdicts[:30] == [Verdict.STRAY] * 30
+    assert verdicts[-1] is Verdict.LIMIT
 
 
-def test_two_refusals_of_a_known_account_show_nothing() -> None:
-    """Also not if nothing else was sent."""
+def test_three_refusals_of_a_known_account_show_nothing() -> None:
+    """Also not if nothing else was sent. The fourth does."""
     sent = Sent()
-    sent.send(2)
-    assert [sent.refuse(number, 0.1, known=True).sign for number in (1, 2)] == [Sign.STRAY] * 2
-    assert KNOWN_OF > 2
+    sent.send(4)
+    verdicts = [sent.refuse(number, 0.1, known=True).verdict for number in range(1, 5)]
+    assert verdicts == [Verdict.STRAY] * 3 + [Verdict.NOTHING_ACCEPTED]
+    assert RECENT_OF > 4
 
 
 def refuse_every_tenth(sent: Sent, rate: float, now: float) -> float:
@@ -95,7 +96,7 @@ def refuse_every_tenth(sent: Sent, rate: float, now: float) -> float:
     sent.send(10, start=now, gap=1 / rate)
     now += 10 / rate
     judgement = sent.refuse(len(sent.times), now, finding=True)
-    if judgement.sign is Sign.LIMIT:
+    if judgement.verdict is Verdict.LIMIT:
         sent.refusals.resume(len(sent.times), now)
     return now
 
@@ -126,3 +127,21 @@ def test_limit_that_is_met_again_and_again_is_not_taken_for_chance() -> None:
     for _ in range(20):
         now = refuse_every_tenth(sent, 19.0, now)
     assert not sent.refusals.by_chance
+
+
+def test_refusals_are_kept_only_as_long_as_they_count() -> None:
+    """A service that refuses for hours costs no more with each refusal."""
+    sent = Sent()
+    for step in range(3_000):
+        sent.send(1, start=step * 0.5)
+        sent.refuse(len(sent.times), step * 0.5 + 0.01, finding=True)
+    assert len(sent.refusals._refused) <= 2 * COUNTED_S + 1
+
+
+def test_request_that_is_refused_late_is_counted_in_its_place() -> None:
+    """Refusals overtake one another."""
+    sent = Sent()
+    sent.send(20)
+    for number in (20, 12, 16, 11, 19, 13, 15, 14, 18, 17):
+        judgement = sent.refuse(number, 0.05)
+    assert (judgement.verdict, judgement.accepted) == (Verdict.LIMIT, pytest.approx(10.5))

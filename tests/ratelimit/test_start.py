@@ -8,13 +8,13 @@ import pytest
 
 from support.admission import ClockedAdmission, reported
 from together_async import Limits
-from together_async.ratelimit.headers import AccountLimits, ReportedLimit
 from together_async.ratelimit.start import (
     AT_ONCE,
     BURST_S,
     CAREFUL_GAP_S,
     DIAL_S,
     GROWTH_S,
+    IDLE_S,
     LATE_S,
     MOST_GROWTH_S,
     Start,
@@ -96,15 +96,6 @@ def test_limits_end_the_start() -> None:
     assert len(driver.granted) - before <= 11
 
 
-def test_answer_that_reports_that_nothing_is_limited_ends_it() -> None:
-    driver = unknown()
-    for _ in range(1_000):
-        driver.ask()
-    driver.to(0.0)
-    driver.answered(driver.granted[0], AccountLimits(ReportedLimit(), ReportedLimit()))
-    assert granted_at(driver, 0.0) == 1_000
-
-
 def test_burst_ends_when_nothing_was_sent_for_a_while() -> None:
     """Answers that never come don't make the next call wait for longer than `GROWTH_S`, nor let hundreds go."""
     driver = unknown()
@@ -116,6 +107,28 @@ def test_burst_ends_when_nothing_was_sent_for_a_while() -> None:
     for _ in range(200):
         driver.ask()
     assert granted_at(driver, driver.now + GROWTH_S) - 200 <= 3
+
+
+def test_answers_count_until_the_model_is_idle() -> None:
+    """After a minute without a request nothing is known of a model again."""
+    driver = unknown()
+    for _ in range(100):
+        driver.ask()
+    driver.to(0.0)
+    for reservation in list(driver.granted):
+        driver.answered(reservation)
+    assert len(driver.granted) == 3 * AT_ONCE
+    driver.to(1.0)
+    for reservation in driver.granted:
+        driver.end(reservation)
+    for idle_s, at_once in ((IDLE_S / 2, 2 * AT_ONCE), (2 * IDLE_S, AT_ONCE)):
+        before = len(driver.granted)
+        driver.to(driver.now + idle_s)
+        waiting = [driver.ask() for _ in range(100)]
+        driver.advance()
+        assert len(driver.granted) - before == at_once
+        for reservation in waiting:
+            driver.withdraw(reservation)
 
 
 def test_configured_rates_need_no_start() -> None:

@@ -27,7 +27,7 @@ HELD_S: Final = 1.0
 SHARE: Final = {"requests": 0.25, "tokens": 0.5}
 SHARE_OF_WINDOW: Final = 0.9
 """The share of the service's capacity, less a request, that a bucket holds; the second where the service holds that of
-a minute, so that jitter is small beside it and the requests of one `gather` are not spread over a minute."""
+a minute, so that jitter is small next to it and the requests of one `gather` are not spread over a minute."""
 GUARD_S: Final = 0.08
 """A service that holds capacity for a second or so has none to spare for a request that is worth as much: if two such
 requests arrive closer together than they were sent, the second is refused. So each costs this much of the rate more."""
@@ -37,10 +37,10 @@ service can hold: it never took the excess, and was full all the while."""
 TYPICAL_WEIGHT: Final = 0.05
 """Weight of a request in the amount of a typical one."""
 MOST_RESET_S: Final = 60.0
-"""A reported reset is believed up to this many seconds."""
+"""The debt taken from a reported reset is at most what comes in so many seconds; a longer one pauses the lane."""
 OBSERVED_S: Final = 10.0
 """Seconds over which the rate that the service allowed is observed."""
-PAUSE_S: Final = 60.0
+IDLE_S: Final = 60.0
 """Seconds without traffic after which a learned rate is approached from its half again: it may have changed."""
 _EPSILON: Final = 1e-9
 _INF: Final = math.inf
@@ -109,6 +109,11 @@ class Bucket:
         """The rate that is kept now, per minute; None without a limit."""
         return self.rate * 60 if self.rate < _INF else None
 
+    @property
+    def found(self) -> bool:
+        """Whether the rate was found from refusals."""
+        return self.control.found.rate is not None
+
     # ------------------------------------------------------------------------------------------------------------ rate
 
     def _set_rate(self) -> None:
@@ -166,7 +171,7 @@ class Bucket:
 
     def book(self, amount: float, now: float) -> None:
         """Books an amount, whether it is there or not."""
-        if now - self._booked_at > PAUSE_S and self.control.halve():
+        if now - self._booked_at > IDLE_S and self.control.halve():
             self._set_rate()
         self._booked_at = now
         if now - self._marks[1][0] > OBSERVED_S:
@@ -309,13 +314,12 @@ class Bucket:
 
     def undo_find(self) -> None:
         """Goes on from the rate before the last refusals, and doubles it: they show no limit after all."""
-        self.control.found.undo()
-        self.control.found.search()
+        self.control.undo_find()
         self._set_rate()
 
     def search_from(self, accepted: float) -> None:
         """Goes on from a number of requests per second, doubling it: the service refuses by chance."""
-        self.control.found.search_from(accepted * (self.typical or 1.0))
+        self.control.search_from(accepted * (self.typical or 1.0))
         self._set_rate()
 
     def _level_for(self, remaining: float, reset_s: float, amount: float) -> float:

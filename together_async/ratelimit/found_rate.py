@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 from together_async.ratelimit.headers import Kind
 
@@ -27,10 +27,22 @@ PLATEAU_S: Final = 30.0
 FELL_RISE_PER_S: Final = 0.02
 FELL_MOST: Final = 0.95
 FELL_FOR_S: Final = 60.0
+"""Then it rises by this share of itself per second, to this share of the old limit at most, for so many seconds of
+use."""
 LEAST: Final = {"requests": 0.2, "tokens": 10.0}
 """No found rate per second is lower."""
 MOST: Final = 1e6
 """A rate that has doubled beyond this is no limit."""
+
+
+class _State(NamedTuple):
+    """What refusals change, to be restored if they were premature."""
+
+    rate: float | None
+    searching: bool
+    top: float
+    used_s: float
+    rise: tuple[float, float] | None
 
 
 class FoundRate:
@@ -51,14 +63,8 @@ class FoundRate:
         self.searching = False
         self._top = 0.0  # where refusals came
         self._used_s = 0.0  # since then
-        self._before: tuple[float | None, bool, float, float, tuple[float, float] | None] = (
-            None,
-            False,
-            0.0,
-            0.0,
-            None,
-        )
         self._rise: tuple[float, float] | None = None  # after a fall of the limit: from, and to at most
+        self._before = _State(None, searching=False, top=0.0, used_s=0.0, rise=None)
 
     def __repr__(self) -> str:
         return f"<FoundRate {self.rate}>"
@@ -74,7 +80,7 @@ class FoundRate:
         """
         if again:
             self.undo()
-        self._before = (self.rate, self.searching, self._top, self._used_s, self._rise)
+        self._before = _State(self.rate, self.searching, self._top, self._used_s, self._rise)
         accepted = max(accepted, self._least)
         if self.rate is None:
             self._begin(accepted, KEPT, searching=search)

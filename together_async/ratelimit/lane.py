@@ -18,11 +18,13 @@ from together_async.ratelimit.estimator import Estimator
 from together_async.ratelimit.headers import AccountLimits, Kind, ReportedLimit
 from together_async.ratelimit.limits import Limits, ModelState, Priority
 from together_async.ratelimit.queue import BOOKED, GRANTED, Queue, Reservation
-from together_async.ratelimit.silent_refusals import Judgement, Sign, SilentRefusals
+from together_async.ratelimit.silent_refusals import Judgement, SilentRefusals, Verdict
 from together_async.ratelimit.start import Start
 
 MOST_PAUSE_S: Final = 900.0
 """No header pauses a model for longer; then the next request is sent."""
+EXPLAINED: Final = 3.0
+"""A limit explains a reset of so many times what a typical request waits for it, and of what a service holds."""
 
 
 class RateLimited(NamedTuple):
@@ -62,7 +64,7 @@ class Lane:
         paused_until: Nothing is sent before this time, because a 429 asked for it.
         last_granted: The reservation granted last; None before the first.
         learned_at: When the request was sent whose response reported the limits last.
-        levels_set_at: When a refusal told how much capacity is left; what earlier requests used is in it.
+        levels_set_at: When a refusal reported how much capacity is left; what earlier requests used is in it.
         refusing_since: When the first 429 came after which no request has been accepted; None without one.
         used_at: When a call used the lane last.
         sent: Requests sent so far.
@@ -72,6 +74,8 @@ class Lane:
 
     __slots__ = (
         "_backoff",
+        "_finding",
+        "_number",
         "_refusals",
         "estimator",
         "in_flight",
@@ -111,9 +115,11 @@ class Lane:
         self.refusing_since: float | None = None
         self._refusals = SilentRefusals()
         self._backoff = Backoff()
+        self._finding: Bucket | None = None  # in which a rate was found after the refusals of the last event
         self.last_granted: Reservation | None = None
         self.used_at = now
         self.sent = self.rate_limited = self.overloaded = 0
+        self._number = 0  # of the request that was sent last
 
     def __repr__(self) -> str:
         return f"<Lane {self.model}: {self.in_flight} in flight, {self.queue.length} queued>"
@@ -190,6 +196,7 @@ class Lane:
         if self.queue.first is not None:
             self._unbook(self.queue.first)
         self.queue.clear()
+        self.start.forget_requests()
         self.in_flight = self.unanswered = 0
 
     # ------------------------------------------------------------------------------------------------------- granting
@@ -243,7 +250,7 @@ class Lane:
             or self._backoff.probing
             or (
                 not (limited or start.limits_known)
-                and (self.unanswered >= start.window or reservation.careful_start)
+                and (self.unanswered >= start.unanswered_allowed or reservation.careful_start)
                 and start.wait_s(self.unanswered, now, careful=reservation.careful_start) > 0
             )
         ):
@@ -280,9 +287,10 @@ class Lane:
         self.in_flight += 1
         self.unanswered += 1
         self.sent += 1
-        reservation.place = self.sent
+        self._number += 1
+        reservation.sent_number = self._number
         if now >= self._refusals.next_mark_at:
-            self._refusals.mark(self.sent, now)
+            self._refusals.mark(self._number, now)
         reservation.state = GRANTED
         reservation.granted_at = now
         reservation.booked_totals = (self.requests.booked, self.tokens.booked)
@@ -311,17 +319,17 @@ class Lane:
             since = bucket.booked - total
             bucket.learn(reported, amount=amount, since=since, elapsed_s=elapsed_s)
             if reported.reset_s and reported.remaining is not None:
-                self._learn_window(bucket, reported, since, now)
-        if limits.requests.remaining is None or limits.requests.limit is not None or limits.tokens.limit is not None:
-            self.start.limits_known = True  # the rest of a window shows no rate
+                self._learn_quota(bucket, reported, since, now)
+        if _reports(limits):
+            self.start.limits_known = True
 
-    def _learn_window(self, bucket: Bucket, reported: ReportedLimit, since: float, now: float) -> None:
+    def _learn_quota(self, bucket: Bucket, reported: ReportedLimit, since: float, now: float) -> None:
         """Keeps to what remains of a window until it ends, where a service counts in windows.
 
         A limit per second explains a reset by itself: so long does it take until there is enough again.
         """
         left = (reported.remaining or 0.0) - since
-        explained_s = 3 * max(1.0 / self.requests.rate, bucket.typical / bucket.rate) + 1.0
+        explained_s = EXPLAINED * max(1.0 / self.requests.rate, bucket.typical / bucket.rate) + HELD_S
         if reported.limit is not None and reported.window_s <= HELD_S and reported.reset_s <= explained_s:
             return
         until = now + min(reported.reset_s, MOST_PAUSE_S)
@@ -345,7 +353,7 @@ class Lane:
         self._backoff.record_refusal(sent_at, now)
         if self.refusing_since is None:
             self.refusing_since = now
-        if limits is not None and (limits.requests.limit is not None or limits.tokens.limit is not None):
+        if limits is not None and _reports(limits):
             pause_s = self._record_reported_refusal(reservation, now, limits, kind)
         else:
             pause_s = self._record_silent_refusal(reservation, now, limits, kind, jitter)
@@ -378,7 +386,7 @@ class Lane:
             self.tokens.set_level(limits.tokens, amount=reservation.tokens)
             self.learned_at = self.levels_set_at = now
         # Until all of these refusals are in.
-        return max(LEAST_S, 1.5 * self._backoff.latency_s)
+        return self._backoff.together_s()
 
     def _record_silent_refusal(
         self, reservation: Reservation, now: float, limits: AccountLimits | None, kind: Kind | None, jitter: float
@@ -386,42 +394,49 @@ class Lane:
         """Learns from a 429 that reports no limit; returns the seconds to pause."""
         self.learn(reservation, now, limits)
         known = self.requests.control.reported is not None or self.tokens.control.reported is not None
-        bucket = self.tokens if kind == "tokens" else self.requests
         sent_at = now if reservation.granted_at is None else reservation.granted_at
-        finding = bucket.control.found.rate is not None
-        judgement = self._refusals.judge(reservation.place, sent_at, self.sent, now, known=known, finding=finding)
-        if known and judgement.sign is Sign.STRAY:
+        bucket = self.tokens if kind == "tokens" else self.requests
+        judgement = self._refusals.judge(
+            reservation.sent_number, sent_at, self._number, now, known=known, finding=bucket.found
+        )
+        if not judgement.again:
+            self._finding = None
+        nothing = judgement.verdict is Verdict.NOTHING_ACCEPTED
+        if known and judgement.verdict is Verdict.STRAY:
             return LEAST_S
         if known:
             bucket.record_rate_limit(sent_at, now)
-        elif judgement.sign is not Sign.NOTHING_ACCEPTED:
+        elif not nothing:
             return self._find(bucket, judgement, now)
         else:
-            if judgement.again:
-                bucket.undo_find()
+            self._undo_find()
             self._backoff.probe()
-        return self._backoff.pause_s(
-            jitter, nothing_accepted=judgement.sign is Sign.NOTHING_ACCEPTED, again=judgement.again
-        )
+        return self._backoff.next_pause_s(jitter, nothing_accepted=nothing, again=judgement.again)
 
     def _find(self, bucket: Bucket, judgement: Judgement, now: float) -> float:
         """Finds the rate of a service that has never reported one; returns the seconds to pause."""
-        latency_s = self._backoff.latency_s
-        if judgement.sign is Sign.LIMIT:
+        if judgement.verdict is Verdict.LIMIT:
             self._backoff.end()
-            bucket.find(judgement.accepted, judgement.since_last_s, again=judgement.again)
-            self._refusals.resume(self.sent, now - latency_s / 2)
-            return max(LEAST_S, 1.5 * latency_s)
+            bucket = self._finding or bucket  # an event is about one bucket, whatever its refusals name
+            bucket.find(judgement.accepted, judgement.since_last_s, again=self._finding is not None)
+            self._finding = bucket
+            self._refusals.resume(self._number, now - self._backoff.latency_s / 2)
+            return self._backoff.together_s()
         if self._refusals.by_chance:
             bucket.search_from(self._refusals.best)
             return LEAST_S
-        if judgement.again:
-            bucket.undo_find()
+        self._undo_find()
         return self._backoff.stray_s()
+
+    def _undo_find(self) -> None:
+        """Undoes what the event's first refusals were taken for, if more of them have shown that it is no limit."""
+        if self._finding is not None:
+            self._finding.undo_find()
+            self._finding = None
 
     def record_accepted(self) -> None:
         """Records a good response."""
-        self.start.window += 1
+        self.start.unanswered_allowed += 1
         self.refusing_since = None
         self._backoff.end()
 
@@ -451,6 +466,11 @@ class Lane:
             rate_limited=self.rate_limited,
             overloaded=self.overloaded,
         )
+
+
+def _reports(limits: AccountLimits) -> bool:
+    """Returns whether a response reports a limit; the rest of a window alone shows no rate."""
+    return limits.requests.limit is not None or limits.tokens.limit is not None
 
 
 def _per_second(per_minute: float | None) -> float | None:

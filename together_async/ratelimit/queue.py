@@ -40,7 +40,7 @@ class Reservation:
         counts_as_queued: Whether `Limits.max_queued` counts it.
         careful_start: Whether the call waits for the first answer of a model whose limits are not known.
         blind: Whether it was granted before the service had reported a limit.
-        place: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
+        sent_number: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
         booked_totals: `Bucket.booked` of both buckets when it was granted.
@@ -62,8 +62,8 @@ class Reservation:
         "lane",
         "max_pause_s",
         "number",
-        "place",
         "priority",
+        "sent_number",
         "settled",
         "size",
         "state",
@@ -93,7 +93,7 @@ class Reservation:
         self.counts_as_queued = counts_as_queued
         self.careful_start = careful_start
         self.blind = False
-        self.place = 0
+        self.sent_number = 0
         self.granted_at: float | None = None
         self.costs = self.booked_totals = (0.0, 0.0)
         self.answered = self.settled = False
@@ -212,7 +212,7 @@ class Queue:
             self.interactive_turns += 1
 
     def remove(self, reservation: Reservation) -> None:
-        """Removes a call that gives up or is turned away."""
+        """Removes a call that gives up or is refused."""
         self._count_down()
         if reservation is self.first:
             self.first = None

@@ -120,6 +120,15 @@ class RateControl:
         self._factor, self._margin = 1.0, 0.0
         self.recovering = True
 
+    def undo_find(self) -> None:
+        """Undoes the last `find`, and searches on from what was known before: it was no limit."""
+        self.found.undo()
+        self.found.search()
+
+    def search_from(self, rate: float) -> None:
+        """Searches on from a rate, if a lower one was found: what was refused was refused by chance."""
+        self.found.search_from(rate)
+
     def record_rate_limit(self, rate: float, observed: float, sent_at: float, now: float) -> bool:
         """Lowers the rate after a 429 that came in spite of a known limit; returns whether it did.
 

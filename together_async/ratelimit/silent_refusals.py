@@ -1,47 +1,52 @@
 """`SilentRefusals`: what 429s show that report no limit. Pure.
 
 Such a refusal may mean that a limit was reached, that the service is not ready yet, or nothing at all: some gateways
-refuse one request in ten whatever is sent. Which it was, its neighbours show. All refusals of the requests that were
-sent before the first of them came back, or that come back within `SAME_S`, are one event, and with each of them the
-event is judged anew:
+refuse one request in ten whatever is sent. The outcomes of the requests sent around it show which. All refusals of
+requests that were sent before the first of them came back are one event, and each of them makes it be judged anew:
 
 * Of the requests sent from the first refused one on, under half are refused: a stray. It shows nothing.
-* No request of the last seconds was accepted: the service takes nothing at present. One request tries again by and by.
+* No request of the last seconds was accepted: the service takes nothing at present.
 * Otherwise a limit was reached, and what was accepted in the last seconds shows how high it is.
+
+Two services are judged by all of their recent requests instead. One that has reported its limits, which are kept,
+refuses strays as long as under a third are refused. And once a rate has been found, each event shows where the limit
+is, unless events go on although requests go more and more slowly: such a service refuses by chance, and its refusals
+are strays as well. If more of them come than strays would explain, it was a limit after all, and more events are needed
+before chance is assumed again.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
-SAME_S: Final = 1.0
-"""Refusals that come within so many seconds after the first are the same event."""
 STRAY_OF: Final = 5
-"""So few requests tell no stray from a limit."""
-KNOWN_OF: Final = 12
-"""The same where the limits are known: two refusals of fewer requests show nothing."""
+"""With fewer requests than these a stray cannot be told from a limit."""
+RECENT_OF: Final = 12
+"""Where all recent requests are looked at: of fewer requests than these up to three refusals show nothing."""
 STRAY_SHARE: Final = 0.5
-STRAY_SHARE_KNOWN: Final = 0.33
-"""Refusals are strays below this share of the requests that were sent from the first refused one on; and of all recent
-ones, where the limits are known and kept."""
+STRAY_SHARE_RECENT: Final = 0.33
+"""Refusals are strays below this share of the requests sent from the first refused one on; and of all recent requests,
+where those are looked at."""
 SLOWER: Final = 0.95
+"""Requests go more slowly than before if they go at less than this share of the rate that was accepted."""
 BY_CHANCE_OF: Final = 3
 BY_CHANCE_SHARE: Final = 0.4
 BY_CHANCE_RATE: Final = 0.6
 """A service refuses by chance if so many events come although requests go more and more slowly, by now at less than
 this share of the rate at the first, and less than this share of them is refused."""
-LEAST_WINDOW_S: Final = 1.0
+COUNTED_S: Final = 10.0
+"""Seconds over which the accepted requests are counted, at most."""
+LEAST_COUNTED_S: Final = 1.0
 LEAST_EMPTIED_S: Final = 0.1
-WINDOW_S: Final = 10.0
-"""Seconds over which the accepted requests are counted."""
+"""The same at least: at first a service has capacity saved up, which it gives at once; later it has none."""
 _MARK_EVERY_S: Final = 0.05
-_MOST_REFUSED: Final = 10_000
 
 
-class Sign(Enum):
+class Verdict(Enum):
     """What an event shows."""
 
     STRAY = "stray"
@@ -53,13 +58,13 @@ class Judgement(NamedTuple):
     """What the refusals show so far.
 
     Attributes:
-        sign: What they mean.
+        verdict: What they mean.
         accepted: Requests per second that were accepted lately.
         again: Whether the same event was judged before.
         since_last_s: Seconds from the event before this one to this one; infinite without any.
     """
 
-    sign: Sign
+    verdict: Verdict
     accepted: float
     again: bool
     since_last_s: float
@@ -95,11 +100,11 @@ class SilentRefusals:
     )
 
     def __init__(self) -> None:
-        self.marks: deque[tuple[float, int]] = deque(maxlen=int(WINDOW_S / _MARK_EVERY_S))
+        self.marks: deque[tuple[float, int]] = deque(maxlen=int(COUNTED_S / _MARK_EVERY_S))
         self.next_mark_at = -math.inf
         self.by_chance = False
         self.best = 0.0
-        self._refused: deque[int] = deque(maxlen=_MOST_REFUSED)
+        self._refused: list[int] = []  # of those that are counted, in order
         self._began_at = self._previous_at = -math.inf  # the event, and the one before
         self._emptied_at = -math.inf
         self._finding = False
@@ -134,41 +139,42 @@ class SilentRefusals:
             self._first = min(self._first, number)
         else:
             self._begin(number, sent_at, sent, now, finding=finding)
-        self._refused.append(number)
+        bisect.insort(self._refused, number)
         all_sent = self._last - self._since + 1
         refused = self._count(self._since)
         accepted = all_sent - refused
         self._accepted = (accepted + 0.5) / self._length_s
         if self._is_stray(all_sent, refused, known=known):
-            sign = Sign.STRAY
+            verdict = Verdict.STRAY
         else:
-            sign = Sign.LIMIT if accepted > 0 else Sign.NOTHING_ACCEPTED
+            verdict = Verdict.LIMIT if accepted > 0 else Verdict.NOTHING_ACCEPTED
             if self.by_chance:
                 self.by_chance = False
                 self._events_needed *= 2  # it was a limit after all
-        return Judgement(sign, self._accepted, again, self._began_at - self._previous_at)
+        return Judgement(verdict, self._accepted, again, self._began_at - self._previous_at)
 
     def _is_stray(self, sent: int, refused: int, *, known: bool) -> bool:
         if known or self.by_chance:
-            return refused < STRAY_SHARE_KNOWN * max(sent, KNOWN_OF)
+            return refused < STRAY_SHARE_RECENT * max(sent, RECENT_OF)
         if self._finding:
             return False
         sent_since = self._last - self._first + 1
         return sent_since >= STRAY_OF and self._count(self._first) < STRAY_SHARE * sent_since
 
     def _count(self, first: int) -> int:
-        return sum(first <= each <= self._last for each in self._refused)
+        """Returns how many were refused, from a number on."""
+        return len(self._refused) - bisect.bisect_left(self._refused, first)
 
     def _begin(self, number: int, sent_at: float, sent: int, now: float, *, finding: bool) -> None:
         self._previous_at, self._began_at = self._began_at, now
-        while self.marks and self.marks[0][0] < now - WINDOW_S:
+        while self.marks and self.marks[0][0] < now - COUNTED_S:
             self.marks.popleft()
         at, since = self.marks[0] if self.marks else (sent_at, number)
-        # At first the service has saved capacity, which is used up at once and shows nothing of the rate.
-        least_s = LEAST_WINDOW_S if at != self._emptied_at else LEAST_EMPTIED_S
+        least_s = LEAST_COUNTED_S if at != self._emptied_at else LEAST_EMPTIED_S
         self._note_best()
         self._since, self._length_s = min(since, number), max(least_s, sent_at - at)
         self._first, self._last, self._finding = number, sent, finding
+        del self._refused[: bisect.bisect_left(self._refused, self._since)]
         if finding:
             self._follow(sent - self._since + 1)
 

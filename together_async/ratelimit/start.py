@@ -1,9 +1,10 @@
 """The start: how fast requests are sent to a model while nothing is known of its limits. Pure.
 
-A refusal comes back within a round trip, an answer within seconds. So the start is open: what is too much costs the
-429s of a round trip, and what is not is never held back for longer than a first call would notice.
+A refusal comes back within a round trip, an answer within seconds. So the start is open: a request too many costs a 429
+within a round trip, and a request that is fine is never held back noticeably.
 
-* `AT_ONCE` requests go at once. Each good answer that reports no limit lets another one be without an answer.
+* `AT_ONCE` requests go at once. Each good answer that reports no limit allows one more to be without an answer. After
+  `IDLE_S` without a request this begins anew.
 * Beyond that the requests of a burst grow e-fold in `GROWTH_S`: 24 become 64 within 50 ms, 1,000 within 190 ms. From
   farther away, where refusals take longer, they grow e-fold in the time of a round trip, as far as the opening of the
   first connection shows it.
@@ -32,6 +33,10 @@ LATE_S: Final = 0.01
 """Seconds of a timer's lateness that count."""
 BURST_S: Final = 1.0
 """Seconds without a request that end a burst."""
+IDLE_S: Final = 60.0
+"""Seconds without a request after which answers show nothing any more."""
+DIAL_TRIPS: Final = 2
+"""Round trips in which a connection with TLS is opened. Without TLS it is one, so the trips are taken for half."""
 DIAL_S: Final = 0.5
 """Seconds for which the opening of the first connection is waited for, at most."""
 CAREFUL_GAP_S: Final = 1.0
@@ -43,8 +48,8 @@ class Start:
     """How fast requests are sent to a model while its limits are not known.
 
     Attributes:
-        limits_known: Whether a response has reported them, or refusals have shown them; then there is no start.
-        window: How many requests may be without an answer before the next one needs a gap.
+        limits_known: Whether a response has reported limits; then there is no start.
+        unanswered_allowed: How many requests may be without an answer before the next one needs a gap.
     """
 
     __slots__ = (
@@ -58,12 +63,12 @@ class Start:
         "_sent_at",
         "_total",
         "limits_known",
-        "window",
+        "unanswered_allowed",
     )
 
     def __init__(self) -> None:
         self.limits_known = False
-        self.window = AT_ONCE
+        self.unanswered_allowed = AT_ONCE
         self._total = 0  # requests sent so far
         self._sent = 0  # of these, in this burst
         self._sent_at = -math.inf
@@ -75,16 +80,16 @@ class Start:
         self._connected = False  # whether a request of this burst is on its way
 
     def __repr__(self) -> str:
-        return f"<Start, {self._sent} sent, {self.window - AT_ONCE} answers>"
+        return f"<Start, {self._sent} sent, {self.unanswered_allowed - AT_ONCE} answers>"
 
     def wait_s(self, unanswered: int, now: float, *, careful: bool) -> float:
         """Returns the seconds until one more request may go, next to those without an answer; 0 when that is now."""
         if careful:
-            if unanswered <= self.window - AT_ONCE:
+            if unanswered <= self.unanswered_allowed - AT_ONCE:
                 return 0.0
             gap_s = CAREFUL_GAP_S / 2.0 ** min(self._total - 1, 10)
             return max(0.0, self._sent_at + max(gap_s, LEAST_CAREFUL_GAP_S) - now)
-        if unanswered < self.window or self._allowed >= 1.0:
+        if unanswered < self.unanswered_allowed or self._allowed >= 1.0:
             return 0.0
         # Even if that time has passed: `tick` has to let it go.
         return max(self._due() - now, _SOON_S)
@@ -95,7 +100,7 @@ class Start:
         return max(self._at, self._sent_at) + self._growth_s * math.log1p((1.0 - self._allowed) / max(1, self._sent))
 
     def tick(self, now: float) -> None:
-        """Lets requests go for whom the time has come. Call it from the timer."""
+        """Lets the requests go whose time has come. Call it from the timer."""
         due = self._due()
         if due <= now:
             if self._dialling and not self._connected:
@@ -109,11 +114,17 @@ class Start:
         """Records that a request goes, next to those without an answer."""
         if now - self._sent_at > BURST_S:
             self._sent, self._allowed, self._connected = 0, 0.0, False
+            if now - self._sent_at > IDLE_S:
+                self.unanswered_allowed = AT_ONCE
         if self._allowed:
-            self._allowed = max(0.0, self._allowed - 1.0) if unanswered >= self.window else 0.0
+            self._allowed = max(0.0, self._allowed - 1.0) if unanswered >= self.unanswered_allowed else 0.0
         self._sent += 1
         self._total += 1
         self._sent_at = now
+
+    def forget_requests(self) -> None:
+        """Forgets the connections that are being opened: their event loop is gone."""
+        self._dialling = 0
 
     def record_dialling(self, now: float) -> None:
         """Records that a connection begins to be opened for a request that was granted its turn."""
@@ -132,4 +143,4 @@ class Start:
         self._dialling -= 1
         if connected and not self._connected:
             self._connected, self._at = True, now
-            self._growth_s = min(MOST_GROWTH_S, max(GROWTH_S, seconds / 2))
+            self._growth_s = min(MOST_GROWTH_S, max(GROWTH_S, seconds / DIAL_TRIPS))
