@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from together_async.ratelimit.silent_refusals import COUNTED_S, RECENT_OF, STRAY_OF, Judgement, SilentRefusals, Verdict
+from together_async.ratelimit.silent_refusals import COUNTED_S, RECENT_OF, STRAY_OF, Cause, Judgement, SilentRefusals
 
 
 class Sent:
@@ -28,15 +28,15 @@ def test_first_of_many_is_a_stray_until_half_of_them_are_refused() -> None:
     """Each further refusal of the same event is judged together with those before it."""
     sent = Sent()
     sent.send(20)
-    verdicts = [sent.refuse(number, 0.05).verdict for number in range(11, 21)]
-    assert verdicts == [Verdict.STRAY] * 4 + [Verdict.LIMIT] * 6
+    causes = [sent.refuse(number, 0.05).cause for number in range(11, 21)]
+    assert causes == [Cause.STRAY] * 4 + [Cause.LIMIT] * 6
     assert "10" in repr(sent.refusals)
 
 
 def test_few_requests_tell_no_stray_from_a_limit() -> None:
     sent = Sent()
     sent.send(STRAY_OF - 1)
-    assert sent.refuse(1, 0.05).verdict is Verdict.LIMIT
+    assert sent.refuse(1, 0.05).cause is Cause.LIMIT
 
 
 def test_what_was_accepted_is_counted_over_a_second_at_least() -> None:
@@ -46,7 +46,7 @@ def test_what_was_accepted_is_counted_over_a_second_at_least() -> None:
     for number in range(6, 20):
         sent.refuse(number, 0.05)
     first = sent.refuse(20, 0.05)
-    assert (first.verdict, first.again, first.accepted) == (Verdict.LIMIT, True, pytest.approx(5.5))
+    assert (first.cause, first.again, first.accepted) == (Cause.LIMIT, True, pytest.approx(5.5))
     sent.send(200, start=10.0, gap=0.1)
     later = sent.refuse(220, 29.95)
     assert not later.again
@@ -58,10 +58,10 @@ def test_what_was_accepted_is_counted_over_a_second_at_least() -> None:
 def test_nothing_accepted() -> None:
     sent = Sent()
     sent.send(1)
-    assert sent.refuse(1, 0.05).verdict is Verdict.NOTHING_ACCEPTED
+    assert sent.refuse(1, 0.05).cause is Cause.NOTHING_ACCEPTED
     sent.send(6, start=20)
-    verdicts = [sent.refuse(number, 20.05).verdict for number in range(2, 8)]
-    assert verdicts[-1] is Verdict.NOTHING_ACCEPTED
+    causes = [sent.refuse(number, 20.05).cause for number in range(2, 8)]
+    assert causes[-1] is Cause.NOTHING_ACCEPTED
 
 
 def test_capacity_that_is_used_up_shows_the_rate_at_once() -> None:
@@ -77,17 +77,17 @@ def test_capacity_that_is_used_up_shows_the_rate_at_once() -> None:
 def test_refusals_of_a_known_account_are_strays_while_they_are_few() -> None:
     sent = Sent()
     sent.send(100, gap=0.1)
-    verdicts = [sent.refuse(number, 10.0, known=True).verdict for number in range(61, 101)]
-    assert verdicts[:30] == [Verdict.STRAY] * 30
-    assert verdicts[-1] is Verdict.LIMIT
+    causes = [sent.refuse(number, 10.0, known=True).cause for number in range(61, 101)]
+    assert causes[:30] == [Cause.STRAY] * 30
+    assert causes[-1] is Cause.LIMIT
 
 
 def test_three_refusals_of_a_known_account_show_nothing() -> None:
     """Also not if nothing else was sent. The fourth does."""
     sent = Sent()
     sent.send(4)
-    verdicts = [sent.refuse(number, 0.1, known=True).verdict for number in range(1, 5)]
-    assert verdicts == [Verdict.STRAY] * 3 + [Verdict.NOTHING_ACCEPTED]
+    causes = [sent.refuse(number, 0.1, known=True).cause for number in range(1, 5)]
+    assert causes == [Cause.STRAY] * 3 + [Cause.NOTHING_ACCEPTED]
     assert RECENT_OF > 4
 
 
@@ -96,7 +96,7 @@ def refuse_every_tenth(sent: Sent, rate: float, now: float) -> float:
     sent.send(10, start=now, gap=1 / rate)
     now += 10 / rate
     judgement = sent.refuse(len(sent.times), now, finding=True)
-    if judgement.verdict is Verdict.LIMIT:
+    if judgement.cause is Cause.LIMIT:
         sent.refusals.resume(len(sent.times), now)
     return now
 
@@ -144,4 +144,4 @@ def test_request_that_is_refused_late_is_counted_in_its_place() -> None:
     sent.send(20)
     for number in (20, 12, 16, 11, 19, 13, 15, 14, 18, 17):
         judgement = sent.refuse(number, 0.05)
-    assert (judgement.verdict, judgement.accepted) == (Verdict.LIMIT, pytest.approx(10.5))
+    assert (judgement.cause, judgement.accepted) == (Cause.LIMIT, pytest.approx(10.5))

@@ -18,7 +18,7 @@ from together_async.ratelimit.estimator import Estimator
 from together_async.ratelimit.headers import AccountLimits, Kind, ReportedLimit
 from together_async.ratelimit.limits import Limits, ModelState, Priority
 from together_async.ratelimit.queue import BOOKED, GRANTED, Queue, Reservation
-from together_async.ratelimit.silent_refusals import Judgement, SilentRefusals, Verdict
+from together_async.ratelimit.silent_refusals import Cause, Judgement, SilentRefusals
 from together_async.ratelimit.start import Start
 
 MOST_PAUSE_S: Final = 900.0
@@ -401,8 +401,8 @@ class Lane:
         )
         if not judgement.again:
             self._finding = None
-        nothing = judgement.verdict is Verdict.NOTHING_ACCEPTED
-        if known and judgement.verdict is Verdict.STRAY:
+        nothing = judgement.cause is Cause.NOTHING_ACCEPTED
+        if known and judgement.cause is Cause.STRAY:
             return LEAST_S
         if known:
             bucket.record_rate_limit(sent_at, now)
@@ -415,7 +415,7 @@ class Lane:
 
     def _find(self, bucket: Bucket, judgement: Judgement, now: float) -> float:
         """Finds the rate of a service that has never reported one; returns the seconds to pause."""
-        if judgement.verdict is Verdict.LIMIT:
+        if judgement.cause is Cause.LIMIT:
             self._backoff.end()
             bucket = self._finding or bucket  # an event is about one bucket, whatever its refusals name
             bucket.find(judgement.accepted, judgement.since_last_s, again=self._finding is not None)

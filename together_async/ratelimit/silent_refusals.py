@@ -46,7 +46,7 @@ LEAST_EMPTIED_S: Final = 0.1
 _MARK_EVERY_S: Final = 0.05
 
 
-class Verdict(Enum):
+class Cause(Enum):
     """What an event shows."""
 
     STRAY = "stray"
@@ -58,13 +58,13 @@ class Judgement(NamedTuple):
     """What the refusals show so far.
 
     Attributes:
-        verdict: What they mean.
+        cause: What they mean.
         accepted: Requests per second that were accepted lately.
         again: Whether the same event was judged before.
         since_last_s: Seconds from the event before this one to this one; infinite without any.
     """
 
-    verdict: Verdict
+    cause: Cause
     accepted: float
     again: bool
     since_last_s: float
@@ -145,13 +145,13 @@ class SilentRefusals:
         accepted = all_sent - refused
         self._accepted = (accepted + 0.5) / self._length_s
         if self._is_stray(all_sent, refused, known=known):
-            verdict = Verdict.STRAY
+            cause = Cause.STRAY
         else:
-            verdict = Verdict.LIMIT if accepted > 0 else Verdict.NOTHING_ACCEPTED
+            cause = Cause.LIMIT if accepted > 0 else Cause.NOTHING_ACCEPTED
             if self.by_chance:
                 self.by_chance = False
                 self._events_needed *= 2  # it was a limit after all
-        return Judgement(verdict, self._accepted, again, self._began_at - self._previous_at)
+        return Judgement(cause, self._accepted, again, self._began_at - self._previous_at)
 
     def _is_stray(self, sent: int, refused: int, *, known: bool) -> bool:
         if known or self.by_chance:
