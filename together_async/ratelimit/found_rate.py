@@ -35,7 +35,7 @@ MOST: Final = 1e6
 """A rate that has doubled beyond this is no limit."""
 
 
-class _State(NamedTuple):
+class _Before(NamedTuple):
     """What refusals change, to be restored if they were premature."""
 
     rate: float | None
@@ -64,7 +64,7 @@ class FoundRate:
         self._top = 0.0  # where refusals came
         self._used_s = 0.0  # since then
         self._rise: tuple[float, float] | None = None  # after a fall of the limit: from, and to at most
-        self._before = _State(None, searching=False, top=0.0, used_s=0.0, rise=None)
+        self._before = _Before(None, searching=False, top=0.0, used_s=0.0, rise=None)
 
     def __repr__(self) -> str:
         return f"<FoundRate {self.rate}>"
@@ -80,7 +80,7 @@ class FoundRate:
         """
         if again:
             self.undo()
-        self._before = _State(self.rate, self.searching, self._top, self._used_s, self._rise)
+        self._before = _Before(self.rate, self.searching, self._top, self._used_s, self._rise)
         accepted = max(accepted, self._least)
         if self.rate is None:
             self._begin(accepted, KEPT, searching=search)
