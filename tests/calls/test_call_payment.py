@@ -154,6 +154,22 @@ async def test_a_429_that_waiting_does_not_mend_is_like_a_402(kind: str, status:
         assert (await ask(client, kind, alone=False)).text == TEXT
 
 
+@leaves_nothing
+@pytest.mark.parametrize(("code", "status"), [(400, 400), (412, 412), (None, 429)])
+@pytest.mark.parametrize("kind", ["create", "text"])
+async def test_the_stop_names_the_status_of_the_error_within_a_response(
+    code: int | None, status: int, kind: str
+) -> None:
+    """Which is 429 if it has none."""
+    body = {"error": {"message": "no", "type": "insufficient_quota", "code": code}}
+    async with ScriptedServer(answers(response(body))) as server, retrying_client(server) as client:
+        await ask(client, kind, alone=False)
+        assert (client.limits.stopped or "").startswith(f"{status}: the account's credit is used up")
+        later = (await ask(client, "create", alone=False)).error
+        assert isinstance(later, InsufficientQuotaError)
+        assert (later.status_code, len(server.calls)) == (status, 1)
+
+
 def test_a_402_refuses_calls_that_wait_for_another_attempt(longest_delays: None) -> None:
     """A call in its backoff, or in the pause of a 429, is not sent again; the error has the attempts made so far."""
 

@@ -557,7 +557,8 @@ def _unpaid(status: int | None, body: Any) -> PaymentRequiredError:
     if status == 402:
         text = "402: the account's spending limit is reached (said within a response)"
         return PaymentRequiredError(text, status_code=402, body=body)
-    status = status or 429
+    if status is None or status < 400:
+        status = 429  # the error has no status of its own
     text = f"{status}: the account's credit is used up (said within a response)"
     return InsufficientQuotaError(text, status_code=status, body=body)
 
