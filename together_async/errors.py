@@ -118,7 +118,8 @@ class APIStatusError(TogetherError):
         headers: The response's headers, names in lower case.
         body: The decoded JSON body, or its text when it was not JSON.
         retry_after: Seconds the server asked to wait, at most a day (`retry-after`, `retry-after-ms`, on a 429 also
-            `x-ratelimit-reset` and other services' names for it); None when it did not ask, or without sense.
+            `x-ratelimit-reset` and other services' names for it); None when it did not ask, or its value makes no
+            sense.
     """
 
     def __init__(

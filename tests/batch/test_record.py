@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.batch_output import answer_line, completion_of, failure_line
+from support.batch_output import UNKNOWN_SIZE, answer_line, completion_of, failure_line
 from support.servers import MODEL, whole
 from together_async import ChatCompletion, errors
 from together_async.batch.record import (
@@ -98,7 +98,7 @@ def test_what_the_server_added_is_kept() -> None:
     """Keys that this package does not know are in the line as they came."""
     body = {**whole(), "service_tier": "x", "novelty": {"deep": [1, None]}}
     completion = completion_of(body)
-    line = json.loads(encode_line(completion_record(Record("a"), completion), completion))
+    line = json.loads(encode_line(completion_record(Record("a"), completion, size=UNKNOWN_SIZE), completion))
     assert line["response"]["body"] == body
 
 
@@ -114,7 +114,7 @@ def test_what_the_server_added_is_kept() -> None:
 def test_a_line_is_one_line(data: bytes) -> None:
     """For every layout of the completion, and every text in it."""
     completion = completion_of(data)
-    line = encode_line(completion_record(Record("a\nb\r\u2028"), completion), completion)
+    line = encode_line(completion_record(Record("a\nb\r\u2028"), completion, size=UNKNOWN_SIZE), completion)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert b"\r" not in line
@@ -154,7 +154,9 @@ def test_an_error_is_read_as_it_was_written(
 def test_an_answer_is_read_as_it_was_written(custom_id: str, text: str, model: str, tokens: int) -> None:
     body = {**whole(text), "model": model, "usage": {"prompt_tokens": tokens, "completion_tokens": 3}}
     completion = completion_of(body)
-    record = completion_record(Record(custom_id, body_hash="ab", model="asked", total_s=1.0), completion)
+    record = completion_record(
+        Record(custom_id, body_hash="ab", model="asked", total_s=1.0), completion, size=UNKNOWN_SIZE
+    )
     line = encode_line(record, completion)
     assert decode_line(line) == record
     assert (record.model, record.prompt_tokens, record.completion_tokens) == ("asked", tokens, 3)
@@ -164,7 +166,7 @@ def test_an_answer_is_read_as_it_was_written(custom_id: str, text: str, model: s
 def test_tokens_that_the_server_did_not_count_are_estimated() -> None:
     """Four characters are a token; the line says so, since budgets of later runs need it."""
     completion = completion_of({**whole("x" * 41), "usage": None})
-    record = completion_record(Record("a", model=MODEL), completion, expected_prompt_tokens=7)
+    record = completion_record(Record("a", model=MODEL), completion, size=UNKNOWN_SIZE, expected_prompt_tokens=7)
     assert (record.prompt_tokens, record.completion_tokens, record.counted) == (7, 11, False)
     assert decode_line(encode_line(record, completion)) == record
 
@@ -172,7 +174,7 @@ def test_tokens_that_the_server_did_not_count_are_estimated() -> None:
 def test_the_model_that_was_asked_is_kept_where_another_name_answers() -> None:
     """The price list has that name."""
     completion = completion_of({**whole(), "model": "m-2024-11-06"})
-    record = completion_record(Record("a", model="m"), completion)
+    record = completion_record(Record("a", model="m"), completion, size=UNKNOWN_SIZE)
     assert decode_line(encode_line(record, completion)) == record
 
 
@@ -195,7 +197,7 @@ UNUSUAL: list[dict[str, Any]] = [
 def test_what_the_client_takes_for_an_answer_is_one_when_it_is_read_again(fields: dict[str, Any]) -> None:
     """A result that was reported as done is done in the next run too, whatever the server's usage looks like."""
     completion = completion_of({**whole(), **fields})
-    record = completion_record(Record("a"), completion)
+    record = completion_record(Record("a"), completion, size=UNKNOWN_SIZE)
     again = decode_line(encode_line(record, completion))
     assert again.ok
     assert (again.prompt_tokens, again.completion_tokens) == (record.prompt_tokens, record.completion_tokens)
@@ -205,7 +207,7 @@ def test_what_the_client_takes_for_an_answer_is_one_when_it_is_read_again(fields
 def test_no_usage_and_no_model_makes_a_result_unreadable(model: Any, usage: Any, prompt: Any) -> None:
     for body in ({"model": model, "usage": usage}, {"usage": {"prompt_tokens": prompt, "completion_tokens": prompt}}):
         completion = completion_of({**whole(), **body})
-        record = completion_record(Record("a"), completion)
+        record = completion_record(Record("a"), completion, size=UNKNOWN_SIZE)
         again = decode_line(encode_line(record, completion))
         assert again.ok
         assert again.total_tokens == record.total_tokens

@@ -14,13 +14,16 @@ from support.servers import whole
 from together_async.batch.output import OutputFile
 from together_async.batch.record import Record, completion_record, decode_line, encode_line
 from together_async.batch.writer import OutputWriter
+from together_async.ratelimit.estimator import Size
 from together_async.wire import codec
 
+UNKNOWN_SIZE = Size(0, None, 1)
+"""The size of a request of which nothing is known."""
 COMPLETION = codec.decode_completion(codec.encode(whole("Hällo")))
 
 
 def answer(custom_id: str, body_hash: str = "1") -> tuple[bytes, Record]:
-    record = completion_record(Record(custom_id, body_hash), COMPLETION)
+    record = completion_record(Record(custom_id, body_hash), COMPLETION, size=UNKNOWN_SIZE)
     return encode_line(record, COMPLETION), record
 
 
@@ -36,7 +39,7 @@ def completion_of(body: dict[str, Any] | bytes) -> Any:
 def answer_line(custom_id: str, text: str = "Hello", **meta: Any) -> bytes:
     """The line of a completion, as a batch writes it."""
     completion = completion_of(whole(text))
-    return encode_line(completion_record(Record(custom_id, **meta), completion), completion)
+    return encode_line(completion_record(Record(custom_id, **meta), completion, size=UNKNOWN_SIZE), completion)
 
 
 def failure_line(custom_id: str, code: str = "500", message: str = "busy", **meta: Any) -> bytes:

@@ -21,8 +21,6 @@ from together_async.models import ChatCompletion
 from together_async.ratelimit.estimator import Size, believed_counts
 from together_async.wire import codec
 
-NO_SIZE: Final = Size(0, None, 1)
-"""The size of a request that is not known."""
 _MOST_MESSAGE: Final = 2_000
 _HASH_BYTES: Final = 8
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -116,7 +114,7 @@ def error_record(record: Record, error: Exception) -> Record:
 
 
 def completion_record(
-    record: Record, completion: ChatCompletion, *, size: Size = NO_SIZE, expected_prompt_tokens: int = 0
+    record: Record, completion: ChatCompletion, *, size: Size, expected_prompt_tokens: int = 0
 ) -> Record:
     """Returns the record with the tokens of a completion.
 

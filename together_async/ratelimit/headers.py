@@ -5,14 +5,14 @@
 | `x-ratelimit-{limit,remaining,reset}`, `x-tokenlimit-{limit,remaining}`, each with `-dynamic` | per second; `-dynamic` holds now, the other may be reached with steady traffic | seconds until there is enough for the same request again | Together: docs.together.ai/docs/serverless/rate-limits |
 | the first three alone, with a date as reset, or a reset far away while some remain | of an unknown window: only the pair of remaining and reset is reported | Unix time, end of the window | gateways: slowapi, express-rate-limit |
 | `x-ratelimit-limit: 100, 100;w=60` | per `w` seconds | seconds, end of the window | Envoy |
-| `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` | per minute or day; which of them follows from the reset | Go's duration until the bucket is full; in another form it may be anything, and only the pair is reported | OpenAI, Groq, Azure, xAI |
+| `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` | per second, minute or day, or for any window of up to 120 s; which of them follows from the reset | Go's duration until the bucket is full; in another form it may be anything, and only the pair is reported | OpenAI, Groq, Azure, xAI |
 | `anthropic-ratelimit-{requests,tokens,input-tokens,output-tokens}-{limit,remaining,reset}` | per minute | RFC 3339, when the bucket is full | platform.claude.com/docs/en/api/rate-limits |
 | `ratelimit: "a";r=50;t=30`, `ratelimit-policy: "a";q=100;w=60;qu="tokens"` | `q` per `w` seconds | `t` seconds, when there is more | draft-ietf-httpapi-ratelimit-headers, 8 to 10 |
 | `ratelimit: limit=100, remaining=50, reset=30`, `ratelimit-policy: 100;w=60` | per `w` seconds | seconds, end of the window | the same, 7 |
 | `ratelimit-{limit,remaining,reset}`, `ratelimit-limit: 100, 100;w=60` | per `w` seconds; without `w` only the pair | seconds, or Unix time | the same, to 6; GitLab |
 
-Of several limits of one kind the one counts of which the least remains: it is the one that stops the next request.
-Nothing is believed that has no sense: `header_values.seconds_to_wait` says which times have, `LEAST_RATE` and
+If several limits of one kind are reported, the one with the least remaining counts: it stops the next request.
+Nothing is believed that makes no sense: `header_values.seconds_to_wait` says which times do, `LEAST_RATE` and
 `LARGEST` which numbers.
 """  # noqa: E501 - a table
 
@@ -24,7 +24,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from together_async.wire.header_values import DAY_S, ListItem, go_duration, is_date, list_items, seconds_to_wait
+from together_async.wire.header_values import (
+    ANTHROPIC_NAMES,
+    DAY_S,
+    DRAFT_NAMES,
+    OPENAI_NAMES,
+    TOGETHER_NAMES,
+    ListItem,
+    go_duration,
+    is_date,
+    list_items,
+    seconds_to_wait,
+)
 
 Kind: TypeAlias = Literal["requests", "tokens"]
 Clock: TypeAlias = Callable[[], float]
@@ -42,13 +53,18 @@ _RESOLUTION_S: Final = 0.001
 """How exact the durations of Go are in headers: services round them to milliseconds."""
 _LONGEST_COMPUTED_S: Final = 120.0
 """A window that is computed and is neither a minute nor a day is believed up to this length."""
-_REQUESTS: Final = tuple(f"x-ratelimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
+_REQUESTS: Final = (
+    TOGETHER_NAMES.limit,
+    f"{TOGETHER_NAMES.limit}-dynamic",
+    TOGETHER_NAMES.remaining,
+    f"{TOGETHER_NAMES.remaining}-dynamic",
+)
 _TOKENS: Final = tuple(f"x-tokenlimit-{end}" for end in ("limit", "limit-dynamic", "remaining", "remaining-dynamic"))
 _BARE: Final = frozenset({*_REQUESTS[:3], *_TOKENS[:2]})
-_UNTIL_FULL: Final = frozenset({"x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens"})
-_ANTHROPIC: Final = frozenset(f"anthropic-ratelimit-{what}-limit" for what in ("requests", "tokens", "input-tokens"))
-_DRAFTS: Final = frozenset({"ratelimit", "ratelimit-policy", "ratelimit-remaining"})
-_OTHERS: Final = _UNTIL_FULL | _ANTHROPIC | _DRAFTS
+_OPENAI: Final = frozenset(names.remaining for names in OPENAI_NAMES.values())
+_ANTHROPIC: Final = frozenset(ANTHROPIC_NAMES[what].limit for what in ("requests", "tokens", "input-tokens"))
+_DRAFTS: Final = frozenset({"ratelimit", "ratelimit-policy", DRAFT_NAMES.remaining})
+_OTHERS: Final = _OPENAI | _ANTHROPIC | _DRAFTS
 _ANY: Final = _BARE | _OTHERS
 """A response without any of these headers reports nothing, which is the usual case."""
 _TOKENS_IN_WORDS: Final = re.compile(
@@ -112,10 +128,10 @@ def read_limits(headers: Mapping[str, str], now: Clock = time.time) -> AccountLi
         reports.append(_bare(get, now))
     if names.isdisjoint(_OTHERS):
         return _known(reports[0])
-    if not names.isdisjoint(_UNTIL_FULL):
-        reports.append(AccountLimits(_until_full(get, "requests", now), _until_full(get, "tokens", now)))
+    if not names.isdisjoint(_OPENAI):
+        reports.append(AccountLimits(_openai(get, "requests", now), _openai(get, "tokens", now)))
     if not names.isdisjoint(_ANTHROPIC):
-        reports.append(AccountLimits(_per_minute(get, "requests", now), _tokens_per_minute(get, now)))
+        reports.append(AccountLimits(_anthropic(get, "requests", now), _anthropic_tokens(get, now)))
     if not names.isdisjoint(_DRAFTS):
         reports += _drafts(get, now)
     return _known(reports[0] if len(reports) == 1 else _tightest(reports))
@@ -143,12 +159,12 @@ def _left(reported: ReportedLimit) -> float:
 
 def _bare(get: Get, now: Clock) -> AccountLimits:
     requests, tokens = _values(get, _REQUESTS), _values(get, _TOKENS)
-    reset_text = get("x-ratelimit-reset") or ""
+    reset_text = get(TOGETHER_NAMES.reset) or ""
     reset_s = _reset(reset_text, now)
     limit, dynamic_limit, remaining, dynamic_remaining = requests
     if dynamic_limit is None and dynamic_remaining is None and tokens == (None, None, None, None):
         return AccountLimits(_gateway(limit or "", _amount(remaining), reset_s, dated=is_date(reset_text)))
-    return AccountLimits(_per_second(requests, reset_s), _per_second(tokens, reset_s))
+    return AccountLimits(_together(requests, reset_s), _together(tokens, reset_s))
 
 
 def _values(get: Get, names: tuple[str, ...]) -> tuple[str | None, ...]:
@@ -156,7 +172,7 @@ def _values(get: Get, names: tuple[str, ...]) -> tuple[str | None, ...]:
     return get(limit), get(dynamic_limit), get(remaining), get(dynamic_remaining)
 
 
-def _per_second(values: tuple[str | None, ...], reset_s: float) -> ReportedLimit:
+def _together(values: tuple[str | None, ...], reset_s: float) -> ReportedLimit:
     limit, dynamic_limit, remaining, dynamic_remaining = map(_amount, values)
     left = remaining if dynamic_remaining is None else dynamic_remaining
     return _windowed(dynamic_limit or limit, 1.0, left, reset_s)
@@ -177,10 +193,10 @@ def _gateway(limit: str, remaining: float | None, reset_s: float, *, dated: bool
 # ----------------------------------------------------------------------------------------- buckets that refill steadily
 
 
-def _until_full(get: Get, kind: Kind, now: Clock) -> ReportedLimit:
+def _openai(get: Get, kind: Kind, now: Clock) -> ReportedLimit:
     """OpenAI's and Groq's: what was used comes back within the reset, which gives the rate, and with it the unit."""
-    limit, remaining = (_amount(get(f"x-ratelimit-{what}-{kind}")) for what in ("limit", "remaining"))
-    reset = get(f"x-ratelimit-reset-{kind}") or ""
+    names = OPENAI_NAMES[kind]
+    limit, remaining, reset = _amount(get(names.limit)), _amount(get(names.remaining)), get(names.reset) or ""
     full_in_s = go_duration(reset)
     if limit and remaining is not None and remaining < limit and full_in_s:
         window_s = _likely_window(limit * full_in_s / (limit - remaining), full_in_s)
@@ -201,19 +217,20 @@ def _likely_window(computed_s: float, full_in_s: float) -> float | None:
     return computed_s if computed_s <= _LONGEST_COMPUTED_S else None
 
 
-def _per_minute(get: Get, what: str, now: Clock) -> ReportedLimit:
+def _anthropic(get: Get, what: str, now: Clock) -> ReportedLimit:
     """Anthropic's: the limits are per minute, and refill steadily. `tokens` is the tightest of those on tokens."""
-    limit, remaining = (_amount(get(f"anthropic-ratelimit-{what}-{end}")) for end in ("limit", "remaining"))
+    names = ANTHROPIC_NAMES[what]
+    limit, remaining = _amount(get(names.limit)), _amount(get(names.remaining))
     if not limit:
-        return _pair(remaining, _reset(get(f"anthropic-ratelimit-{what}-reset") or "", now))
+        return _pair(remaining, _reset(get(names.reset) or "", now))
     return _refilling("requests" if what == "requests" else "tokens", limit, MINUTE_S, remaining)
 
 
-def _tokens_per_minute(get: Get, now: Clock) -> ReportedLimit:
+def _anthropic_tokens(get: Get, now: Clock) -> ReportedLimit:
     """Anthropic's limit on tokens, else those on input and output as one on both together, as ours is."""
-    if get("anthropic-ratelimit-tokens-limit") is not None:
-        return _per_minute(get, "tokens", now)
-    sides = [_per_minute(get, side, now) for side in ("input-tokens", "output-tokens")]
+    if get(ANTHROPIC_NAMES["tokens"].limit) is not None:
+        return _anthropic(get, "tokens", now)
+    sides = [_anthropic(get, side, now) for side in ("input-tokens", "output-tokens")]
     limits = [side.limit for side in sides if side.limit is not None]
     left = [side.remaining for side in sides if side.remaining is not None]
     if len(limits) < 2:
@@ -237,11 +254,11 @@ def _drafts(get: Get, now: Clock) -> Iterator[AccountLimits]:
     for service in services:
         named = [policy for policy in policies if policy.value == service.value] if service.value else policies[:1]
         yield _service_limit(named[0] if named else None, service, now)
-    limits = list_items(get("ratelimit-limit") or "")
+    limits = list_items(get(DRAFT_NAMES.limit) or "")
     quota = _amount(limits[0].value) if limits else None
-    reset_s = _reset(get("ratelimit-reset") or "", now)
+    reset_s = _reset(get(DRAFT_NAMES.reset) or "", now)
     window_s = _window_of([*limits, *policies], quota)
-    yield AccountLimits(_windowed(quota, window_s, _amount(get("ratelimit-remaining")), reset_s))
+    yield AccountLimits(_windowed(quota, window_s, _amount(get(DRAFT_NAMES.remaining)), reset_s))
     if not services and quota is None:
         for policy in policies:
             yield _service_limit(policy, ListItem("", {}), now)

@@ -91,7 +91,8 @@ class RateLimiter:
             model: The model's name.
             tokens: Tokens the request is expected to use, prompt and completion together; from 0 to 1e12.
             priority: "interactive", or "batch", which yields to interactive calls.
-            timeout: Seconds to wait at most; None for any time.
+            timeout: Seconds to wait at most; None for any time. A pause that the service asks for is waited for, up to
+                15 minutes.
 
         Raises:
             ValueError: An argument out of its range; the text names argument, value and range.
@@ -99,7 +100,6 @@ class RateLimiter:
         Raises (on entering):
             QueueFullError: `Limits.max_queued` calls wait already; try later.
             APITimeoutError: Its turn did not come within `timeout`.
-            RateLimitError: The model is paused, see `Retry.max_retry_after`.
             PaymentRequiredError: The account's spending limit is reached; raise it, then call `resume`.
             APIConnectionError: The limiter is in use in another event loop.
         """
@@ -174,7 +174,8 @@ class _Reserving:
         reservation, driver, used = self._reservation, self._limiter.driver, self.tokens_used
         assert reservation is not None  # noqa: S101 - entered
         if exc is None:
-            driver.record_response(reservation, None, good=True)  # ends the slow start of an unknown model
+            # Counts as an answer for the start of an unknown model.
+            driver.record_response(reservation, None, good=True)
         elif used is None:
             used = 0
         driver.release(reservation, used)

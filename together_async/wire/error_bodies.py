@@ -17,7 +17,14 @@ from together_async.errors import (
     status_error_class,
 )
 from together_async.wire import codec
-from together_async.wire.header_values import list_items, seconds_to_wait
+from together_async.wire.header_values import (
+    ANTHROPIC_NAMES,
+    DRAFT_NAMES,
+    OPENAI_NAMES,
+    TOGETHER_NAMES,
+    list_items,
+    seconds_to_wait,
+)
 from together_async.wire.quota import is_out_of_quota
 from together_async.wire.redaction import redact
 
@@ -30,15 +37,8 @@ _CONTEXT = re.compile(
 )
 """How servers word that prompt and max_tokens exceed the context."""
 _OUT_OF_QUOTA = " (waiting does not help: add credit to the account or raise its spending limit)"
-_RESETS: Final = (
-    *((f"x-ratelimit-reset-{kind}", f"x-ratelimit-remaining-{kind}") for kind in ("requests", "tokens")),
-    *(
-        (f"anthropic-ratelimit-{kind}-reset", f"anthropic-ratelimit-{kind}-remaining")
-        for kind in ("requests", "tokens", "input-tokens", "output-tokens")
-    ),
-    ("ratelimit-reset", "ratelimit-remaining"),
-)
-"""Where services say when a limit resets, and what remains of it until then."""
+_RESETS: Final = (*OPENAI_NAMES.values(), *ANTHROPIC_NAMES.values(), DRAFT_NAMES)
+"""Where services say when a single limit resets, and what remains of it until then."""
 
 
 def status_error(
@@ -88,7 +88,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[[], float]) -> float | None:
-    """Returns the seconds that a response asks to wait, at most a day; None when it asks for nothing with sense.
+    """Returns the seconds that a response asks to wait, at most a day; None when it asks for nothing sensible.
 
     Args:
         headers: Names in lower case: `retry-after-ms`, `retry-after` (RFC 9110 10.2.3); on a 429 also
@@ -97,9 +97,9 @@ def retry_after(headers: Mapping[str, str], *, status: int = 429, now: Callable[
         status: The response's. Every response has resets; only on a 429 they are a time to wait.
         now: Returns the wall clock, in seconds since the epoch; asked only for a date.
     """
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0), ("x-ratelimit-reset", 1.0)):
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0), (TOGETHER_NAMES.reset, 1.0)):
         value = headers.get(name)
-        if value is None or (name == "x-ratelimit-reset" and status != 429):
+        if value is None or (name == TOGETHER_NAMES.reset and status != 429):
             continue
         seconds = seconds_to_wait(value, now, unit_s=unit_s)
         if seconds is not None:
@@ -113,7 +113,7 @@ def _until_reset(headers: Mapping[str, str], now: Callable[[], float]) -> float 
     If none of them is, the request was too large for what remains of one of them. The first that resets may be it: a
     wait that is too short costs another 429, one that is too long is lost.
     """
-    pairs = [(headers[reset], headers.get(remaining)) for reset, remaining in _RESETS if reset in headers]
+    pairs = [(headers[names.reset], headers.get(names.remaining)) for names in _RESETS if names.reset in headers]
     for item in list_items(headers.get("ratelimit", "")):
         reset = item.parameters.get("t", item.parameters.get("reset"))
         if reset is not None:

@@ -1,4 +1,4 @@
-"""Times and lists as servers write them in headers. Pure.
+"""Times and lists as servers write them in headers, and the names of the headers on limits. Pure.
 
 A time to wait comes as seconds, as milliseconds, as a date (Unix time in seconds or milliseconds, HTTP's, RFC 3339's),
 or as a duration of Go. Which of these it is shows in the text itself; the header's name does not decide it.
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 DAY_S: Final = 86_400.0
 """No wait beyond a day is believed."""
 JUST_PASSED_S: Final = 60.0
-"""A date that passed longer ago has no sense: it is a clock that is wrong, or a value that never changes."""
+"""A date that passed longer ago makes no sense: it is a clock that is wrong, or a value that never changes."""
 _UNIX_S: Final = (1e9, 1e11)
 _UNIX_MS: Final = (1e12, 1e14)
 """Numbers of this size are dates, from the year 2001 on."""
@@ -30,11 +30,39 @@ _ITEM: Final = re.compile(r'(?:[^,"]|"[^"]*")+')
 _PART: Final = re.compile(r'(?:[^;"]|"[^"]*")+')
 
 
-def seconds_to_wait(text: str, now: Callable[[], float], *, unit_s: float = 1.0) -> float | None:
-    """Returns the seconds that a header's time is ahead, from 0 to a day; None for a text without sense.
+class LimitNames(NamedTuple):
+    """The names of the headers that report one limit of an account.
 
-    Without sense are negative numbers, NaN and infinity, what is more than a day ahead, and dates that passed more than
-    a minute ago. A date that has just passed is 0.
+    Attributes:
+        limit: Of the header with the limit itself.
+        remaining: Of the header with what remains of it.
+        reset: Of the header that says when there is more.
+    """
+
+    limit: str
+    remaining: str
+    reset: str
+
+
+TOGETHER_NAMES: Final = LimitNames("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+"""Together's for requests, and those of gateways. The reset holds for tokens too."""
+OPENAI_NAMES: Final = {
+    kind: LimitNames(f"x-ratelimit-limit-{kind}", f"x-ratelimit-remaining-{kind}", f"x-ratelimit-reset-{kind}")
+    for kind in ("requests", "tokens")
+}
+ANTHROPIC_NAMES: Final = {
+    kind: LimitNames(*(f"anthropic-ratelimit-{kind}-{end}" for end in ("limit", "remaining", "reset")))
+    for kind in ("requests", "tokens", "input-tokens", "output-tokens")
+}
+DRAFT_NAMES: Final = LimitNames("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset")
+"""Of the IETF's drafts to 6, and of GitLab."""
+
+
+def seconds_to_wait(text: str, now: Callable[[], float], *, unit_s: float = 1.0) -> float | None:
+    """Returns the seconds that a header's time is ahead, from 0 to a day; None for one that makes no sense.
+
+    These make no sense: negative numbers, NaN and infinity, what is more than a day ahead, and dates that passed more
+    than a minute ago. A date that has just passed is 0.
 
     Args:
         text: The header's value.
@@ -64,9 +92,9 @@ def is_date(text: str) -> bool:
 
 
 def go_duration(text: str) -> float | None:
-    """Returns the seconds of a duration as Go writes it, `1h2m3.5s`, `6ms`, `450µs`; None if it is none.
+    """Returns the seconds of a duration as Go writes it, `1h2m3.5s`, `6ms`, `450µs`; None if it is not one.
 
-    Days are read too, which Go does not write. A plain number has no unit, and is none.
+    Days are read too, which Go does not write. A plain number has no unit, and is not a duration.
     """
     text = text.strip()
     if len(text) > _LONGEST or _DURATION.fullmatch(text) is None:
@@ -84,7 +112,7 @@ def _seconds_of_text(text: str, now: Callable[[], float]) -> float | None:
 
 
 def _timestamp(text: str) -> float | None:
-    """Returns the Unix time of a date in words; None if it is none. A date without a zone is UTC's."""
+    """Returns the Unix time of a date in words; None if it is not one. A date without a zone is UTC's."""
     if len(text) > _LONGEST:
         return None
     try:
