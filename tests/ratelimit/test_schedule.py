@@ -172,7 +172,7 @@ def test_candidates_come_by_the_number_of_their_oldest_call_of_each_priority() -
 
 
 def test_the_heaps_do_not_grow_with_the_number_of_events() -> None:
-    """Lanes are touched and parked again and again: what is no longer right is thrown away by and by."""
+    """Lanes are touched and parked again and again: what is no longer right is thrown away gradually."""
     rng = random.Random(1)
     lanes = [waiting_lane(str(place), ("interactive", 100 + place), ("batch", place)) for place in range(20)]
     schedule = Schedule()

@@ -31,6 +31,32 @@ def test_a_service_that_refuses_everything_is_called_that() -> None:
     assert error.retry_after == 2
 
 
+def test_a_service_that_names_the_times_to_wait_is_given_more() -> None:
+    """The text names the bound that applied."""
+    limited = RateLimited(5, 901)
+    assert "and a service that names the times to wait is given 900 s; nothing" in str(
+        paused(MODEL, limited, 60, EPOCH, names_times=True)
+    )
+    assert "and Retry.max_retry_after is 1000 s" in str(
+        paused(MODEL, RateLimited(5, 1_001), 1_000, EPOCH, names_times=True)
+    )
+
+
+def test_waiting_calls_of_a_service_that_names_times_learn_the_bound() -> None:
+    """It asks for 5 s again and again, and answers nothing."""
+    driver = ClockedAdmission(Limits(concurrency=1))
+    refused = driver.asked()
+    driver.asked(max_pause_s=60)
+    while not driver.turned_away:
+        again = driver.ask(number=refused.number)
+        driver.limited(refused, 5)
+        assert driver.now < 1_000
+        driver.to(driver.now + 6)
+        refused = again
+    assert driver.now > 900
+    assert "is given 900 s" in str(driver.turned_away[0][1])
+
+
 class Prompt:
     """Something that a frame holds while its call fails."""
 

@@ -431,21 +431,25 @@ class Admission:
         if not self._under_way(reservation):
             return RateLimited(max(0.0, lane.paused_until - now), 0.0)
         limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind, jitter=jitter)
-        self._turn_away_unwilling(lane, limited)
+        self._turn_away_unwilling(lane, limited, names_times=wait_s is not None)
         lane.record_answered(reservation)
         self._schedule.touch(lane)
         return limited
 
-    def _turn_away_unwilling(self, lane: Lane, limited: RateLimited) -> None:
+    def _turn_away_unwilling(self, lane: Lane, limited: RateLimited, *, names_times: bool = False) -> None:
         """Turns away the calls of a lane that do not wait so long."""
         if max(limited) <= lane.queue.shortest_max_pause_s:
             return
         for waiting in lane.queue.unwilling(max(limited)):
             self._remove(waiting)
-            self.turned_away.append((waiting, self._paused_error(lane, limited, waiting.max_pause_s)))
+            error = self._paused_error(lane, limited, waiting.max_pause_s, names_times=names_times)
+            self.turned_away.append((waiting, error))
 
-    def _paused_error(self, lane: Lane, limited: RateLimited, max_pause_s: float) -> TogetherError:
-        return paused(lane.model, limited, max_pause_s, self._wall() if self._wall is not None else None)
+    def _paused_error(
+        self, lane: Lane, limited: RateLimited, max_pause_s: float, *, names_times: bool = False
+    ) -> TogetherError:
+        wall = self._wall() if self._wall is not None else None
+        return paused(lane.model, limited, max_pause_s, wall, names_times=names_times)
 
     def record_overload(self, reservation: Reservation) -> None:
         """Counts a 503. The platform is overloaded, which shows nothing about the account's limits."""
@@ -483,7 +487,7 @@ class Admission:
         reservation.settled = True
         lane = reservation.lane
         if reservation.granted_at is not None and reservation.granted_at < lane.levels_set_at:
-            return  # the level that a refusal reported has it in it
+            return  # the level that a refusal reported includes it
         bucket = lane.tokens
         if bucket.rate < math.inf:
             lane.used_at = now

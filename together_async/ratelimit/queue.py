@@ -212,7 +212,7 @@ class Queue:
             self.interactive_turns += 1
 
     def remove(self, reservation: Reservation) -> None:
-        """Removes a call that gives up or is refused."""
+        """Removes a call that gives up or is turned away."""
         self._count_down()
         if reservation is self.first:
             self.first = None

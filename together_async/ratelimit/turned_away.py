@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from together_async.errors import PaymentRequiredError, RateLimitError, unsent
-from together_async.ratelimit.lane import RateLimited
+from together_async.ratelimit.lane import MOST_PAUSE_S, RateLimited
 
 
 class PaymentStop(NamedTuple):
@@ -14,7 +14,7 @@ class PaymentStop(NamedTuple):
 
     Attributes:
         text: The error's text.
-        kind: The error's class, made anew for each call that is refused.
+        kind: The error's class, made anew for each call that is turned away.
         facts: The keyword arguments for it.
     """
 
@@ -37,7 +37,9 @@ class PaymentStop(NamedTuple):
         return unsent(self.kind(text, **self.facts))
 
 
-def paused(model: str, limited: RateLimited, max_pause_s: float, wall: datetime | None) -> RateLimitError:
+def paused(
+    model: str, limited: RateLimited, max_pause_s: float, wall: datetime | None, *, names_times: bool = False
+) -> RateLimitError:
     """Returns the error for a call that does not wait so long.
 
     Args:
@@ -45,14 +47,15 @@ def paused(model: str, limited: RateLimited, max_pause_s: float, wall: datetime 
         limited: How long it is paused, and has refused everything.
         max_pause_s: How long a pause the call would have waited for.
         wall: The time of day, in UTC; None if nobody knows.
+        names_times: Whether the service said how long to wait; then it may refuse everything for `MOST_PAUSE_S`.
     """
+    bound = f"Retry.max_retry_after is {max_pause_s:g} s"
     if limited.pause_s > max_pause_s:
         until = "" if wall is None else f", until {wall + timedelta(seconds=limited.pause_s):%Y-%m-%d %H:%M:%S} UTC"
         reason = f"the service asked for a pause of {limited.pause_s:.1f} s for {model}{until}"
     else:
         reason = f"the service has refused every request to {model} for {limited.refusing_s:.1f} s"
-    text = (
-        f"429: {reason}, and Retry.max_retry_after is {max_pause_s:g} s; nothing was sent. Call later, or raise "
-        "Retry.max_retry_after"
-    )
+        if names_times and max_pause_s < MOST_PAUSE_S:
+            bound = f"a service that names the times to wait is given {MOST_PAUSE_S:g} s"
+    text = f"429: {reason}, and {bound}; nothing was sent. Call later, or raise Retry.max_retry_after"
     return unsent(RateLimitError(text, status_code=429, retry_after=limited.pause_s))
