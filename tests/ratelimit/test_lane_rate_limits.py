@@ -147,6 +147,19 @@ def test_pause_that_is_too_long_for_a_call_ends_it_at_once() -> None:
     assert others.granted
 
 
+def test_pause_of_just_what_a_call_waits_for_is_waited_for() -> None:
+    """Whatever the clock shows: an error of the arithmetic does not make it too long."""
+    for start in (0.1, 0.3, 0.7, 1_000.1, 5_018.479570604, 123_456.7):
+        driver = ClockedAdmission(Limits(requests_per_minute=60))
+        driver.now = start
+        reservation = driver.asked()
+        waiting = [driver.asked(max_pause_s=900), driver.ask(max_pause_s=900)]
+        driver.limited(reservation, 1_000)
+        assert driver.turned_away == []
+        waiting.append(driver.ask(max_pause_s=900))
+        assert driver.state.queued == len(waiting)
+
+
 def test_service_that_names_times_may_refuse_for_longer_than_the_longest_pause() -> None:
     """Each pause is short, so the calls that wait for it wait on; after 15 minutes of nothing else they don't."""
     driver = ClockedAdmission(Limits(), known=False)

@@ -157,8 +157,8 @@ class Admission:
                 raise self._stop.error()
             self._probe_at = now + STOP_S
         lane = self.lane(model, now)
-        if lane.paused_until - now > max_pause_s:
-            raise self._paused_error(lane, RateLimited(lane.paused_until - now, 0.0), max_pause_s)
+        if lane.paused_until - now > max_pause_s and lane.pause_s(now) > max_pause_s:
+            raise self._paused_error(lane, RateLimited(lane.pause_s(now), 0.0), max_pause_s)
         if number is None:
             number = self._numbers = self._numbers + 1
         reservation = Reservation(
@@ -387,7 +387,7 @@ class Admission:
             lane.refill(now)
             lane.learn(reservation, now, limits)
             if lane.paused_until > now and lane.queue.length:
-                self._turn_away_unwilling(lane, RateLimited(lane.paused_until - now, 0.0))
+                self._turn_away_unwilling(lane, RateLimited(lane.pause_s(now), 0.0))
         if good:
             lane.record_accepted()
             if self._shortage is not None:
@@ -429,7 +429,7 @@ class Admission:
         lane = reservation.lane
         lane.rate_limited += 1
         if not self._under_way(reservation):
-            return RateLimited(max(0.0, lane.paused_until - now), 0.0)
+            return RateLimited(lane.pause_s(now), 0.0)
         limited = lane.record_rate_limit(reservation, now, limits, wait_s=wait_s, kind=kind, jitter=jitter)
         self._turn_away_unwilling(lane, limited, names_times=wait_s is not None)
         lane.record_answered(reservation)

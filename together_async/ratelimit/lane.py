@@ -199,6 +199,13 @@ class Lane:
         self.start.forget_requests()
         self.in_flight = self.unanswered = 0
 
+    def pause_s(self, now: float) -> float:
+        """Returns the seconds until something is sent to this model again, from 0; to a microsecond.
+
+        Not rounded, a pause of just what a call waits for may be above that, by an error of the arithmetic.
+        """
+        return max(0.0, round(self.paused_until - now, 6))
+
     # ------------------------------------------------------------------------------------------------------- granting
 
     def wait_s(self, reservation: Reservation, now: float) -> float:
@@ -363,7 +370,7 @@ class Lane:
         refusing_s = now - self.refusing_since
         if wait_s is not None and refusing_s <= MOST_PAUSE_S:
             refusing_s = 0.0  # it says itself for how long, and one call after another may be what it lets in
-        return RateLimited(self.paused_until - now, refusing_s)
+        return RateLimited(self.pause_s(now), refusing_s)
 
     def _record_reported_refusal(
         self, reservation: Reservation, now: float, limits: AccountLimits, kind: Kind | None
@@ -448,7 +455,7 @@ class Lane:
 
     def state(self, now: float, wall: datetime) -> ModelState:
         """Returns the values to show; `wall` is the time of day at `now`."""
-        paused_for_s = max(0.0, self.paused_until - now)
+        paused_for_s = self.pause_s(now)
         window = self.window.places if self.window is not None else None
         requests, tokens = self.requests, self.tokens
         return ModelState(
