@@ -182,7 +182,7 @@ def test_a_failed_call_is_tried_again_as_often_and_as_late_as_its_rules_allow() 
     assert reason_to_end(rules, 1, 90, too_late="total", now=NOW) == (
         "the service asks for a wait of 90 s, until 2026-01-01 00:01:30 UTC, and Retry.max_retry_after is 60 s"
     )
-    assert reason_to_end(rules, 1, 3, too_late="total", now=NOW) == "Timeouts.total leaves no time for it"
+    assert reason_to_end(rules, 1, 3, too_late="total", now=NOW) == "Timeouts.total leaves no time for another attempt"
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,10 @@ def test_a_429_is_waited_for_up_to_the_bound_that_its_ending_names(
         assert found is not None
         assert ending in found
     if ending is None:
-        late = "Timeouts.queue leaves no time for it"
-        assert reason_not_to_wait(rules, pause_s, too_late="queue", **facts) == late
+        late = reason_not_to_wait(rules, pause_s, too_late="queue", **facts)
+        assert late is not None
+        assert late.startswith(f"the model is paused for {pause_s:g} s, until 2026")
+        assert late.endswith("UTC, and Timeouts.queue leaves no time for that")
 
 
 def test_batch_calls_wait_for_the_longest_pause_that_a_header_makes() -> None:

@@ -218,7 +218,9 @@ def reason_not_to_wait(
         bound = f"Retry.max_retry_after is {most_s:g} s"
     if refusing_s > most_s:
         return f"the service has refused everything for {refusing_s:.0f} s, and {bound}"
-    return None if too_late is None else _leaves_no_time(too_late)
+    if too_late is None:
+        return None
+    return f"the model is paused for {until(pause_s, now)}, and Timeouts.{too_late} leaves no time for that"
 
 
 def _too_long(seconds: float, retry: Retry, now: float) -> str:
@@ -226,7 +228,7 @@ def _too_long(seconds: float, retry: Retry, now: float) -> str:
 
 
 def _leaves_no_time(limit: str) -> str:
-    return f"Timeouts.{limit} leaves no time for it"
+    return f"Timeouts.{limit} leaves no time for another attempt"
 
 
 def retry_after_s(error: TogetherError) -> float | None:

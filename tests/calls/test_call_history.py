@@ -110,7 +110,7 @@ async def test_a_refusal_to_ask_again_says_why() -> None:
         (
             {"retry": QUICK, "timeouts": Timeouts(total=9)},
             {"retry-after": "10"},
-            "Timeouts.total leaves no time for it",
+            "Timeouts.total leaves no time for another attempt",
         ),
         ({"retry": Retry(attempts=1)}, {}, None),
     ):

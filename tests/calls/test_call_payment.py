@@ -59,7 +59,7 @@ def test_one_402_stops_everybody_who_shares_the_account() -> None:
             for unsent in (*await asyncio.gather(*waiting), *later):
                 assert isinstance(unsent.error, PaymentRequiredError)
                 assert unsent.error.attempts == 0
-                assert "nothing was sent" in str(unsent.error)
+                assert "this one was not sent" in str(unsent.error)
             assert len({str(unsent.error) for unsent in later}) == 1
             assert len({id(unsent.error) for unsent in later}) == 10  # each has a traceback of its own
             assert len(server.calls) == 2

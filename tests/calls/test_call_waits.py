@@ -241,7 +241,7 @@ def test_a_time_limit_is_that_of_the_whole_wait(name: str) -> None:
                     assert isinstance(error, RateLimitError)
                     assert 6 <= loop.time() - began < 7
                     assert error.attempts == len(server.calls) == 3
-                    assert str(error).endswith(f"Timeouts.{name} leaves no time for it")
+                    assert str(error).endswith(f"Timeouts.{name} leaves no time for that")
 
     virtual_time.run(main())
 

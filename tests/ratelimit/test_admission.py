@@ -67,7 +67,7 @@ def test_402_refuses_all_that_wait_and_all_that_come() -> None:
     for error in (*errors, caught.value):
         assert isinstance(error, PaymentRequiredError)
         assert (error.attempts, error.status_code, error.request_id, error.body) == (0, 402, "r", {"a": 1})
-        assert "nothing was sent" in str(error)
+        assert "this one was not sent" in str(error)
     assert len({id(error) for error in errors}) == 4, "one error of its own for each: a traceback is added to it"
     assert (driver.state.queued, driver.state.in_flight) == (0, 1)
     assert "402" in (driver.state.stopped or "")

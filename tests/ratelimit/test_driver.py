@@ -268,7 +268,7 @@ def test_402_ends_every_wait_and_every_call_that_comes_until_a_probe_succeeds() 
         errors = await waiters.ended()
         assert [type(error) for error in errors] == [PaymentRequiredError] * 3
         assert len(set(map(id, errors))) == 3
-        with pytest.raises(PaymentRequiredError, match="nothing was sent"):
+        with pytest.raises(PaymentRequiredError, match="this one was not sent"):
             limiter.driver.acquire(MODEL).send(None)
         assert limiter.state.stopped
         assert timers(asyncio.get_running_loop()) == []

@@ -19,7 +19,7 @@ def test_a_pause_says_until_when_and_what_to_do() -> None:
     error = paused(MODEL, RateLimited(600, 30), 60, EPOCH)
     assert str(error) == (
         "429: the service asked for a pause of 600.0 s for m, until 2026-01-01 00:10:00 UTC, and "
-        "Retry.max_retry_after is 60 s; nothing was sent. Call later, or raise Retry.max_retry_after"
+        "Retry.max_retry_after is 60 s, so the call does not wait. Call later, or raise Retry.max_retry_after"
     )
     assert (error.status_code, error.retry_after, error.attempts) == (429, 600, 0)
     assert "until" not in str(paused(MODEL, RateLimited(600, 0), 60, None))
@@ -34,7 +34,7 @@ def test_a_service_that_refuses_everything_is_called_that() -> None:
 def test_a_service_that_names_the_times_to_wait_is_given_more() -> None:
     """The text names the bound that applied."""
     limited = RateLimited(5, 901)
-    assert "and a service that names the times to wait is given 900 s; nothing" in str(
+    assert "and a service that names the times to wait is given 900 s, so the call" in str(
         paused(MODEL, limited, 60, EPOCH, names_times=True)
     )
     assert "and Retry.max_retry_after is 1000 s" in str(
@@ -84,7 +84,7 @@ def test_nothing_of_the_call_that_found_out_is_kept_after_a_402() -> None:
     gc.collect()
     assert prompt() is None
     assert driver.state.stopped == "402: no money"
-    with pytest.raises(PaymentRequiredError, match="nothing was sent") as caught:
+    with pytest.raises(PaymentRequiredError, match="this one was not sent") as caught:
         driver.ask()
     assert (caught.value.body, caught.value.request_id, caught.value.headers) == ({"a": 1}, "r", {"x": "y"})
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
@@ -99,4 +99,16 @@ def test_the_class_of_the_error_is_kept() -> None:
     error = PaymentStop.of(QuotaError("429: no quota", status_code=429, retry_after=3)).error()
     assert isinstance(error, QuotaError)
     assert (error.status_code, error.retry_after, error.attempts) == (429, 3, 0)
-    assert str(error).startswith("429: the account's spending limit is reached, by the response to another call")
+    assert str(error).startswith("429: the account has no credit or has reached its spending limit")
+
+
+def test_longer_pause_than_is_kept_is_named_as_it_was_asked_for() -> None:
+    """One request tries after 15 minutes, but the service said an hour."""
+    error = paused("m", RateLimited(900.0, 0.0), 60, EPOCH, asked_s=3_600.0)
+    assert "a pause of 3600.0 s for m, until 2026-01-01 01:00:00 UTC" in str(error)
+    assert error.retry_after == 3_600
+    driver = ClockedAdmission(Limits())
+    driver.limited(driver.asked(), 3_600.0)
+    driver.to(10.0)
+    with pytest.raises(RateLimitError, match=r"pause of 3590\.0 s"):
+        driver.ask(max_pause_s=60)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_CONCURRENCY: Final = 256
 """Requests under way at once, if neither the caller nor the limits say how many."""
 _RESERVED_FILES: Final = 64
-"""File descriptors left to everything else in the process."""
+"""File descriptors left to everything else in the process, or half of them where there are few."""
 
 
 class Defaults:
@@ -122,4 +122,4 @@ def _max_connections() -> int:
     import resource  # noqa: PLC0415 - Windows does not have it
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return DEFAULT_CONCURRENCY if soft == resource.RLIM_INFINITY else max(1, soft - _RESERVED_FILES)
+    return DEFAULT_CONCURRENCY if soft == resource.RLIM_INFINITY else max(1, soft // 2, soft - _RESERVED_FILES)

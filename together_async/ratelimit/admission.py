@@ -449,7 +449,8 @@ class Admission:
         self, lane: Lane, limited: RateLimited, max_pause_s: float, *, names_times: bool = False
     ) -> TogetherError:
         wall = self._wall() if self._wall is not None else None
-        return paused(lane.model, limited, max_pause_s, wall, names_times=names_times)
+        asked_s = limited.pause_s + lane.asked_until - lane.paused_until  # a pause is bounded, what is asked is not
+        return paused(lane.model, limited, max_pause_s, wall, asked_s=asked_s, names_times=names_times)
 
     def record_overload(self, reservation: Reservation) -> None:
         """Counts a 503. The platform is overloaded, which shows nothing about the account's limits."""

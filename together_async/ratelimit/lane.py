@@ -61,7 +61,8 @@ class Lane:
         start: How fast requests are sent while its limits are not known.
         in_flight: Calls under way.
         unanswered: The calls under way that wait for the head of their response.
-        paused_until: Nothing is sent before this time, because a 429 asked for it.
+        paused_until: Nothing is sent before this time, because the service asked for it; at most `MOST_PAUSE_S` ahead.
+        asked_until: Until when the service asked to send nothing.
         last_granted: The reservation granted last; None before the first.
         learned_at: When the request was sent whose response reported the limits last.
         levels_set_at: When a refusal reported how much capacity is left; what earlier requests used is in it.
@@ -77,6 +78,7 @@ class Lane:
         "_finding",
         "_number",
         "_refusals",
+        "asked_until",
         "estimator",
         "in_flight",
         "last_granted",
@@ -111,7 +113,7 @@ class Lane:
         self.estimator = Estimator()
         self.start = Start()
         self.in_flight = self.unanswered = 0
-        self.paused_until = self.learned_at = self.levels_set_at = -math.inf
+        self.paused_until = self.asked_until = self.learned_at = self.levels_set_at = -math.inf
         self.refusing_since: float | None = None
         self._refusals = SilentRefusals()
         self._backoff = Backoff()
@@ -342,6 +344,7 @@ class Lane:
         until = now + min(reported.reset_s, MOST_PAUSE_S)
         bucket.set_quota(left, until)
         if left < min(1.0, bucket.typical):
+            self.asked_until = max(self.asked_until, now + reported.reset_s)
             self.paused_until = max(self.paused_until, until)
 
     def record_rate_limit(
@@ -366,6 +369,7 @@ class Lane:
             pause_s = self._record_silent_refusal(reservation, now, limits, kind, jitter)
         if self.window is not None:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
+        self.asked_until = max(self.asked_until, now + (wait_s or 0.0))
         self.paused_until = max(self.paused_until, now + min(max(pause_s, wait_s or 0.0), MOST_PAUSE_S))
         refusing_s = now - self.refusing_since
         if wait_s is not None and refusing_s <= MOST_PAUSE_S:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from together_async.ratelimit.found_rate import LEAST, FoundRate
+from together_async.ratelimit.found_rate import FoundRate
 from together_async.ratelimit.headers import Kind
 
 FALL: Final = 0.7
@@ -22,6 +22,8 @@ MOST_MARGIN: Final = 0.3
 MARGIN_HALVES_S: Final = 60.0
 """After a 429 this much of the rate is not used, half of it a minute later, so that the next one does not come as soon
 as the fall is made good."""
+LEAST_REPORTED: Final = {"requests": 1 / 900, "tokens": 1.0}
+"""No lower rate per second is adopted from a report: a request in 15 minutes, as long as the longest pause."""
 BELIEVED_S: Final = 30.0
 BELIEVED_FALLS: Final = 2
 """After more falls than these within so many seconds, the reported or configured rate is no longer believed."""
@@ -85,7 +87,7 @@ class RateControl:
             self.found.drop()
             self._factor, self._margin = 1.0, 0.0
         # Whatever the header, no call waits for ever.
-        self.reported = max(limit, LEAST[self._kind])
+        self.reported = max(limit, LEAST_REPORTED[self._kind])
         return True
 
     def halve(self) -> bool:

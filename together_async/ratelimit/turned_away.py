@@ -31,14 +31,21 @@ class PaymentStop(NamedTuple):
     def error(self) -> PaymentRequiredError:
         """Returns the error for another call."""
         text = (
-            f"{self.facts['status_code']}: the account's spending limit is reached, by the response to another call; "
-            "nothing was sent. Raise the limit at the service; a call that comes a minute later tries again"
+            f"{self.facts['status_code']}: the account has no credit or has reached its spending limit, says the "
+            "response to another call; this one was not sent. Pay or raise the limit at the service, then call "
+            "client.limiter.resume(); without that, one call a minute tries again"
         )
         return unsent(self.kind(text, **self.facts))
 
 
 def paused(
-    model: str, limited: RateLimited, max_pause_s: float, wall: datetime | None, *, names_times: bool = False
+    model: str,
+    limited: RateLimited,
+    max_pause_s: float,
+    wall: datetime | None,
+    *,
+    asked_s: float = 0.0,
+    names_times: bool = False,
 ) -> RateLimitError:
     """Returns the error for a call that does not wait so long.
 
@@ -47,15 +54,17 @@ def paused(
         limited: How long it is paused, and has refused everything.
         max_pause_s: How long a pause the call would have waited for.
         wall: The time of day, in UTC; None if nobody knows.
+        asked_s: For how long the service asked to pause it, which may be longer than it is paused.
         names_times: Whether the service said how long to wait; then it may refuse everything for `MOST_PAUSE_S`.
     """
     bound = f"Retry.max_retry_after is {max_pause_s:g} s"
     if limited.pause_s > max_pause_s:
-        until = "" if wall is None else f", until {wall + timedelta(seconds=limited.pause_s):%Y-%m-%d %H:%M:%S} UTC"
-        reason = f"the service asked for a pause of {limited.pause_s:.1f} s for {model}{until}"
+        asked_s = max(asked_s, limited.pause_s)
+        until = "" if wall is None else f", until {wall + timedelta(seconds=asked_s):%Y-%m-%d %H:%M:%S} UTC"
+        reason = f"the service asked for a pause of {asked_s:.1f} s for {model}{until}"
     else:
         reason = f"the service has refused every request to {model} for {limited.refusing_s:.1f} s"
         if names_times and max_pause_s < MOST_PAUSE_S:
             bound = f"a service that names the times to wait is given {MOST_PAUSE_S:g} s"
-    text = f"429: {reason}, and {bound}; nothing was sent. Call later, or raise Retry.max_retry_after"
-    return unsent(RateLimitError(text, status_code=429, retry_after=limited.pause_s))
+    text = f"429: {reason}, and {bound}, so the call does not wait. Call later, or raise Retry.max_retry_after"
+    return unsent(RateLimitError(text, status_code=429, retry_after=max(asked_s, limited.pause_s)))
