@@ -95,30 +95,41 @@ async def measure(_module: ModuleType, job: dict[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"ssl": tls} if tls else {}
     if job["way"] == UNLIMITED:
         options["limits"] = await unlimited(MODEL)
-    work: dict[str, Callable[[AsyncTogether, int], Awaitable[None]]] = {GATHER: whole, MAP: mapped, STREAMS: heads}
+    work: dict[str, Callable[[AsyncTogether, int], Awaitable[float]]] = {GATHER: whole, MAP: mapped, STREAMS: heads}
     async with AsyncTogether("key-of-the-benchmarks", base_url=job["base_url"], **options) as client:
         started = time.perf_counter()
-        await work[job["work"]](client, job["calls"])
-        return {"took_s": time.perf_counter() - started}
+        return {"took_s": await work[job["work"]](client, job["calls"]) - started}
 
 
-async def whole(client: AsyncTogether, calls: int) -> None:
+async def whole(client: AsyncTogether, calls: int) -> float:
+    """Returns when the last call had its answer."""
     await asyncio.gather(*(client.create(TEXT, model=MODEL) for _ in range(calls)))
+    return time.perf_counter()
 
 
-async def mapped(client: AsyncTogether, calls: int) -> None:
+async def mapped(client: AsyncTogether, calls: int) -> float:
+    """Returns when the last call had its answer."""
     async for result in client.map([TEXT] * calls, model=MODEL, on_error="raise"):
         assert result.completion is not None
+    return time.perf_counter()
 
 
-async def heads(client: AsyncTogether, calls: int) -> None:
-    """Ends when the last stream's first chunk is there; what they hold after it does not count."""
+async def heads(client: AsyncTogether, calls: int) -> float:
+    """Returns when the last stream had its first chunk. Until then all are held; leaving them does not count."""
+    opened, all_opened = 0, asyncio.Event()
+    last = 0.0
 
     async def first_chunk() -> None:
+        nonlocal opened, last
         async with client.stream(TEXT, model=MODEL) as stream:
             await anext(stream)
+            opened, last = opened + 1, time.perf_counter()
+            if opened == calls:
+                all_opened.set()
+            await all_opened.wait()
 
     await asyncio.gather(*(first_chunk() for _ in range(calls)))
+    return last
 
 
 async def by_hand(base_url: str, calls: int, tls: ssl.SSLContext | None) -> float:
