@@ -20,6 +20,7 @@ PARTS = {
 }
 SPEED, QUICK_SPEED = 10.0, 30.0
 ROUNDS = 5
+QUICK_JOBS = 3
 
 
 def add_to(commands: options.Commands) -> None:
@@ -29,7 +30,7 @@ def add_to(commands: options.Commands) -> None:
         "thousands of calls under an account's limits",
         start,
         parts=PARTS,
-        time="Everything takes about 2 hours, with --speed 4 --jobs 5 one, --quick 4 minutes.",
+        time="Everything takes about 2 hours, with --speed 4 --jobs 5 one, --quick less than 3 minutes.",
     )
     options.add_clients(parser, CLIENTS)
     options.add_only(parser)
@@ -41,7 +42,7 @@ def add_to(commands: options.Commands) -> None:
     parser.add_argument(
         "--rounds", type=int, help=f"runs of each of our ways, with other calls (default {ROUNDS}; 1 if --quick)"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs under accounts at once (default 1)")
+    parser.add_argument("--jobs", type=int, help=f"runs under accounts at once (default 1; {QUICK_JOBS} if --quick)")
     options.add_quick(parser)
     parser.add_argument(
         "--python",
@@ -60,7 +61,8 @@ def start(args: argparse.Namespace) -> int:
     options.check_names(args.parser, ",".join(name for name, _ in args.python), CLIENTS)
     speed = (QUICK_SPEED if args.quick else SPEED) if args.speed is None else args.speed
     rounds = (1 if args.quick else ROUNDS) if args.rounds is None else args.rounds
-    for option, value in (("--speed", speed), ("--rounds", rounds), ("--jobs", args.jobs)):
+    jobs = (QUICK_JOBS if args.quick else 1) if args.jobs is None else args.jobs
+    for option, value in (("--speed", speed), ("--rounds", rounds), ("--jobs", jobs)):
         options.check_at_least_one(args.parser, option, value)
     from benchmarks.limits import run
 
@@ -71,6 +73,6 @@ def start(args: argparse.Namespace) -> int:
         speed=speed,
         quick=args.quick,
         rounds=rounds,
-        jobs=args.jobs,
+        jobs=jobs,
         pythons=dict(args.python),
     )
