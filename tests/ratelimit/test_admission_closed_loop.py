@@ -163,10 +163,11 @@ def test_service_that_refuses_for_a_while_is_used_as_before_afterwards() -> None
         (attrs.evolve(WHOLE, rate=Rate.per_minute(3_000)), 1.5),
         (World(UNLIMITED, Limits(4), headers="hidden", answer_s=(0.5, 0.7), whole=True), 2.0),
         (World(UNLIMITED, Limits(1), headers="hidden", answer_s=(0.5, 0.7), whole=True), 2.5),
+        (attrs.evolve(WHOLE, rate=Rate(requests_per_second=20), headers="hidden"), 4.0),
         (World(UNLIMITED, headers="hidden", steady=0.2, answer_s=(0.5, 0.7), whole=True), 2.0),
         (World(UNLIMITED, headers="hidden", steady=0.02, answer_s=(0.5, 0.7), whole=True), 2.0),
     ],
-    ids=["known, 10/s", "known, 50/s", "four at once", "one at a time", "5/s", "50/s"],
+    ids=["known, 10/s", "known, 50/s", "four at once", "one at a time", "silent, 20/s", "5/s", "50/s"],
 )
 def test_service_that_refuses_by_chance_is_not_taken_for_a_slow_one(world: World, most: float) -> None:
     """A gateway refuses a request in ten, whatever is sent, and reports nothing."""

@@ -163,16 +163,13 @@ def test_pause_of_just_what_a_call_waits_for_is_waited_for() -> None:
 def test_service_that_names_times_may_refuse_for_longer_than_the_longest_pause() -> None:
     """Each pause is short, so the calls that wait for it wait on; after 15 minutes of nothing else they don't."""
     driver = ClockedAdmission(Limits(), known=False)
-    first = driver.asked(max_pause_s=60)
-    driver.asked(max_pause_s=60)
-    waiting = driver.granted[-1]
-    for _ in range(89):
-        driver.limited(first, 10.0)
+    for _ in range(90):
+        driver.limited(driver.asked(max_pause_s=60), 10.0)
+        assert driver.turned_away == []
         driver.to(driver.now + 10.0)
-        first = driver.asked(max_pause_s=60)
-        driver.to(driver.now + 0.1)
-    assert waiting.granted
-    assert driver.turned_away == []
+    first = driver.asked(max_pause_s=60)
+    driver.to(driver.now + 0.1)
+    assert first.granted
     late = driver.ask(max_pause_s=60)
     driver.limited(first, None)
     assert [reservation for reservation, _ in driver.turned_away] == [late]
@@ -206,3 +203,64 @@ def test_withdrawn_request_lends_its_number_to_no_other() -> None:
             driver.withdraw(reservation)
     assert numbers == [1, 2, 3]
     assert driver.state.sent == 2
+
+
+def test_service_that_was_not_asked_has_not_refused_meanwhile() -> None:
+    """A 429 whose caller gives up, minutes of silence, and another 429: that call waits."""
+    driver = ClockedAdmission(Limits(), known=False)
+    for _ in range(3):
+        assert driver.limited(driver.asked(max_pause_s=60), None).refusing_s == 0
+        driver.to(driver.now + 300.0)
+
+
+def test_request_under_way_is_no_refusal() -> None:
+    """Whole answers take a minute and a half; others are refused all the while."""
+    driver = ClockedAdmission(Limits(), known=False)
+    accepted, refused = driver.asked(max_pause_s=60), driver.asked(max_pause_s=60)
+    for _ in range(45):
+        driver.to(driver.now + 0.02)
+        driver.limited(refused, None)
+        driver.to(driver.now + 2.0)
+        refused = driver.asked(max_pause_s=60)
+        driver.to(driver.now + 2.0)
+        assert refused.granted
+    assert driver.now > 60
+    assert driver.turned_away == []
+    driver.answered(accepted)
+
+
+def test_failure_of_another_kind_is_no_refusal() -> None:
+    """A 429, two minutes of 503s, and a 429: only the last has refused anything lately."""
+    driver = ClockedAdmission(Limits(), known=False)
+    driver.limited(driver.asked(), None)
+    for _ in range(60):
+        driver.to(driver.now + 2.0)
+        failing = driver.asked()
+        driver.to(driver.now + 0.5)
+        driver.answered(failing, good=False)
+        driver.end(failing, 0)
+    last = driver.asked()
+    assert driver.limited(last, None).refusing_s == 0
+
+
+def test_heads_that_lie_release_nobody() -> None:
+    """Responses look good and hold a 429: one request tries at a time, and the pause doubles."""
+    driver = ClockedAdmission(Limits(), known=False)
+    for _ in range(100):
+        driver.ask()
+    sent = 0
+    while driver.now < 20:
+        driver.to(driver.now + 0.05)
+        under_way, sent = driver.granted[sent:], len(driver.granted)
+        for reservation in under_way:
+            driver.answered(reservation)
+            driver.limited(reservation, None)
+            driver.ask()
+    assert 24 <= sent < 80
+    while len(driver.granted) == sent:
+        driver.to(driver.now + 0.01)
+    probe = driver.granted[-1]
+    driver.answered(probe)
+    assert driver.granted[-1] is probe, "its head shows nothing any more"
+    driver.end(probe, 10)
+    assert len(driver.granted) > sent + 1

@@ -88,3 +88,34 @@ def test_rest_of_a_window_alone_does_not_end_the_start(kind: str) -> None:
     driver = ClockedAdmission(Limits(), known=False)
     driver.answered(driver.asked(), AccountLimits(**{kind: ReportedLimit(None, 1_000_000.0, 30.0)}))
     assert not driver.admission.lane(MODEL, driver.now).start.limits_known
+
+
+def test_later_answer_takes_a_pause_back() -> None:
+    """One of three answers says that nothing remains; the answers to requests sent after it say that much does."""
+    driver = ClockedAdmission(Limits(), known=False)
+    reservations = []
+    for _ in range(3):
+        reservations.append(driver.asked())
+        driver.to(driver.now + 0.01)
+    driver.answered(reservations[0], window(0, 59))
+    assert driver.state.paused_until is not None
+    driver.answered(reservations[2], window(99, 59))
+    assert driver.state.paused_until is None
+    assert driver.asked().granted
+
+
+def test_window_leaves_no_debt_behind() -> None:
+    """A rate that was found falls; what a window's end was far away for does not hold anybody up afterwards."""
+    driver = ClockedAdmission(Limits(), known=False)
+    first = [driver.asked() for _ in range(20)]
+    for reservation in first[2:]:
+        driver.limited(reservation, 0.1)
+    driver.to(5.0)
+    for step in range(5):
+        asked = driver.asked()
+        driver.to(driver.now + 0.1)
+        if asked.granted:
+            driver.answered(asked, window(0, 30))
+            driver.limited(driver.asked(), 30.0) if step % 2 else driver.end(asked)
+        driver.to(driver.now + 31.0)
+    assert driver.admission.lane(MODEL, driver.now).requests.level > -2

@@ -114,8 +114,13 @@ def test_refusals_that_go_on_however_slowly_requests_go_are_by_chance() -> None:
     assert sent.refusals.best == pytest.approx(19, rel=0.1)
     sent.send(20, start=now + 1)
     for number in range(len(sent.times) - 15, len(sent.times)):
-        sent.refuse(number, now + 1.1, finding=True)
-    assert not sent.refusals.by_chance
+        judgement = sent.refuse(number, now + 1.1, finding=True)
+    assert judgement.cause is Cause.LIMIT
+    assert sent.refusals.by_chance, "this much refuses no chance, but the rest may be its doing"
+    sent.refusals.resume(len(sent.times), now + 1.1)
+    sent.send(50, start=now + 1.2, gap=1 / judgement.accepted)
+    sent.refuse(len(sent.times), sent.times[-1] + 0.1, finding=True)
+    assert not sent.refusals.by_chance, "nothing was refused until the limit came again"
 
 
 def test_limit_that_is_met_again_and_again_is_not_taken_for_chance() -> None:

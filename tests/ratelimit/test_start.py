@@ -131,11 +131,14 @@ def test_answers_count_until_the_model_is_idle() -> None:
             driver.withdraw(reservation)
 
 
-def test_configured_rates_need_no_start() -> None:
-    driver = unknown(Limits(requests_per_minute=600_000))
+@pytest.mark.parametrize("limits", [Limits(requests_per_minute=600_000), Limits(tokens_per_minute=1e9)])
+def test_generous_rates_switch_nothing_off(limits: Limits) -> None:
+    """A caller's number bounds what is sent; it says nothing about the account."""
+    driver = unknown(limits)
     for _ in range(500):
-        driver.ask()
-    assert granted_at(driver, 0.0) == 500
+        driver.ask(1)
+    assert granted_at(driver, 0.0) == AT_ONCE
+    assert granted_at(driver, 0.2) == 500
 
 
 def test_careful_call_waits_for_the_first_answer() -> None:

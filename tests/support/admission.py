@@ -10,6 +10,7 @@ from together_async.ratelimit import LimitsState
 from together_async.ratelimit.admission import Admission
 from together_async.ratelimit.estimator import Size
 from together_async.ratelimit.headers import AccountLimits, Kind, ReportedLimit
+from together_async.ratelimit.lane import RateLimited
 from together_async.ratelimit.queue import Reservation
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,11 +89,12 @@ class ClockedAdmission:
         *,
         limits: AccountLimits | None = None,
         kind: Kind | None = None,
-    ) -> None:
+    ) -> RateLimited:
         """A 429 comes, and ends the request."""
-        self.admission.record_rate_limit(reservation, self.now, limits, wait_s=wait_s, kind=kind, jitter=1.0)
+        found = self.admission.record_rate_limit(reservation, self.now, limits, wait_s=wait_s, kind=kind, jitter=1.0)
         self.advance()
         self.end(reservation, 0)
+        return found
 
     def end(self, reservation: Reservation, used: float | None = None) -> None:
         if used is not None:

@@ -206,6 +206,7 @@ class Call:
                     await self._back_off(self._delay_after(error))
                     failure = error
         finally:
+            failure = None  # its traceback holds this frame
             transport.openings.discard(self)
 
     async def again(self, error: TogetherError) -> HTTPResponse:

@@ -388,8 +388,11 @@ class Admission:
             lane.learn(reservation, now, limits)
             if lane.paused_until > now and lane.queue.length:
                 self._turn_away_unwilling(lane, RateLimited(lane.pause_s(now), 0.0))
-        if good:
-            lane.record_accepted()
+        if not good:
+            lane.refusing_since = None  # a failure of another kind
+        else:
+            if not lane.heads_lie:
+                lane.record_accepted()
             if self._shortage is not None:
                 self._shortage.record_response()
             if sent_at >= self._stopped_at:
@@ -487,6 +490,8 @@ class Admission:
             return
         reservation.settled = True
         lane = reservation.lane
+        if lane.heads_lie and tokens and not reservation.refused:
+            lane.record_accepted()
         if reservation.granted_at is not None and reservation.granted_at < lane.levels_set_at:
             return  # the level that a refusal reported includes it
         bucket = lane.tokens

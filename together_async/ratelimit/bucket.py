@@ -261,7 +261,8 @@ class Bucket:
         if unknown:
             elapsed_s = 0.0  # the first request had a connection to open, and arrived later than the next one will
             self.level = self._full_level() if remaining is not None else self.size - since
-        if remaining is not None:
+        # The rest of a window is a quota. As a debt at a rate that was found it would stay when that rate falls.
+        if remaining is not None and (limit is not None or not self.found):
             if remaining > self.level + since + self.typical + GUARD_S * self.rate:
                 return  # that would not lower the level
             level = (
@@ -328,7 +329,7 @@ class Bucket:
         Both let a request go that is larger than they are when they are full; this one is smaller.
         """
         size, typical, held = self.size, self.typical, self.rate * self._held_s
-        if not remaining and reset_s:
+        if not remaining and reset_s and self._held_s <= HELD_S:  # the end of a longer window is waited for as a pause
             return min(size, amount) - self.rate * min(reset_s, MOST_RESET_S)
         if typical <= size and typical <= held:
             return remaining

@@ -23,6 +23,10 @@ from together_async.ratelimit.start import Start
 
 MOST_PAUSE_S: Final = 900.0
 """No header pauses a model for longer; then the next request is sent."""
+REFUSING_GAP_S: Final = 30.0
+"""If nothing is asked for so long after a 429 and its pause, the service is not taken to have refused everything."""
+ACCEPTED_AFTER_S: Final = 1.0
+"""A request that has not been refused for so long, and for longer than a refusal takes, was accepted."""
 EXPLAINED: Final = 3.0
 """A limit explains a reset of so many times what a typical request waits for it, and of what a service holds."""
 
@@ -67,6 +71,7 @@ class Lane:
         learned_at: When the request was sent whose response reported the limits last.
         levels_set_at: When a refusal reported how much capacity is left; what earlier requests used is in it.
         refusing_since: When the first 429 came after which no request has been accepted; None without one.
+        heads_lie: Whether the service has refused requests within responses that looked good.
         used_at: When a call used the lane last.
         sent: Requests sent so far.
         rate_limited: 429s so far.
@@ -77,9 +82,12 @@ class Lane:
         "_backoff",
         "_finding",
         "_number",
+        "_quota_pause",
         "_refusals",
+        "_refused_at",
         "asked_until",
         "estimator",
+        "heads_lie",
         "in_flight",
         "last_granted",
         "learned_at",
@@ -115,6 +123,9 @@ class Lane:
         self.in_flight = self.unanswered = 0
         self.paused_until = self.asked_until = self.learned_at = self.levels_set_at = -math.inf
         self.refusing_since: float | None = None
+        self.heads_lie = False
+        self._refused_at = -math.inf  # when the last 429 came
+        self._quota_pause = -math.inf  # the end of a pause because nothing remained of a window
         self._refusals = SilentRefusals()
         self._backoff = Backoff()
         self._finding: Bucket | None = None  # in which a rate was found after the refusals of the last event
@@ -226,8 +237,8 @@ class Lane:
 
     @property
     def _starting(self) -> bool:
-        """Whether nothing bounds the rate: no limit is known, and none was configured or found."""
-        return not self.start.limits_known and self.requests.rate == math.inf and self.tokens.rate == math.inf
+        """Whether nothing is known of the service's limits: none was reported, and none found."""
+        return not (self.start.limits_known or self.requests.found or self.tokens.found)
 
     def tick(self, now: float) -> None:
         """Lets time pass for the start. Call it from the timer, when the time that `wait_s` named has come."""
@@ -258,7 +269,7 @@ class Lane:
             or (self.places is not None and self.in_flight >= self.places)
             or self._backoff.probing
             or (
-                not (limited or start.limits_known)
+                self._starting
                 and (self.unanswered >= start.unanswered_allowed or reservation.careful_start)
                 and start.wait_s(self.unanswered, now, careful=reservation.careful_start) > 0
             )
@@ -343,9 +354,11 @@ class Lane:
             return
         until = now + min(reported.reset_s, MOST_PAUSE_S)
         bucket.set_quota(left, until)
-        if left < min(1.0, bucket.typical):
+        if (reported.remaining or 0.0) < min(1.0, bucket.typical):
             self.asked_until = max(self.asked_until, now + reported.reset_s)
-            self.paused_until = max(self.paused_until, until)
+            self.paused_until = self._quota_pause = max(self.paused_until, until)
+        elif self.paused_until == self._quota_pause:
+            self.paused_until = self.asked_until = now  # a later answer has taken it back
 
     def record_rate_limit(
         self,
@@ -361,8 +374,11 @@ class Lane:
         self.refill(now)
         sent_at = now if reservation.granted_at is None else reservation.granted_at
         self._backoff.record_refusal(sent_at, now)
-        if self.refusing_since is None:
-            self.refusing_since = now
+        refusing_since = self._refusing_from(now)
+        if reservation.answered and not reservation.refused:
+            self.heads_lie = True  # this one was refused within a response that looked good
+            self.start.forget_answer()
+        reservation.refused = True
         if limits is not None and _reports(limits):
             pause_s = self._record_reported_refusal(reservation, now, limits, kind)
         else:
@@ -371,10 +387,22 @@ class Lane:
             self.window.record_rate_limit(self.in_flight, self.unanswered, sent_at, now)
         self.asked_until = max(self.asked_until, now + (wait_s or 0.0))
         self.paused_until = max(self.paused_until, now + min(max(pause_s, wait_s or 0.0), MOST_PAUSE_S))
-        refusing_s = now - self.refusing_since
+        refusing_s = now - refusing_since
         if wait_s is not None and refusing_s <= MOST_PAUSE_S:
             refusing_s = 0.0  # it says itself for how long, and one call after another may be what it lets in
         return RateLimited(self.pause_s(now), refusing_s)
+
+    def _refusing_from(self, now: float) -> float:
+        """Returns since when the service has refused every request, at a 429 that comes now."""
+        idle_s = now - max(self._refused_at, self.paused_until)
+        old_s = max(ACCEPTED_AFTER_S, self._backoff.stray_s())
+        under_way = self.unanswered > self._refusals.sent_since(
+            now - old_s, self._number
+        )  # else it were refused by now
+        if self.refusing_since is None or idle_s > REFUSING_GAP_S or under_way:
+            self.refusing_since = now
+        self._refused_at = now
+        return self.refusing_since
 
     def _record_reported_refusal(
         self, reservation: Reservation, now: float, limits: AccountLimits, kind: Kind | None
@@ -446,7 +474,7 @@ class Lane:
             self._finding = None
 
     def record_accepted(self) -> None:
-        """Records a good response."""
+        """Records that the service has accepted a request."""
         self.start.unanswered_allowed += 1
         self.refusing_since = None
         self._backoff.end()

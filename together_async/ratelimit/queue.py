@@ -41,6 +41,7 @@ class Reservation:
         careful_start: Whether the call waits for the first answer of a model whose limits are not known.
         blind: Whether it was granted before the service had reported a limit.
         sent_number: Which of the model's requests it is, as they are sent, from 1; 0 before it is granted.
+        refused: Whether it was answered with a 429.
         granted_at: When it was granted; None before.
         costs: Requests and tokens that are booked for it in the lane's buckets.
         booked_totals: `Bucket.booked` of both buckets when it was granted.
@@ -63,6 +64,7 @@ class Reservation:
         "max_pause_s",
         "number",
         "priority",
+        "refused",
         "sent_number",
         "settled",
         "size",
@@ -94,6 +96,7 @@ class Reservation:
         self.careful_start = careful_start
         self.blind = False
         self.sent_number = 0
+        self.refused = False
         self.granted_at: float | None = None
         self.costs = self.booked_totals = (0.0, 0.0)
         self.answered = self.settled = False

@@ -11,8 +11,8 @@ requests that were sent before the first of them came back are one event, and ea
 Two services are judged by all of their recent requests instead. One that has reported its limits, which are kept,
 refuses strays as long as under a third are refused. And once a rate has been found, each event shows where the limit
 is, unless events go on although requests go more and more slowly: such a service refuses by chance, and its refusals
-are strays as well. If more of them come than strays would explain, it was a limit after all, and more events are needed
-before chance is assumed again.
+are strays as well, unless more of them come than strays would explain: that is a limit. If the next event then comes
+only where that limit is, nothing was refused by chance, and more events are needed before it is assumed again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ BY_CHANCE_SHARE: Final = 0.4
 BY_CHANCE_RATE: Final = 0.6
 """A service refuses by chance if so many events come although requests go more and more slowly, by now at less than
 this share of the rate at the first, and less than this share of them is refused."""
+MOST_EVENTS: Final = 8
+"""The most events that are needed. With 12 an account that also refuses one in ten by chance is used half as well; with
+4 an account of a request a second refuses two of three."""
 COUNTED_S: Final = 10.0
 """Seconds over which the accepted requests are counted, at most."""
 LEAST_COUNTED_S: Final = 1.0
@@ -89,6 +92,7 @@ class SilentRefusals:
         "_first",
         "_last",
         "_length_s",
+        "_limit",
         "_previous_at",
         "_refused",
         "_row",
@@ -108,6 +112,7 @@ class SilentRefusals:
         self._began_at = self._previous_at = -math.inf  # the event, and the one before
         self._emptied_at = -math.inf
         self._finding = False
+        self._limit = False  # whether the event shows one
         self._events_needed = BY_CHANCE_OF
         self._accepted = 0.0  # per second, in the event
         self._row = (0, 0)  # requests sent more slowly since then, and events
@@ -122,6 +127,15 @@ class SilentRefusals:
         """Records that a request goes. Call it when `next_mark_at` has come."""
         self.marks.append((now, number))
         self.next_mark_at = now + _MARK_EVERY_S
+
+    def sent_since(self, time: float, last: int) -> int:
+        """Returns how many requests were sent since a time, as far as the marks go; `last` is the last one's number."""
+        first = last + 1
+        for at, number in reversed(self.marks):
+            if at < time:
+                break
+            first = number
+        return max(0, last + 1 - first)
 
     def judge(self, number: int, sent_at: float, sent: int, now: float, *, known: bool, finding: bool) -> Judgement:
         """Records a refusal, and judges the event that it belongs to.
@@ -144,13 +158,12 @@ class SilentRefusals:
         refused = self._count(self._since)
         accepted = all_sent - refused
         self._accepted = (accepted + 0.5) / self._length_s
+        self._limit = False
         if self._is_stray(all_sent, refused, known=known):
             cause = Cause.STRAY
         else:
             cause = Cause.LIMIT if accepted > 0 else Cause.NOTHING_ACCEPTED
-            if self.by_chance:
-                self.by_chance = False
-                self._events_needed *= 2  # it was a limit after all
+            self._limit = accepted > 0
         return Judgement(cause, self._accepted, again, self._began_at - self._previous_at)
 
     def _is_stray(self, sent: int, refused: int, *, known: bool) -> bool:
@@ -172,20 +185,29 @@ class SilentRefusals:
         at, since = self.marks[0] if self.marks else (sent_at, number)
         least_s = LEAST_COUNTED_S if at != self._emptied_at else LEAST_EMPTIED_S
         self._note_best()
+        before = self._accepted if self._limit else 0.0
         self._since, self._length_s = min(since, number), max(least_s, sent_at - at)
         self._first, self._last, self._finding = number, sent, finding
         del self._refused[: bisect.bisect_left(self._refused, self._since)]
         if finding:
-            self._follow(sent - self._since + 1)
+            self._follow(sent - self._since + 1, before)
 
     def _note_best(self) -> None:
         """Compares the event that is over with those before it."""
         if not self._finding or self._accepted > SLOWER * self.best:
             self.best, self._row = self._accepted, (0, 0)
 
-    def _follow(self, sent: int) -> None:
-        """Finds out whether the service refuses by chance: however slowly requests go, some of them are refused."""
+    def _follow(self, sent: int, limit: float) -> None:
+        """Finds out whether the service refuses by chance: however slowly requests go, some of them are refused.
+
+        Args:
+            sent: How many requests are counted in the event.
+            limit: The rate that the event before it showed as a limit; 0 if it showed none.
+        """
         rate = sent / self._length_s
+        if self.by_chance and limit and rate > SLOWER * limit:
+            self.by_chance = False  # it is the limit again, and nothing in between
+            self._events_needed = min(MOST_EVENTS, 2 * self._events_needed)
         sent, events = self._row = (self._row[0] + sent, self._row[1] + 1)
         if events >= self._events_needed and events < BY_CHANCE_SHARE * sent and rate < BY_CHANCE_RATE * self.best:
             self.by_chance, self._row = True, (0, 0)

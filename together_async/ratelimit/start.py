@@ -122,6 +122,10 @@ class Start:
         self._total += 1
         self._sent_at = now
 
+    def forget_answer(self) -> None:
+        """Takes an answer back: it was a refusal."""
+        self.unanswered_allowed = max(AT_ONCE, self.unanswered_allowed - 1)
+
     def forget_requests(self) -> None:
         """Forgets the connections that are being opened: their event loop is gone."""
         self._dialling = 0
