@@ -96,7 +96,7 @@ def test_later_answer_takes_a_pause_back() -> None:
     reservations = []
     for _ in range(3):
         reservations.append(driver.asked())
-        driver.to(driver.now + 0.01)
+        driver.to(driver.now + 0.1)
     driver.answered(reservations[0], window(0, 59))
     assert driver.state.paused_until is not None
     driver.answered(reservations[2], window(99, 59))

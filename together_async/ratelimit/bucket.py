@@ -279,6 +279,11 @@ class Bucket:
             self._held_s = window_s
             self._set_rate()
 
+    @property
+    def quota_left(self) -> float:
+        """What may still be booked before the window ends of which the service has reported the rest."""
+        return self._quota - self.booked if self.quota_until > self._at else _INF
+
     def set_quota(self, left: float, until: float) -> None:
         """Lets no more than an amount go before a time: a service reports what remains of a window.
 

@@ -27,6 +27,8 @@ REFUSING_GAP_S: Final = 30.0
 """If nothing is asked for so long after a 429 and its pause, the service is not taken to have refused everything."""
 ACCEPTED_AFTER_S: Final = 1.0
 """A request that has not been refused for so long, and for longer than a refusal takes, was accepted."""
+COUNTED_IN_ANY_ORDER_S: Final = 0.05
+"""Requests that are sent within so many seconds of one another may be counted by the service in another order."""
 EXPLAINED: Final = 3.0
 """A limit explains a reset of so many times what a typical request waits for it, and of what a service holds."""
 
@@ -83,6 +85,7 @@ class Lane:
         "_finding",
         "_number",
         "_quota_pause",
+        "_quota_sent_at",
         "_refusals",
         "_refused_at",
         "asked_until",
@@ -125,6 +128,7 @@ class Lane:
         self.refusing_since: float | None = None
         self.heads_lie = False
         self._refused_at = -math.inf  # when the last 429 came
+        self._quota_sent_at = -math.inf  # when the request was sent whose answer said so
         self._quota_pause = -math.inf  # the end of a pause because nothing remained of a window
         self._refusals = SilentRefusals()
         self._backoff = Backoff()
@@ -353,11 +357,13 @@ class Lane:
         if reported.limit is not None and reported.window_s <= HELD_S and reported.reset_s <= explained_s:
             return
         until = now + min(reported.reset_s, MOST_PAUSE_S)
-        bucket.set_quota(left, until)
+        later = self.learned_at > self._quota_sent_at + COUNTED_IN_ANY_ORDER_S
+        bucket.set_quota(left if later else min(left, bucket.quota_left), until)
+        self._quota_sent_at = self.learned_at
         if (reported.remaining or 0.0) < min(1.0, bucket.typical):
             self.asked_until = max(self.asked_until, now + reported.reset_s)
             self.paused_until = self._quota_pause = max(self.paused_until, until)
-        elif self.paused_until == self._quota_pause:
+        elif later and self.paused_until == self._quota_pause:
             self.paused_until = self.asked_until = now  # a later answer has taken it back
 
     def record_rate_limit(
