@@ -291,7 +291,8 @@ class Bucket:
             left: What may still be booked.
             until: When the window ends.
         """
-        self.quota_until, self._quota = until, self.booked + max(0.0, left)
+        # What is booked and waits for its turn has not been sent.
+        self.quota_until, self._quota = until, self.booked - self._pending + max(0.0, left + self._pending)
 
     def set_level(self, reported: ReportedLimit, *, amount: float) -> None:
         """Adopts the limit that a refusal reports, and the level with it: whatever was thought of it before.
