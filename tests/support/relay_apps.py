@@ -49,7 +49,7 @@ class Relay:
     """What the apps of all frameworks do with a request."""
 
     def __init__(self, base_url: str) -> None:
-        retry = Retry(budget=0)
+        retry = Retry(budget=0, max_retry_after=0)
         self.client = AsyncTogether(KEY, base_url=base_url, retry=retry)
         self.narrow = AsyncTogether(KEY, base_url=base_url, retry=retry, limits=Limits(concurrency=1))
         self.hub = Hub()

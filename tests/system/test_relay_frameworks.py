@@ -29,7 +29,7 @@ from support.relay_apps import (
     serving,
     starlette_app,
 )
-from together_async import AsyncTogether, RateLimitError
+from together_async import AsyncTogether, RateLimitError, Retry
 from together_async.relay import HEADERS, EventSourceResponse, lifespan, sse
 from together_async.testing import Cut, EmulatorServer, Reply, Status
 
@@ -293,7 +293,7 @@ async def test_who_opens_the_stream_first_has_a_status(name: str, no_leaks: None
         with pytest.raises(RateLimitError):
             await stream.__aenter__()
         server.faults = None
-        stream = client.stream("x", model="say", max_tokens=3)
+        stream = client.stream("x", model="say", max_tokens=3, retry=Retry())  # waits until the 429's pause is over
         await stream.__aenter__()
         body = b"".join([data async for data in sse(stream)])
     assert body.endswith(b"data: [DONE]\n\n")

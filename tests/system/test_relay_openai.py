@@ -57,7 +57,7 @@ async def relaying(
 
     The head goes out with the first comment; tests that expect a status set a heartbeat that does not come in time.
     """
-    client = AsyncTogether(KEY, base_url=upstream.base_url, retry=Retry(budget=0))
+    client = AsyncTogether(KEY, base_url=upstream.base_url, retry=Retry(budget=0, max_retry_after=0))
     hub = Hub(abandon=0)
     app = FastAPI(lifespan=lifespan(client, hub))
 
@@ -222,7 +222,7 @@ async def test_an_sdk_that_gives_up_before_the_head_leaves_our_upstream(
 
 @contextlib.asynccontextmanager
 async def ours(base_url: str) -> AsyncIterator[AsyncTogether]:
-    async with AsyncTogether("a-visitors", base_url=base_url, retry=Retry(budget=0)) as client:
+    async with AsyncTogether("a-visitors", base_url=base_url, retry=Retry(budget=0, max_retry_after=0)) as client:
         yield client
 
 
@@ -261,7 +261,7 @@ async def test_a_status_is_the_same_class_at_both_ends(upstream: EmulatorServer,
     async with (
         relaying(upstream, kind, heartbeat=60) as (url, _),
         ours(url) as client,
-        AsyncTogether(KEY, base_url=upstream.base_url, retry=Retry(budget=0)) as direct,
+        AsyncTogether(KEY, base_url=upstream.base_url, retry=Retry(budget=0, max_retry_after=0)) as direct,
     ):
         with pytest.raises(TogetherError) as relayed:
             await client.stream("Say it.", model=MODEL).completion()
