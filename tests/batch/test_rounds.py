@@ -142,8 +142,7 @@ async def test_an_account_without_credit_stops_it_at_once(
         assert (await run(other, files)).ok
 
 
-@pytest.mark.parametrize("count", [2, 30])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("count", "stream"), [(2, True), (30, False)])
 def test_what_the_service_still_refuses_is_left_for_the_next_run(
     files: Files, monkeypatch: pytest.MonkeyPatch, count: int, stream: bool
 ) -> None:
