@@ -24,7 +24,7 @@ async def connect(settings: Settings) -> AsyncIterator[Client]:
     if settings.timeout_s is not None:
         seconds = settings.timeout_s
         options["timeouts"] = Timeouts(connect=seconds, first_token=seconds, idle=seconds)
-        options["retry"] = Retry(budget=0)
+        options["retry"] = Retry(budget=0, max_retry_after=0)
     async with AsyncTogether(api_key="key-of-the-benchmarks", base_url=settings.base_url, **options) as client:
         yield Client(client, limiter, settings)
 

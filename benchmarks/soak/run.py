@@ -170,7 +170,7 @@ async def soak(found: Soak, base_url: str, streams: int, share: float, seed: int
             "unresolvable": ports["unresolvable"],
             "tls": base_url.replace("http:", "https:"),
         }
-        options = {"timeouts": timeouts, "retry": Retry(budget=0)}
+        options = {"timeouts": timeouts, "retry": Retry(budget=0, max_retry_after=0)}
         async with AsyncTogether("key-of-the-soak", base_url=base_url, **options) as client:
             await asyncio.gather(*(run_case(client, {}, job, planned(f"plain {number}")) for number in range(at_once)))
             await asyncio.sleep(0.1)

@@ -87,6 +87,7 @@ class SilentRefusals:
         "_accepted",
         "_began_at",
         "_emptied_at",
+        "_events",
         "_events_needed",
         "_finding",
         "_first",
@@ -96,6 +97,7 @@ class SilentRefusals:
         "_previous_at",
         "_refused",
         "_row",
+        "_seen",
         "_since",
         "best",
         "by_chance",
@@ -115,7 +117,9 @@ class SilentRefusals:
         self._limit = False  # whether the event shows one
         self._events_needed = BY_CHANCE_OF
         self._accepted = 0.0  # per second, in the event
-        self._row = (0, 0)  # requests sent more slowly since then, and events
+        self._row = (0, 0)  # requests sent more slowly since then, and refused ones
+        self._events = 0  # in which they were refused
+        self._seen = (0, 0)  # requests in this event, and refused ones
         self._first = self._last = 0  # the first request refused in the event, and the last one that was sent before
         self._since = 1  # the first request of those that are counted
         self._length_s = 0.0  # seconds in which they were sent
@@ -158,12 +162,15 @@ class SilentRefusals:
         refused = self._count(self._since)
         accepted = all_sent - refused
         self._accepted = (accepted + 0.5) / self._length_s
+        self._seen = (all_sent, refused)
         self._limit = False
         if self._is_stray(all_sent, refused, known=known):
             cause = Cause.STRAY
         else:
             cause = Cause.LIMIT if accepted > 0 else Cause.NOTHING_ACCEPTED
             self._limit = accepted > 0
+            if not accepted:
+                self.by_chance = False
         return Judgement(cause, self._accepted, again, self._began_at - self._previous_at)
 
     def _is_stray(self, sent: int, refused: int, *, known: bool) -> bool:
@@ -195,7 +202,9 @@ class SilentRefusals:
     def _note_best(self) -> None:
         """Compares the event that is over with those before it."""
         if not self._finding or self._accepted > SLOWER * self.best:
-            self.best, self._row = self._accepted, (0, 0)
+            self.best, self._row, self._events = self._accepted, (0, 0), 0
+        else:
+            self._row = (self._row[0] + self._seen[0], self._row[1] + self._seen[1])
 
     def _follow(self, sent: int, limit: float) -> None:
         """Finds out whether the service refuses by chance: however slowly requests go, some of them are refused.
@@ -208,9 +217,10 @@ class SilentRefusals:
         if self.by_chance and limit and rate > SLOWER * limit:
             self.by_chance = False  # it is the limit again, and nothing in between
             self._events_needed = min(MOST_EVENTS, 2 * self._events_needed)
-        sent, events = self._row = (self._row[0] + sent, self._row[1] + 1)
-        if events >= self._events_needed and events < BY_CHANCE_SHARE * sent and rate < BY_CHANCE_RATE * self.best:
-            self.by_chance, self._row = True, (0, 0)
+        self._events += 1
+        few = self._row[1] + 1 < BY_CHANCE_SHARE * (self._row[0] + sent)
+        if few and self._events >= self._events_needed and rate < BY_CHANCE_RATE * self.best:
+            self.by_chance, self._row, self._events = True, (0, 0), 0
             self._since, self._first = self._last, self._last  # what went slowly before shows nothing of what comes now
             self.marks.clear()
 
