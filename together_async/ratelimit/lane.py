@@ -402,9 +402,8 @@ class Lane:
         """Returns since when the service has refused every request, at a 429 that comes now."""
         idle_s = now - max(self._refused_at, self.paused_until)
         old_s = max(ACCEPTED_AFTER_S, self._backoff.stray_s())
-        under_way = self.unanswered > self._refusals.sent_since(
-            now - old_s, self._number
-        )  # else it were refused by now
+        # A request that has been under way for longer than a refusal takes was accepted.
+        under_way = self.unanswered > self._refusals.sent_since(now - old_s, self._number)
         if self.refusing_since is None or idle_s > REFUSING_GAP_S or under_way:
             self.refusing_since = now
         self._refused_at = now
