@@ -1,13 +1,12 @@
 """The table of subcommands; each is imported when it is used, so that no command pays for the others."""
 
-import os
 from importlib import import_module
 from typing import Any
 
 import click
 
 from together_async._version import __version__
-from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED
+from together_async.cli.terminal import EXIT_DONE, EXIT_INTERRUPTED, discard_output
 
 SUBCOMMANDS = {
     "chat": "together_async.cli.chat.command:chat",
@@ -26,12 +25,7 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
         except BrokenPipeError:
-            # The reader (`| head`) has what it wanted. The interpreter flushes both streams again at its end, and would
-            # report the same pipe.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
+            discard_output(1, 2)  # the reader (`| head`) has what it wanted
             ctx.exit(EXIT_DONE)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature

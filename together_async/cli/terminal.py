@@ -1,6 +1,7 @@
 """What the subcommands share: output, notes next to it, and errors with a hint."""
 
 import io
+import os
 import sys
 from typing import cast
 
@@ -51,6 +52,7 @@ class Output:
             except BrokenPipeError:
                 raise
             except OSError as error:
+                discard_output(1)
                 raise click.ClickException(f"the answer cannot be written: {error.strerror}") from error
             self._at_line_start = text.endswith("\n")
 
@@ -58,6 +60,17 @@ class Output:
         """Start a new line, unless the cursor is at the start of one."""
         if not self._at_line_start:
             self.write("\n")
+
+
+def discard_output(*descriptors: int) -> None:
+    """Lets nothing more be written to these descriptors, which has failed once.
+
+    The interpreter flushes its streams again at its end, would fail again, and end with a code of its own.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def as_unicode(text: str) -> str:

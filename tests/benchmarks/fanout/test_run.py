@@ -7,7 +7,7 @@ from support.benchmarks import run_benchmarks
 
 
 def test_a_tiny_fan_out(tmp_path: Path) -> None:
-    """Server and clients are processes of their own; every answer is the right one, on one connection a place."""
+    """Server and clients are processes of their own; every answer is the right one, on a connection a place at most."""
     only = ("--clients", "raw loop,ours", "--only", "whole,stream")
     run = run_benchmarks("fanout", *only, "--quick", "--output", str(tmp_path))
     assert run.returncode in (0, 1), run.stdout + run.stderr  # whether a target is reached is the machine's business
@@ -17,4 +17,5 @@ def test_a_tiny_fan_out(tmp_path: Path) -> None:
     ]
     for measured in runs:
         assert measured["outcomes"] == {"ok": 1_000}
-        assert measured["connections"] == 256
+        # Ours are let go within 0.2 s, in which the first connections are free again.
+        assert 128 <= measured["connections"] <= 256

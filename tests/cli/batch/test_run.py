@@ -99,7 +99,7 @@ class TestStopping:
         given, out = write(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
         server.first_token_s = 0.3
         process = await start("batch", str(given), "-o", str(out), "--concurrency", "4", env=env(server))
-        await server.journal.wait(4, TIMEOUT_S)
+        await server.journal.wait(5, TIMEOUT_S)  # the prices, and four requests
         process.send_signal(number)
         _, errors = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
         assert process.returncode == code

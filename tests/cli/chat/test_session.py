@@ -186,7 +186,8 @@ class TestFailing:
         assert "incomplete" in err
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-    async def test_a_full_disk_is_an_error(self) -> None:
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    async def test_a_full_disk_is_an_error(self, unbuffered: str) -> None:
         async with ChatServer(hello) as server:
             full = os.open("/dev/full", os.O_WRONLY)
             process = await asyncio.create_subprocess_exec(
@@ -197,7 +198,7 @@ class TestFailing:
                 "hi",
                 stdout=full,
                 stderr=asyncio.subprocess.PIPE,
-                env=environment(),
+                env=environment(PYTHONUNBUFFERED=unbuffered),
             )
             os.close(full)
             _, err = await process.communicate()
