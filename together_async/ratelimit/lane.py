@@ -374,7 +374,7 @@ class Lane:
         *,
         wait_s: float | None,
         kind: Kind | None,
-        jitter: float = 1.0,
+        jitter: float,
     ) -> RateLimited:
         """Records a 429; the arguments are those of `Admission.record_rate_limit`."""
         self.refill(now)

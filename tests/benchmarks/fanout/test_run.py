@@ -17,5 +17,7 @@ def test_a_tiny_fan_out(tmp_path: Path) -> None:
     ]
     for measured in runs:
         assert measured["outcomes"] == {"ok": 1_000}
-        # Ours are let go within 0.2 s, in which the first connections are free again.
-        assert 128 <= measured["connections"] <= 256
+        if measured["way"] == "raw loop":
+            assert measured["connections"] == 256
+        else:  # ours are let go within 0.2 s, in which the first connections are free again
+            assert 128 <= measured["connections"] <= 256
