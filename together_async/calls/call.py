@@ -9,6 +9,9 @@ no file descriptor for its connection, of which nothing was sent.
 
 At the end of an attempt three things happen, in this order: the connection is closed, tokens that were not used are
 given back, the place is freed.
+
+A call that was given up (`abort`) may learn of it late: what it waited for may have come in the very turn of the event
+loop. So it looks after every wait, and before it asks for a turn or sends anything.
 """
 
 from __future__ import annotations
@@ -164,7 +167,7 @@ class Call:
         self._reservation: Reservation | None = None
         self._number: int | None = None  # of the first reservation: later ones keep the place in the queue
         self._waiter: asyncio.Future[None] | Abortable | None = None  # what `abort` has to wake
-        self._aborted: APIConnectionError | None = None
+        self._aborted: APIConnectionError | None = None  # raised as `unsent`: the attempts are counted already
         self._unpaid = False  # whether an error inside of a response said that the account has to be paid
 
     def __repr__(self) -> str:
@@ -183,8 +186,7 @@ class Call:
         Raises:
             TogetherError: The error of the last attempt, or why there was none; with `attempts` and `retries`.
         """
-        settings = self.settings
-        transport = settings.connections.transport(settings.headers)
+        settings, transport = self.settings, self._transport()
         self._loop = transport.loop
         if self._started is None:
             self._started = self._loop.time()
@@ -216,13 +218,21 @@ class Call:
             TogetherError: `error` itself if there is no other attempt, else what `open` raises.
         """
         delay_s = self._delay_after(error)
-        transport = self.settings.connections.transport(self.settings.headers)
+        transport = self._transport()
         transport.openings.add(self)
         try:
             await self._back_off(delay_s)
         finally:
             transport.openings.discard(self)
         return await self.open()
+
+    def _transport(self) -> Transport:
+        """Returns the client's transport; raises if the client is closed, or anything else forbids to send."""
+        try:
+            return self.settings.connections.transport(self.settings.headers)
+        except TogetherError as error:
+            self._turned_away(error)
+            raise
 
     async def _attempt(self, transport: Transport, reservation: Reservation) -> HTTPResponse:
         settings = self.settings
@@ -235,7 +245,7 @@ class Call:
             self._note_waited()
         try:
             if self._aborted is not None:
-                self._raise_if_aborted()
+                raise unsent(self._aborted)
             response = await transport.open(
                 settings.http_request,
                 headers=settings.headers,
@@ -272,6 +282,8 @@ class Call:
         """Asks for a turn. An error here ends the call; `failure` is why it asks again."""
         settings = self.settings
         try:
+            if self._aborted is not None:
+                raise unsent(self._aborted)
             return settings.driver.ask(
                 settings.request.model,
                 settings.size,
@@ -315,7 +327,8 @@ class Call:
             finally:
                 self._waiter = None
                 response.close()
-            self._raise_if_aborted()
+            if self._aborted is not None:
+                raise unsent(self._aborted)
             error = self._status_error(response, body)
             if isinstance(error, RateLimitError) and not isinstance(error, PaymentRequiredError):
                 self._record_rate_limit(reservation, limits, retry.retry_after_s(error), error.body)
@@ -488,10 +501,6 @@ class Call:
 
     def _note_opening(self, opening: Opening) -> None:
         self._waiter = opening
-
-    def _raise_if_aborted(self) -> None:
-        if self._aborted is not None:
-            raise unsent(self._aborted)  # this attempt was not sent; the others are counted already
 
     def _may_replace(self) -> bool:
         """Whether the request may be sent again because a pooled connection was stale: the server had closed it.
