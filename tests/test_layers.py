@@ -30,7 +30,7 @@ PACKAGES = """
     tasks:
     pricing:
     wire:           models errors request
-    http:           _version errors timeouts wire
+    http:           _version errors timeouts tasks wire
     ratelimit:      validation errors timeouts tasks wire
     calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls

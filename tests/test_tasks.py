@@ -1,10 +1,12 @@
-"""`Waiter`, `OwningIterator`, and what takes the place of a task's misleading errors."""
+"""`Waiter`, `OwningIterator`, `handed_over`, and what takes the place of a task's misleading errors."""
 
 import asyncio
+import gc
+import threading
 
 import pytest
 
-from together_async.tasks import MISLEADING, OwningIterator, Waiter, error_of, not_misleading
+from together_async.tasks import MISLEADING, OwningIterator, Waiter, error_of, handed_over, not_misleading
 
 
 async def test_a_waiter_waits_until_it_is_woken() -> None:
@@ -98,3 +100,70 @@ def test_a_misleading_error_becomes_the_cause_of_another(misleading: type[BaseEx
     assert not_misleading(error).__cause__ is error
     assert not isinstance(not_misleading(error), MISLEADING)
     assert not_misleading().__cause__ is None
+
+
+class Finalized:
+    """Notes the thread in which its end was carried out."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, ends: list[int]) -> None:
+        self.loop = loop
+        self.ends = ends
+
+    def end(self) -> None:
+        if not handed_over(self.loop, self.end):
+            self.ends.append(threading.get_ident())
+
+    def __del__(self) -> None:
+        self.end()
+
+
+def collect_a_cycle(loop: asyncio.AbstractEventLoop | None, ends: list[int]) -> None:
+    cycle: list[object] = [Finalized(loop, ends)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+
+def drop(loop: asyncio.AbstractEventLoop | None, ends: list[int]) -> None:
+    Finalized(loop, ends)
+
+
+@pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])
+async def test_a_finalizer_runs_at_once_only_where_it_may(debug: bool) -> None:
+    """At once for the last reference in the loop's thread; else in the loop, in its thread, at its next turn."""
+    loop, here = asyncio.get_running_loop(), threading.get_ident()
+    loop.set_debug(debug)
+    ends: list[int] = []
+    drop(loop, ends)
+    assert ends == [here]
+    collect_a_cycle(loop, ends)
+    assert ends == [here]
+    await asyncio.sleep(0)
+    assert ends == [here] * 2
+    for act in (drop, collect_a_cycle):
+        await asyncio.to_thread(act, loop, ends)
+        await asyncio.sleep(0)
+    assert ends == [here] * 4
+
+
+async def test_a_finalizer_of_what_was_in_no_loop_runs_at_once() -> None:
+    ends: list[int] = []
+    drop(None, ends)
+    collect_a_cycle(None, ends)
+    assert len(ends) == 2
+
+
+def test_a_finalizer_of_a_loop_that_does_not_run() -> None:
+    """Between two runs a collection waits for the next; after the loop was closed, nobody else would do it."""
+    loop = asyncio.new_event_loop()
+    ends: list[int] = []
+    drop(loop, ends)
+    assert len(ends) == 1
+    collect_a_cycle(loop, ends)
+    assert len(ends) == 1
+    loop.run_until_complete(asyncio.sleep(0))
+    assert len(ends) == 2
+    loop.close()
+    drop(loop, ends)
+    collect_a_cycle(loop, ends)
+    assert len(ends) == 4

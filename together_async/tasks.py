@@ -1,15 +1,71 @@
-"""What several packages need of asyncio: waiting for a wake-up, errors of tasks, iterators that close what they own."""
+"""What several packages need of asyncio: waiting, errors of tasks, iterators that own what they read, finalizers.
+
+The rule for finalizers: nothing of an event loop, a connection or the limiter is touched by one, unless it runs in the
+loop's own thread and between two statements of somebody who let go of the last reference. A finalizer is a `__del__`,
+and the `finally` of a coroutine that is destroyed. Python runs it at once when the last reference goes, which is how a
+`break` closes a stream. But what is in a reference cycle (the traceback of an exception that is kept is enough) is
+ended by the garbage collector: in the middle of any code, and in any thread. So every method that a finalizer can reach
+begins with `handed_over`, which leaves the end to the loop.
+"""
 
 from __future__ import annotations
 
 import abc
 import asyncio
 import contextlib
-from typing import Final
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any, Final
 
 MISLEADING: Final = (asyncio.CancelledError, StopAsyncIteration, StopIteration)
 """Errors of a task that must not reach the reader of its results unchanged: the reader's loop would take them for its
 own cancellation, or for its end."""
+
+
+_collecting_thread = 0
+"""The thread in which the garbage collector is at work; 0 if it is not."""
+
+
+def _note_collection(phase: str, _info: dict[str, Any]) -> None:
+    global _collecting_thread  # noqa: PLW0603 - there is one garbage collector
+    _collecting_thread = threading.get_ident() if phase == "start" else 0
+
+
+gc.callbacks.append(_note_collection)
+
+
+def handed_over(loop: asyncio.AbstractEventLoop | None, action: Callable[..., None], *args: Any) -> bool:
+    """Hands an action to its event loop if it can't be run here and now (see the head of this module).
+
+    ```python
+    def leave(self) -> None:
+        if handed_over(self._loop, self.leave):
+            return
+        ...
+    ```
+
+    Args:
+        loop: The event loop of what the action touches; None if it has not been in one.
+        action: What the loop calls, in its own thread, at its next turn.
+        *args: The action's arguments.
+
+    Returns:
+        Whether it was handed over. If not, the caller goes on: it is in the right thread, or the loop is not running,
+        or it is closed, and nobody else can free what belonged to it.
+    """
+    if loop is None:
+        return False
+    if _collecting_thread == 0 or _collecting_thread != threading.get_ident():
+        # The running loop of this thread, or None; the public function raises instead, which takes ten times as long.
+        running = asyncio._get_running_loop()  # noqa: SLF001 - in asyncio's __all__
+        if running is loop or not loop.is_running():
+            return False
+    try:
+        loop.call_soon_threadsafe(action, *args)
+    except RuntimeError:  # it is closed
+        return False
+    return True
 
 
 class Waiter:

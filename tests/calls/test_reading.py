@@ -64,7 +64,7 @@ class Response:
 class FakeCall:
     """A call that gives these responses, or errors, one for each attempt."""
 
-    tokens, estimated, attempts, retries = None, False, 1, ()
+    tokens, estimated, attempts, retries, loop = None, False, 1, (), None
 
     def __init__(self, *answers: Response | BaseException) -> None:
         self.answers = list(answers)

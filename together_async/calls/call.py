@@ -174,6 +174,11 @@ class Call:
         settings = self.settings
         return f"<Call to {settings.request.model}, {self._failures} of {settings.retry.attempts} attempts failed>"
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop it runs in; None before it has begun."""
+        return self._loop
+
     def secrets(self) -> list[str]:
         """Returns what no error's text may repeat: the key, and the texts of the messages."""
         return secrets_of(self.settings.connections.api_key, self.settings.request.messages)

@@ -47,6 +47,7 @@ from together_async.errors import (
 )
 from together_async.http.errors import InflationError
 from together_async.models import ChatCompletionChunk
+from together_async.tasks import handed_over
 from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.chunks import ChunkDecoder, ProtocolError, ReportedError
 from together_async.wire.codec import has_unknown_content
@@ -402,6 +403,8 @@ class Reading:
 
     def leave(self) -> None:
         """Closes the connection, whatever is under way. Twice is fine."""
+        if handed_over(self._call.loop, self.leave):
+            return
         if self.state is State.OPENING or self.state is State.LEAVING:
             self.state = State.LEAVING
             self._call.abort(APIConnectionError("the stream was closed"))

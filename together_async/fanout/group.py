@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from together_async.tasks import MISLEADING, OwningIterator, Waiter, not_misleading
+from together_async.tasks import MISLEADING, OwningIterator, Waiter, handed_over, not_misleading
 
 T = TypeVar("T")
 
@@ -133,6 +133,8 @@ class Group(Generic[T]):
 
     def stop(self) -> None:
         """Tells all tasks to end."""
+        if handed_over(self._loop, self.stop):
+            return
         self.stopped = True
         self._ready.clear()
         if self._loop is not None and not self._loop.is_closed():

@@ -20,7 +20,7 @@ from together_async.flow.chunk_log import ChunkLog
 from together_async.flow.loops import Loopable
 from together_async.flow.source import Chunks, Source, close
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import Waiter, error_of
+from together_async.tasks import Waiter, error_of, handed_over
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
@@ -142,6 +142,7 @@ class Broadcast:
         self._log = ChunkLog(size if on_slow == "coalesce" else size + MAX_BATCH)
         self._consumers: set[Cursor] = set()
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._opened = asyncio.Event()
         self._closing_error: BaseException | None = None  # given to `leave`, for all consumers
         self._room = Waiter()  # of the task, while a consumer is slow
@@ -183,6 +184,9 @@ class Broadcast:
         """
         if not 0 <= after <= self._log.last:
             raise ValueError(f"after: got {after}, expected a position from 0 to {self._log.last}")
+        if self._loop is None:
+            # Consumers may be dropped before the task begins, and must not change the set while this method walks it.
+            self._loop = asyncio._get_running_loop()  # noqa: SLF001 - in asyncio's __all__
         cursor = Cursor(after, self._log.last)
         self._consumers.add(cursor)
         self._notify()
@@ -210,6 +214,8 @@ class Broadcast:
         Args:
             error: What they get; None is an `IncompleteStreamError`.
         """
+        if handed_over(self._loop, self.leave, error):
+            return
         self._closing_error = self._closing_error or error
         self._source.leave()
         if self._task is None:
@@ -227,6 +233,7 @@ class Broadcast:
         """
         if self._task is None and not self._over:
             loop = asyncio.get_running_loop()  # raises before the coroutine is made
+            self._loop = loop
             self._task = loop.create_task(self._run())
             self._task.add_done_callback(self._note_task_done)
 
@@ -347,6 +354,8 @@ class Broadcast:
 
     def release(self, cursor: Cursor) -> None:
         """Removes a consumer; the last one may end the stream (see `on_empty`)."""
+        if handed_over(self._loop, self.release, cursor):
+            return
         if cursor not in self._consumers:
             return
         self._consumers.discard(cursor)
@@ -424,7 +433,7 @@ class Subscription(Loopable):
     def __del__(self) -> None:
         cursor = getattr(self, "_cursor", None)
         if cursor is not None and not cursor.left:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, or runs in another thread
+            with contextlib.suppress(RuntimeError):  # `on_change` can do nothing in a loop that has ended
                 self.leave()
 
 

@@ -13,7 +13,7 @@ from together_async.flow.buffer import MAX_BATCH, Buffer
 from together_async.flow.loops import Loopable
 from together_async.flow.source import Chunks, IterableSource, Source, close, direct_source_of, stream_type_error
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import MISLEADING, error_of, not_misleading
+from together_async.tasks import MISLEADING, error_of, handed_over, not_misleading
 
 
 class Buffered(Loopable):
@@ -58,6 +58,8 @@ class Buffered(Loopable):
 
     def leave(self) -> None:
         """Closes the stream, without waiting. Calling it twice is fine."""
+        if self._task is not None and handed_over(self._task.get_loop(), self.leave):
+            return
         if self._left:
             return  # a second cancellation would interrupt the closing
         self._left = True

@@ -157,15 +157,17 @@ class Connections:
     def __del__(self) -> None:
         # Here and not in the client: calls hold the connections, so a client may be dropped while a stream is read.
         transport = getattr(self, "current", None)
-        if transport is None or not transport.holds_resources:
+        if transport is None:
             return
+        unclosed = transport.holds_resources
         transport.discard()  # first: the warning may be an error
-        warnings.warn(
-            f"unclosed {self._owner}; use `async with` or `await client.aclose()`",
-            ResourceWarning,
-            source=self,
-            stacklevel=1,
-        )
+        if unclosed:
+            warnings.warn(
+                f"unclosed {self._owner}; use `async with` or `await client.aclose()`",
+                ResourceWarning,
+                source=self,
+                stacklevel=1,
+            )
 
 
 def checked_key(key: object) -> Secret:

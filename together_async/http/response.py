@@ -17,6 +17,7 @@ import aiohttp
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
 from together_async.http.errors import InflationError
 from together_async.http.sockets import BULK_READ_SIZE, READ_SIZE, close_without_loop, set_read_size
+from together_async.tasks import handed_over
 from together_async.timeouts import Due, Timeouts, due, earliest
 
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
@@ -358,6 +359,8 @@ class HTTPResponse:
 
     def close(self) -> None:
         """Closes the connection at once, unless it is back in the pool because the body has ended. Twice is fine."""
+        if handed_over(self._loop, self.close):
+            return
         self._detach()
         # A body that came with the head has ended: aiohttp has put the connection back, and there is nothing to close.
         if not self._body_read or not self._response.closed:

@@ -27,6 +27,7 @@ from together_async.http.headers import merged
 from together_async.http.proxies import proxy_options
 from together_async.http.response import HTTPResponse, describe
 from together_async.http.sockets import READ_SIZE, make_socket, set_read_size
+from together_async.tasks import handed_over
 from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.http_request import HTTPRequest
 from together_async.wire.redaction import redact
@@ -159,6 +160,7 @@ class Transport:
         self.responses: set[HTTPResponse] = set()
         self.openings: set[Abortable] = set()
         self.closed = False
+        _pin(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self.responses)} responses open, {len(self.openings)} opening"
@@ -416,6 +418,7 @@ class Transport:
     async def aclose(self) -> None:
         """Ends everything under way and closes the sessions that are ours. Twice is fine."""
         self.abort_all()
+        _pinned.discard(self)
         # Closing a session does not wake the readers of its responses, so the responses are closed first.
         sessions = tuple(self._own_sessions())
         try:
@@ -433,7 +436,10 @@ class Transport:
 
     def discard(self) -> None:
         """Closes everything without waiting: the event loop is gone, or the client was never closed."""
+        if handed_over(self.loop, self.discard):
+            return
         self.closed = True
+        _pinned.discard(self)
         for response in tuple(self.responses):
             response.close()
         for session in self._own_sessions():
@@ -447,6 +453,18 @@ class Transport:
     def holds_resources(self) -> bool:
         """Whether a session of ours is open, and somebody has to close it."""
         return not self.closed and any(not session.closed for session in self._own_sessions())
+
+
+_pinned: Final[set[Transport]] = set()
+"""The transports that nobody has closed. aiohttp's own finalizers close what they find open, wherever the garbage
+collector runs; so nothing of a transport may become garbage before it is closed."""
+
+
+def _pin(transport: Transport) -> None:
+    for left in tuple(_pinned):
+        if left.loop.is_closed():  # with calls under way, which hold the client
+            left.discard()
+    _pinned.add(transport)
 
 
 def _permanent(message: str) -> APIConnectionError:

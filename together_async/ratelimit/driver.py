@@ -21,7 +21,7 @@ from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import RateLimited
 from together_async.ratelimit.limits import Limits, Priority
 from together_async.ratelimit.queue import Reservation
-from together_async.tasks import wake
+from together_async.tasks import handed_over, wake
 from together_async.timeouts import Due
 
 _OTHER_LOOP: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"
@@ -181,6 +181,8 @@ class Driver:
 
     def release(self, reservation: Reservation, tokens: float | None = None) -> None:
         """Gives a place back when the request has ended; `tokens` is what it used, None for what was expected."""
+        if handed_over(self._loop, self.release, reservation, tokens):
+            return
         now = self._clock()
         if tokens is not None:
             self.admission.settle(reservation, tokens, now)
@@ -189,6 +191,8 @@ class Driver:
 
     def withdraw(self, reservation: Reservation) -> None:
         """Gives up a reservation for which nothing was sent."""
+        if handed_over(self._loop, self.withdraw, reservation):
+            return
         now = self._clock()
         self.admission.withdraw(reservation, now)
         self._pump(now)

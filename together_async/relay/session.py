@@ -22,6 +22,7 @@ from together_async.relay import shutdown
 from together_async.relay.browser_errors import AllReadError, NotKeptError, ServerShutdownError, error_for_browser
 from together_async.relay.events import BOM, HEARTBEAT, error_event
 from together_async.relay.feed import Feed
+from together_async.tasks import handed_over
 
 LOG: Final = logging.getLogger("together_async.relay")
 DEFAULT_HEARTBEAT: Final = 15.0
@@ -247,6 +248,8 @@ class RelaySession:
 
     def close(self) -> None:
         """Closes what is relayed, without waiting. Twice is fine."""
+        if handed_over(self.loop, self.close):
+            return
         self._over = True
         self._feed.leave()
         if self._opening is not None:
