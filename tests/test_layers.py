@@ -34,12 +34,12 @@ PACKAGES = """
     ratelimit:      validation errors timeouts tasks wire
     calls:          models errors timeouts retry tasks wire http ratelimit | | request wire http ratelimit
     flow:           models errors tasks wire calls
-    fanout:         models errors request timeouts tasks | | models request calls
+    fanout:         models errors request timeouts tasks calls | | models request calls
     batch:          models errors request timeouts retry pricing wire ratelimit fanout | | client
     relay:          models errors tasks wire calls flow
-    compat:         models request | | calls client
-    client:         models request timeouts retry wire http ratelimit calls fanout compat | pricing wire http
-                    batch | pricing wire batch
+    compat:         models errors request calls | | calls client
+    client:         models errors request timeouts retry wire http ratelimit calls fanout compat | pricing wire http
+                    batch | pricing wire http batch
     __init__:       _version models errors request timeouts retry wire ratelimit calls fanout client | |
                     pricing wire flow fanout batch
     local:          errors
@@ -80,9 +80,10 @@ MODULES = {
         __init__:
         call:
         stats:
-        reading:   stats | | call
+        tracebacks:
+        reading:   stats tracebacks | | call
         readers:   reading
-        stream:    readers reading stats | | call
+        stream:    readers reading stats tracebacks | | call
         whole:     | | call
     """,
     "cli": """

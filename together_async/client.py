@@ -15,8 +15,10 @@ import attrs
 
 from together_async.calls.call import Call, CallSettings
 from together_async.calls.stream import ChatCompletionStream
+from together_async.calls.tracebacks import let_go
 from together_async.calls.whole import read_completion
 from together_async.compat import Chat
+from together_async.errors import TogetherError
 from together_async.fanout.defaults import Defaults, check_map, checked_concurrency
 from together_async.fanout.map import MapGroup
 from together_async.fanout.pending import Requester
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from together_async.batch.progress import BatchSummary
     from together_async.batch.record import Record
+    from together_async.http.response import HTTPResponse
     from together_async.pricing import Price
     from together_async.wire.structured import ParsedCompletion
 
@@ -197,7 +200,12 @@ class AsyncTogether:
             APIResponseValidationError: The response is not a completion; `.path` says where.
         """
         request = _request(messages, model, options)
-        return await read_completion(self._checked_call(request, headers, timeouts, retry, priority, streamed=False))
+        call = self._checked_call(request, headers, timeouts, retry, priority, streamed=False)
+        try:
+            return await read_completion(call)
+        except TogetherError as error:
+            let_go(error)
+            raise
 
     async def parse(
         self,
@@ -237,10 +245,14 @@ class AsyncTogether:
 
         if options.get("response_format") is None:
             options["response_format"] = structured.response_format(response_type)
-        completion = await self.create(
-            messages, model=model, timeouts=timeouts, retry=retry, priority=priority, headers=headers, **options
-        )
-        return structured.ParsedCompletion(structured.parse(completion, response_type), completion)
+        try:
+            completion = await self.create(
+                messages, model=model, timeouts=timeouts, retry=retry, priority=priority, headers=headers, **options
+            )
+            return structured.ParsedCompletion(structured.parse(completion, response_type), completion)
+        except TogetherError as error:
+            let_go(error)
+            raise
 
     def map(
         self,
@@ -439,20 +451,25 @@ class AsyncTogether:
         """
         from together_async.pricing import read_prices  # noqa: PLC0415 - most programs never ask for prices
 
-        transport = self._connections.transport()
-        response = await transport.open(
-            MODELS_REQUEST,
-            headers=None,
-            timeouts=timeouts if timeouts is not None else self._timeouts,
-            started=transport.loop.time(),
-        )
+        response: HTTPResponse | None = None
         try:
+            transport = self._connections.transport()
+            response = await transport.open(
+                MODELS_REQUEST,
+                headers=None,
+                timeouts=timeouts if timeouts is not None else self._timeouts,
+                started=transport.loop.time(),
+            )
             if not 200 <= response.status < 300:
                 body = await response.read_error_body()
                 raise status_error(response.status, response.headers, body, secrets=[self._connections.api_key])
             return read_prices(json_of(await response.read_all()))
+        except TogetherError as error:
+            let_go(error)
+            raise
         finally:
-            response.close()
+            if response is not None:
+                response.close()
 
     @property
     def chat(self) -> Chat:

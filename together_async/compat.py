@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
+from together_async.calls.tracebacks import let_go
+from together_async.errors import TogetherError
 from together_async.models import ChatCompletion
 from together_async.request import ChatCompletionRequest, MessageLike
 
@@ -91,8 +93,12 @@ class Completions:
             **known,
         )
         timeouts = None if timeout is None else attrs.evolve(self._client.timeouts, total=float(timeout))
-        if not stream:
-            return await self._client.create(request, timeouts=timeouts, headers=extra_headers)
-        opened = self._client.stream(request, timeouts=timeouts, headers=extra_headers)
-        await opened.open()
+        try:
+            if not stream:
+                return await self._client.create(request, timeouts=timeouts, headers=extra_headers)
+            opened = self._client.stream(request, timeouts=timeouts, headers=extra_headers)
+            await opened.open()
+        except TogetherError as error:
+            let_go(error)
+            raise
         return opened

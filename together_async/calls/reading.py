@@ -34,6 +34,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from together_async.calls.stats import ArrivalTimes
+from together_async.calls.tracebacks import let_go
 from together_async.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -237,6 +238,7 @@ class Reading:
             if was_left:
                 raise self.break_off(IncompleteStreamError, _CLOSED_WHILE_OPENING) from error
             self.error = error
+            let_go(error)
             raise
         except BaseException:
             # Cancelled. A later loop must not take this for a stream that has ended.
@@ -349,7 +351,8 @@ class Reading:
         if self.error is None and not self.complete:
             self.break_off(IncompleteStreamError, "the stream was closed by its reader before its end")
         if self.error is not None:
-            raise self.error
+            let_go(self.error)
+            raise self.error.with_traceback(None)  # without the frames of earlier reads
         return False
 
     def accept(self, payload: bytes, chunk: ChatCompletionChunk | None = None) -> ChatCompletionChunk | None:
@@ -450,6 +453,7 @@ class Reading:
             raise self.break_off_as_foreign(error) from error
         if isinstance(error, APITimeoutError) and self.accumulator.generated == 0:
             self.error = error
+            let_go(error)
             error.request_id = self.request_id
             self.leave()
             raise error
@@ -471,6 +475,7 @@ class Reading:
         error = cls(*args, partial=self.accumulator.completion(), request_id=self.request_id, **facts)
         error.attempts, error.retries = self._call.attempts, self._call.retries
         self.error = error
+        let_go(error)
         self.leave()
         return error
 

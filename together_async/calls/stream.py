@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 from together_async.calls.readers import BatchesReader, ChunksReader, RawReader, RestReader, TextReader
 from together_async.calls.reading import Reading, State
 from together_async.calls.stats import StreamStats
+from together_async.calls.tracebacks import let_go
+from together_async.errors import TogetherError
 from together_async.models import ChatCompletion, ChatCompletionChunk, Retried, record_attempts
 
 if TYPE_CHECKING:
@@ -93,8 +95,12 @@ class ChatCompletionStream:
         Raises:
             IncompleteStreamError: The stream was closed by the caller before its end.
         """
-        async for _ in RestReader(self._reading, 0, owner=not self._entered):
-            pass
+        try:
+            async for _ in RestReader(self._reading, 0, owner=not self._entered):
+                pass
+        except TogetherError as error:
+            let_go(error)
+            raise
         completion = self._reading.accumulator.completion()
         record_attempts(completion, self._call.attempts, self._call.retries)
         return completion
@@ -119,17 +125,27 @@ class ChatCompletionStream:
             TogetherError: There is no answer; see the class.
             RuntimeError: Another task is opening the stream.
         """
-        if self._reading.state in (State.NEW, State.OPENING):
-            await self._reading.open()
+        try:
+            if self._reading.state in (State.NEW, State.OPENING):
+                await self._reading.open()
+        except TogetherError as error:
+            let_go(error)
+            raise
 
     async def __aenter__(self) -> Self:
         self._entered = True
-        await self.open()
+        try:
+            await self.open()
+        except TogetherError as error:
+            let_go(error)
+            raise
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if isinstance(exc, TogetherError):
+            let_go(exc)
         self.leave()
 
     async def aclose(self) -> None:

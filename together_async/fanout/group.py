@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from together_async.calls.tracebacks import let_go
+from together_async.errors import TogetherError
 from together_async.tasks import MISLEADING, OwningIterator, Waiter, handed_over, not_misleading
 
 T = TypeVar("T")
@@ -170,7 +172,11 @@ class Results(OwningIterator, Generic[T]):
 
     async def __anext__(self) -> T:
         # A direct caller of `anext` may call it again after a timeout; a loop that is cancelled has ended.
-        return await self._group.next_item(owner=self._owner and self._is_loop)
+        try:
+            return await self._group.next_item(owner=self._owner and self._is_loop)
+        except TogetherError as error:
+            let_go(error)
+            raise
 
     async def __aenter__(self) -> Self:
         self._owner = False

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from together_async.calls.tracebacks import let_go
 from together_async.errors import TogetherError
 from together_async.fanout.group import Group
 from together_async.fanout.pending import PendingRequest, Requester
@@ -268,6 +269,7 @@ class MapGroup(Group[MapResult[R]]):
             else:
                 pending.completion = await pending.read(index, requester.stream(call, request), self._on_chunk)
         except (TogetherError, ValueError) as error:
+            let_go(error)
             pending.error = error
             failure = error if error is pending.callback_error else None
         except Exception as error:  # noqa: BLE001 - the reader gets it
