@@ -6,6 +6,7 @@ import sys
 
 from benchmarks.fanout import command as fanout
 from benchmarks.faults import command as faults
+from benchmarks.life import command as life
 from benchmarks.limits import command as limits
 from benchmarks.relay import command as relay
 from benchmarks.soak import command as soak
@@ -14,8 +15,8 @@ from benchmarks.stream import command as stream
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(required=True, metavar="stream | faults | soak | limits | fanout | relay")
-    for command in (stream, faults, soak, limits, fanout, relay):
+    commands = parser.add_subparsers(required=True, metavar="stream | faults | soak | life | limits | fanout | relay")
+    for command in (stream, faults, soak, life, limits, fanout, relay):
         command.add_to(commands)
     return parser
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.faults.cases import CASES
@@ -31,10 +32,14 @@ def faults(request: ChatCompletionRequest) -> Any:
     return plan(case_name(request)).faults if case is None else case.faults
 
 
-async def serve(seed: int) -> None:
-    """Prints `{"port": ...}` and serves until standard input ends; a line there asks for the state."""
+def server_of(seed: int) -> EmulatorServer:
     models = [Model(name, dialect) for name, dialect in DIALECTS.items()]
-    server = EmulatorServer(script, faults=faults, seed=seed, models=models, journal_size=64)
+    return EmulatorServer(script, faults=faults, seed=seed, models=models, journal_size=64)
+
+
+async def serve(server_of: Callable[[int], EmulatorServer], seed: int) -> None:
+    """Prints `{"port": ...}` and serves until standard input ends; a line there asks for the state."""
+    server = server_of(seed)
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
@@ -58,13 +63,14 @@ async def serve(seed: int) -> None:
         loop.remove_reader(sys.stdin.fileno())
 
 
-def main() -> None:
+def main(server_of: Callable[[int], EmulatorServer]) -> None:
+    """Serves, as a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
     # Nobody reads standard error before the end, and a full pipe would stop everything.
     logging.disable(logging.CRITICAL)
-    asyncio.run(serve(parser.parse_args().seed))
+    asyncio.run(serve(server_of, parser.parse_args().seed))
 
 
 if __name__ == "__main__":
-    main()
+    main(server_of)

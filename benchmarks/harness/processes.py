@@ -95,10 +95,10 @@ class ServerProcess(Process):
 
 
 class EmulatorProcess(Process):
-    """`faults/emulator.py`, on the servers' core."""
+    """`faults/emulator.py`, or another module like it, on the servers' core."""
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(module_command("benchmarks.faults.emulator", "--seed", str(seed)), cores()[0])
+    def __init__(self, seed: int = 0, *, module: str = "benchmarks.faults.emulator") -> None:
+        super().__init__(module_command(module, "--seed", str(seed)), cores()[0])
         self.base_url = f"http://127.0.0.1:{self.hello['port']}/v1"
 
     def state(self) -> dict[str, int]:

@@ -12,11 +12,9 @@ tasks, responses or connections left over, growing memory, and whatever Python r
 
 import asyncio
 import gc
-import logging
 import random
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from benchmarks.faults.cases import CASES
 from benchmarks.faults.random_streams import plan
 from benchmarks.faults.run import orders
 from benchmarks.faults.verdicts import Verdict, judge
+from benchmarks.harness import complaints
 from benchmarks.harness.processes import EmulatorProcess
 from benchmarks.harness.this_process import open_sockets, rss_kib
 from together_async import AsyncTogether, RateLimiter, Retry, Timeouts, TogetherError
@@ -220,35 +219,17 @@ async def tick(found: Soak) -> None:
         last = now
 
 
-class _LogCollector(logging.Handler):
-    """Collects what asyncio and aiohttp log; none of it is expected."""
-
-    def __init__(self, complaints: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._complaints = complaints
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._complaints.append(f"log: {record.getMessage()}")
-
-
 def run(streams: int, share: float, seed: int, *, at_once: int = 64) -> int:
     """Runs it and prints the report; returns the exit status: 1 when something is wrong."""
     found = Soak()
-    sys.unraisablehook = lambda facts: found.complaints.append(f"unraisable: {facts.exc_value!r} in {facts.object!r}")
-    warnings.showwarning = lambda message, *_: found.complaints.append(f"warning: {message}")
-    listener = _LogCollector(found.complaints)
-    logging.getLogger().addHandler(listener)
-    try:
-        with EmulatorProcess(seed) as emulator:
-            asyncio.run(soak(found, emulator.base_url, streams, share, seed, at_once))
-            gc.collect()
-            state = emulator.state()
-            for _ in range(20):  # the last connections may close a moment later
-                if state["open"]:
-                    time.sleep(0.05)
-                    state = emulator.state()
-    finally:
-        logging.getLogger().removeHandler(listener)
+    with complaints.collected(found.complaints.append), EmulatorProcess(seed) as emulator:
+        asyncio.run(soak(found, emulator.base_url, streams, share, seed, at_once))
+        gc.collect()
+        state = emulator.state()
+        for _ in range(20):  # the last connections may close a moment later
+            if state["open"]:
+                time.sleep(0.05)
+                state = emulator.state()
     found.complaints += judged(found, state)
     print(text(found, state, seed))
     return 1 if found.complaints or found.wrong else 0
@@ -256,17 +237,17 @@ def run(streams: int, share: float, seed: int, *, at_once: int = 64) -> int:
 
 def judged(found: Soak, state: dict[str, int]) -> list[str]:
     """What is wrong with what is left over."""
-    complaints = []
+    wrong = []
     first, last = found.samples[0], found.samples[-1]
     if state["open"]:
-        complaints.append(f"{state['open']} connections left at the server")
+        wrong.append(f"{state['open']} connections left at the server")
     if last.descriptors > first.descriptors:
-        complaints.append(f"{last.descriptors} file descriptors at the end, {first.descriptors} at the start")
+        wrong.append(f"{last.descriptors} file descriptors at the end, {first.descriptors} at the start")
     # Two samples are taken before the run, one after it.
     settled_at = found.samples[2] if len(found.samples) > 3 else found.samples[1]
     if last.rss_mib - settled_at.rss_mib > GROWTH_MIB:
-        complaints.append(f"{last.rss_mib - settled_at.rss_mib:.1f} MiB more than after {settled_at.streams} streams")
-    return complaints
+        wrong.append(f"{last.rss_mib - settled_at.rss_mib:.1f} MiB more than after {settled_at.streams} streams")
+    return wrong
 
 
 def text(found: Soak, state: dict[str, int], seed: int) -> str:

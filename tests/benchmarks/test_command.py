@@ -33,6 +33,7 @@ def test_the_options_name_just_what_can_be_measured() -> None:
     [
         (("stream", "--only", "blast,nothing"), "unknown: 'nothing'; known: blast"),
         (("relay", "--rounds", "0"), "--rounds: got 0, expected at least 1"),
+        (("life", "--read", "text,nothing"), "unknown: 'nothing'; known: chunks"),
         (("limits", "--speed", "0.5"), "--speed: got 0.5, expected at least 1"),
     ],
 )
@@ -52,7 +53,7 @@ def commands_of_the_readme() -> list[str]:
 
 def test_the_readme_names_every_benchmark_and_its_commands_are_understood() -> None:
     arguments = [shlex.split(command) for command in commands_of_the_readme()]
-    assert {name for name, *_ in arguments} == {"stream", "faults", "soak", "limits", "fanout", "relay"}
+    assert {name for name, *_ in arguments} == {"stream", "faults", "soak", "life", "limits", "fanout", "relay"}
     for command in arguments:
         args = make_parser().parse_args(command)
         if command[0] == "stream":
