@@ -162,12 +162,17 @@ class Expected(list[Any]):
             super().append(found)
 
 
-@pytest.mark.parametrize("name", LOOPS)
-@pytest.mark.parametrize("part", ["/together_async/", "/aiohttp/connector", "/asyncio/"])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("/together_async/", name) for name in LOOPS),
+        ("/aiohttp/connector", "asyncio"),
+        ("/aiohttp/connector", "uvloop"),
+        ("/asyncio/", "asyncio"),
+    ],
+)
 def test_collected_at_any_step(part: str, name: str, server: EmulatorServer, foreign: list[Any]) -> None:
     """Streams in cycles, collected at random lines while others are opened, read, left and closed."""
-    if name.startswith("uvloop") and part == "/asyncio/":
-        pytest.skip("uvloop runs little of asyncio's Python")
     rng = random.Random(0)
 
     async def life(client: AsyncTogether, number: int) -> None:
@@ -179,7 +184,7 @@ def test_collected_at_any_step(part: str, name: str, server: EmulatorServer, for
         client = client_of(server, limits=Limits(concurrency=30))
         share = 0.005 if part != "/aiohttp/connector" else 0.02
         with collected_at_steps(part, share=share, rng=rng) as places:
-            for _ in range(3):
+            for _ in range(2):
                 async with asyncio.timeout(60):
                     await asyncio.gather(*(life(client, number) for number in range(12)))
         assert len(set(places)) > 5
@@ -192,7 +197,7 @@ def test_collected_at_any_step(part: str, name: str, server: EmulatorServer, for
 
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_thread_that_collects_all_the_time(name: str, server: EmulatorServer, foreign: list[Any]) -> None:
-    """200 streams dropped in cycles, while a thread collects and drops last references itself."""
+    """80 streams dropped in cycles, while a thread collects and drops last references itself."""
     shared: list[Any] = []
 
     def drop() -> None:
@@ -210,7 +215,7 @@ def test_a_thread_that_collects_all_the_time(name: str, server: EmulatorServer, 
         client = client_of(server, limits=Limits(concurrency=25))
         with no_collection(), collected_in_a_thread(drop):
             async with asyncio.timeout(60):
-                await asyncio.gather(*(life(client, number) for number in range(200)))
+                await asyncio.gather(*(life(client, number) for number in range(80)))
         gc.collect()
         await idle(client)
         await closed(client)
