@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -70,6 +71,19 @@ async def test_closing_the_client_ends_what_is_under_way(script: Script, kind: s
                 await task
             await gone(seen, 5)
         await client.aclose()
+
+
+async def test_closing_the_client_waits_for_no_server_that_has_stopped_reading() -> None:
+    """A request that is larger than all buffers is on its way, and the rest of it is not sent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = AsyncTogether(KEY, base_url=f"http://127.0.0.1:{server.getsockname()[1]}/v1")
+        call = asyncio.create_task(client.create("x" * 20_000_000, model=MODEL))
+        accepted, _ = await asyncio.to_thread(server.accept)
+        await asyncio.to_thread(accepted.recv, 1)
+        async with asyncio.timeout(5):
+            await client.aclose()
+        with accepted, pytest.raises(APIConnectionError, match="client was closed"):
+            await call
 
 
 @virtual

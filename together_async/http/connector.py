@@ -85,6 +85,17 @@ class Connector(aiohttp.TCPConnector):
         return connection
 
 
+def abort_acquired(session: aiohttp.ClientSession) -> None:
+    """Closes the connections of requests that are still being sent, without sending the rest of them.
+
+    aiohttp would wait until the server has taken all of it, which a server that has stopped reading never does.
+    """
+    # Private, so asked for with a default: without it only such a server keeps `close()` waiting.
+    for protocol in tuple(getattr(session.connector, "_acquired", ())):
+        if protocol.transport is not None:
+            protocol.transport.abort()
+
+
 def give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:
     """Closes a session without waiting."""
     connector = session.connector

@@ -9,6 +9,7 @@ This module is imported on the first request, because aiohttp takes 100 ms to im
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import math
 import ssl as ssl_module
@@ -20,7 +21,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
-from together_async.http.connector import Connector, Dialler, DialObserver, give_up
+from together_async.http.connector import Connector, Dialler, DialObserver, abort_acquired, give_up
 from together_async.http.deadlines import Deadline, Deadlines
 from together_async.http.errors import NO_DESCRIPTOR, ClientClosedError, DescriptorsExhaustedError, is_exhaustion
 from together_async.http.headers import merged
@@ -36,6 +37,8 @@ BUFFER_SIZE: Final = 65_536
 """Bytes of a body that aiohttp keeps for a slow reader; at twice that it stops reading the socket."""
 STALE_SECONDS: Final = 1.0
 """A connection was stale only if its request failed within this many seconds."""
+CLOSE_SECONDS: Final = 2.0
+"""How long a session may take to close: its connections are aborted before, so it waits for nobody."""
 KEEPALIVE_SECONDS: Final = 30.0
 """How long an idle connection stays in the pool."""
 MAX_HEADER_SIZE: Final = 65_536
@@ -423,7 +426,10 @@ class Transport:
         sessions = tuple(self._own_sessions())
         try:
             for session in sessions:
-                await session.close()
+                abort_acquired(session)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await session.close()
             # asyncio closes the socket of a transport two turns later (TLS: one for each half). If the loop ended right
             # after this, the socket would be left to the garbage collector, with a warning.
             for _ in range(3):
