@@ -293,8 +293,4 @@ def test_big_and_odd_numbers():
             decode_json(text)
     assert math.isclose(decode_chunk(b'{"choices":[{"logprobs":-1e-7,"delta":{}}]}').choices[0].logprobs, -1e-7)
 
-
-def test_converter_is_made_once():
-    """The converter for people's own classes is one."""
-    assert codec.converter() is codec.converter()
     assert isinstance(decode_completion(b"{}"), ChatCompletion)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import json
+import linecache
+import weakref
 from typing import TypedDict
 
 import attrs
@@ -13,7 +17,7 @@ import pytest
 from support.servers import KEY, MODEL, ScriptedServer, answers, response, whole
 from together_async import APIResponseValidationError, AsyncTogether
 from together_async.wire.codec import decode_completion, encode
-from together_async.wire.structured import parse, response_format, schema
+from together_async.wire.structured import MOST_CLASSES, Structurer, parse, response_format, schema
 
 
 @attrs.frozen
@@ -127,3 +131,67 @@ async def test_parse_sends_the_schema_and_returns_the_value() -> None:
         await client.parse("Hi", model=MODEL, response_type=AttrsInvoice, response_format=own)
         sent = [call.json["response_format"] for call in server.calls]
         assert sent == [response_format(AttrsInvoice), own]
+
+
+# --------------------------------------------------------------------------------------------- classes made per call
+
+TEXT_OF_LOCAL = '{"number": 1, "inner": {"amount": 1.5}}'
+
+
+def made_of_attrs(name: str) -> type:
+    inner = attrs.make_class(f"Inner{name}", {"amount": attrs.field(type=float)})
+    return attrs.make_class(f"Outer{name}", {"number": attrs.field(type=int), "inner": attrs.field(type=inner)})
+
+
+def made_of_dataclasses(name: str) -> type:
+    inner = dataclasses.make_dataclass(f"Inner{name}", [("amount", float)])
+    return dataclasses.make_dataclass(f"Outer{name}", [("number", int), ("inner", inner)])
+
+
+def made_of_typed_dicts(name: str) -> type:
+    inner = TypedDict(f"Inner{name}", {"amount": float})  # type: ignore[misc]  # noqa: UP013 - a name of its own
+    return TypedDict(f"Outer{name}", {"number": int, "inner": inner})  # type: ignore[misc]  # the same
+
+
+def made_of_pydantic(name: str) -> type:
+    inner = pydantic.create_model(f"Inner{name}", amount=float)
+    return pydantic.create_model(f"Outer{name}", number=int, inner=inner)
+
+
+@pytest.mark.parametrize(
+    "make_class", [made_of_attrs, made_of_dataclasses, made_of_typed_dicts, made_of_pydantic], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("fits", [True, False])
+def test_classes_made_for_each_call_are_forgotten(make_class, fits):
+    """However many there are, no more than a bounded number is alive, with its generated code and its schema."""
+    answer = decode_completion(encode(whole(TEXT_OF_LOCAL if fits else "{}")))
+
+    def call(number):
+        cls = make_class(str(number) if number % 2 else "")  # with a name of its own, and with the same one
+        response_format(cls)
+        with contextlib.nullcontext() if fits else pytest.raises(APIResponseValidationError):
+            parse(answer, cls)
+        return weakref.ref(cls)
+
+    classes = [call(number) for number in range(3 * MOST_CLASSES)]
+    sources = len([name for name in linecache.cache if name.startswith("<cattrs generated structure")])
+    classes += [call(number) for number in range(3 * MOST_CLASSES, 6 * MOST_CLASSES)]
+    gc.collect()
+    assert sum(cls() is not None for cls in classes) <= MOST_CLASSES
+    after = len([name for name in linecache.cache if name.startswith("<cattrs generated structure")])
+    assert after <= sources + 2 * MOST_CLASSES
+
+
+def test_a_class_that_is_used_again_and_again_is_looked_at_once():
+    """Generated code is kept as long as there are few classes, whatever else is parsed in between."""
+    structurer, value = Structurer(), {"number": 7, "lines": [{"name": "pen", "amount": 1.5}]}
+    structurer.structure(value, AttrsInvoice)
+    converter = structurer._converter
+    for number in range(MOST_CLASSES - 1):
+        structurer.structure({"number": 1, "inner": {"amount": 1.5}}, made_of_attrs(str(number)))
+        assert structurer.structure(value, AttrsInvoice) == AttrsInvoice(7, [Line("pen", 1.5)])
+    assert structurer._converter is converter
+    assert repr(structurer) == f"<Structurer of {MOST_CLASSES} classes>"
+    structurer.structure({"number": 1, "inner": {"amount": 1.5}}, made_of_attrs("last"))
+    assert structurer._converter is not converter
+    assert structurer.structure(value, AttrsInvoice) == AttrsInvoice(7, [Line("pen", 1.5)])

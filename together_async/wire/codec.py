@@ -11,7 +11,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -32,9 +32,6 @@ from together_async.models import (
     make,
     set_raw,
 )
-
-if TYPE_CHECKING:
-    import cattrs
 
 T = TypeVar("T")
 D = TypeVar("D", bound=Document)
@@ -276,11 +273,3 @@ def _kind(value: object) -> str:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
-
-
-@functools.cache
-def converter() -> cattrs.Converter:
-    """Returns the cattrs converter for callers' own classes; cattrs is imported on first use."""
-    from cattrs.preconf.msgspec import make_converter  # noqa: PLC0415 - costs 10 ms, and streams do not need it
-
-    return make_converter(detailed_validation=True)
