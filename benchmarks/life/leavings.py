@@ -27,7 +27,16 @@ class LeftError(Exception):
 
 
 class WrongError(Exception):
-    """Something did not do what it has to: the text says what."""
+    """Something did not do what it has to.
+
+    Args:
+        what: What is wrong; equal for what is alike.
+        details: More about this case.
+    """
+
+    def __init__(self, what: str, details: str) -> None:
+        super().__init__(what, details)
+        self.what, self.details = what, details
 
 
 Leaving = Callable[[Any, Plan, Collector], Awaitable[None]]
@@ -36,7 +45,7 @@ Leaving = Callable[[Any, Plan, Collector], Awaitable[None]]
 async def to_the_end(loop: Any, plan: Plan, collector: Collector) -> None:
     items = [item async for item in loop]
     if wrong := wrong_text(plan, items):
-        raise WrongError(f"silently lost: {wrong}")
+        raise WrongError("something is silently lost", wrong)
 
 
 async def to_the_end_of_a_block(loop: Any, plan: Plan, collector: Collector) -> None:
@@ -246,7 +255,7 @@ async def within(closing: Awaitable[None], what: str) -> None:
     if not task.done():
         where = awaited(task.get_coro())
         task.cancel()
-        raise WrongError(f"{what} did not return within {CLOSING_S:g} s: {where}")
+        raise WrongError(f"{what} did not return within {CLOSING_S:g} s", where)
     await task
 
 
@@ -254,10 +263,8 @@ async def ended(task: asyncio.Task[None]) -> None:
     """Waits for the end of a task that was cancelled, or whose stream was closed; raises what it raised."""
     await asyncio.wait((task,), timeout=CLOSING_S)
     if not task.done():
-        where = awaited(task.get_coro())
-        raise WrongError(
-            f"a reader that was cancelled, or whose stream was closed, waits for more than {CLOSING_S:g} s: {where}"
-        )
+        what = f"a reader that was cancelled, or whose stream was closed, waits for more than {CLOSING_S:g} s"
+        raise WrongError(what, awaited(task.get_coro()))
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
 

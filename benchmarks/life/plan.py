@@ -17,6 +17,7 @@ from together_async.testing import (
     Cut,
     Drip,
     ErrorInStream,
+    Fault,
     Garbage,
     Gzip,
     Rate,
@@ -26,8 +27,19 @@ from together_async.testing import (
     Status,
 )
 
+
+class Burst(Fault):
+    """No fault, and no pause: all tokens come at once."""
+
+    def apply(self, response: Any) -> bool:
+        for piece in response.body:
+            piece.wait_s = 0.0
+        return True
+
+
 FAULTS: dict[str, Any] = {
     "none": None,
+    "burst": Burst(),
     "reset": Cut(how="reset", after_token=3),
     "close": Cut(how="close", after_token=2),
     "end": Cut(how="end", after_token=1),
@@ -46,6 +58,8 @@ FAULTS: dict[str, Any] = {
 }
 FAULTY = 0.25
 """The share of the calls that have a fault, half of which goes away with another attempt."""
+BURSTS = 0.1
+"""The share of the calls whose answer comes at once."""
 LIMITED = [f"limited-{number}" for number in range(4)]
 REFUSED = [f"refused-{number}" for number in range(4)]
 """Models to which a 429 of the faults may happen: it pauses a model, and so the others are left alone."""
@@ -94,13 +108,14 @@ class Plan:
 def plan(seed: int, number: int, readings: Sequence[str], leavings: Sequence[str]) -> Plan:
     """Returns the plan of the call with this number."""
     rng = random.Random(f"{seed}/{number}")
-    fault = rng.choice(list(FAULTS)) if rng.random() < FAULTY else "none"
+    kind = rng.random()
+    fault = rng.choice(list(FAULTS)) if kind < FAULTY else "burst" if kind < FAULTY + BURSTS else "none"
     models = REFUSED if fault == "429" else LIMITED if rng.random() < 0.05 else USUAL
     return Plan(
         number=number,
         reading=rng.choice(readings),
         leaving=rng.choice(leavings),
-        model=f"fresh-{number}" if models is USUAL and rng.random() < 0.1 else rng.choice(models),
+        model=f"fresh-{number}" if models is USUAL and rng.random() < 0.2 else rng.choice(models),
         fault=fault,
         tokens=rng.randrange(1, 60),
         after=rng.randrange(1, 8),

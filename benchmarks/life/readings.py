@@ -74,16 +74,17 @@ async def texts(client: AsyncTogether, plan: Plan, tools: Tools) -> Any:
 
 
 async def texts_in_turn(client: AsyncTogether, plan: Plan, tools: Tools) -> Any:
-    """Both choices in one task, one piece of each in turn."""
+    """Both choices in one task: two pieces of the first, one of the second, and so on."""
 
     async def pieces() -> AsyncIterator[tuple[int, str]]:
         async with stream_of(client, plan, n=2) as stream:
-            iterators = {choice: stream.text(choice) for choice in (0, 1)}
-            while iterators:
-                for choice, iterator in tuple(iterators.items()):
-                    piece = await anext(iterator, None)
+            iterators = stream.text(0), stream.text(1)
+            left = {0, 1}
+            while left:
+                for choice in (0, 0, 1):
+                    piece = await anext(iterators[choice], None)
                     if piece is None:
-                        del iterators[choice]
+                        left.discard(choice)
                     else:
                         yield choice, piece
 

@@ -30,6 +30,7 @@ from benchmarks.life.leavings import CLOSING_S, LEAVINGS, LOST, WrongError, with
 from benchmarks.life.plan import Plan, plan
 from benchmarks.life.readings import READINGS, Tools, expected_errors
 from together_async import AsyncTogether, Limits, RateLimiter, TogetherError
+from together_async.ratelimit.admission import MAX_LANES
 from together_async.relay import Hub
 
 KEY = "key-of-a-long-life"
@@ -111,6 +112,8 @@ class Life:
         await asyncio.sleep(0.1)
         _collect()
         gc.freeze()  # so that the objects of the modules are neither counted nor looked at
+        for number in range(MAX_LANES):  # it remembers as many models as that, and forgets others for new ones
+            self._limiter.driver.estimator(f"known-{number}")
 
     async def _work(self, until: float) -> None:
         """Starts calls until that moment, and waits until all have ended."""
@@ -137,7 +140,7 @@ class Life:
         try:
             await within(closing, what)
         except WrongError as error:
-            self.found.note(str(error))
+            self.found.note(error.what, error.details)
 
     # ----------------------------------------------------------------------------------------------------------- calls
 
@@ -156,7 +159,7 @@ class Life:
             # No variable holds what is read: the way of leaving decides who does.
             await leave(await READINGS[planned.reading](client, planned, self._tools), planned, self._collector)
         except WrongError as error:
-            self.found.note(f"{planned.reading}, left by {planned.leaving}: {error}", f"{planned}")
+            self.found.note(f"{planned.reading}: {error.what}", f"{what}: {error.details}\n{planned}")
         except expected_errors(planned) as error:
             self.found.ended[type(error).__name__] += 1
         except asyncio.CancelledError:
@@ -173,11 +176,10 @@ class Life:
         now = time.monotonic()
         for task, (started, planned) in tuple(self._under_way.items()):
             if started < now - CALL_S - CLOSING_S:
-                self.found.note(f"a call that can't be cancelled: {planned.reading}, left by {planned.leaving}")
+                self.found.note(f"{planned.reading}: a call that can't be cancelled", f"{planned}")
                 del self._under_way[task]
             elif started < now - CALL_S and not task.cancelling():
-                what = f"a call that never ends: {planned.reading}, left by {planned.leaving}"
-                self.found.note(what, f"{planned}\n{awaited(task.get_coro())}")
+                self.found.note(f"{planned.reading}: a call that never ends", f"{planned}\n{awaited(task.get_coro())}")
                 task.cancel()
 
     # ---------------------------------------------------------------------------------------------------------- guests

@@ -10,8 +10,8 @@ FEWEST_SAMPLES = 4
 """Settled samples that it takes to tell growth from chance."""
 OBJECTS = 60
 """Objects of a type that may come and go."""
-OBJECTS_SHARE = 0.05
-"""The same as a share of what was there."""
+OBJECTS_SHARE = 0.15
+"""The same as a share of what was there. The limiter forgets its models an eighth at once."""
 GROWTH_MIB = 4.0
 """Resident memory that may come and go."""
 

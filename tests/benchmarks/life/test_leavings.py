@@ -57,8 +57,10 @@ async def test_a_closing_that_does_not_return_is_named(monkeypatch: pytest.Monke
         await asyncio.Event().wait()
 
     monkeypatch.setattr(leavings, "CLOSING_S", 0.01)
-    with pytest.raises(WrongError, match=r"aclose\(\) did not return within 0.01 s: .*never:\d+ > Event.wait"):
+    with pytest.raises(WrongError, match=r"aclose\(\) did not return") as caught:
         await leavings.within(never(), "aclose()")
+    assert "never" in caught.value.details
+    assert "Event.wait" in caught.value.details
 
 
 async def test_a_reader_that_survives_its_cancellation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
