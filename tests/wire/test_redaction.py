@@ -1,6 +1,7 @@
 """Keys and prompts do not get into errors."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -47,3 +48,32 @@ def test_secrets_may_be_empty():
     """An empty secret is no secret."""
     assert redact("abc", ["", "b"]) == "a[redacted]c"
     assert redact("abc", []) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("got HOST.example", "host.EXAMPLE"),
+        ("\u0130stanbul is HOST.example", "host.example"),
+        ("STRASSE stra\u00dfe", "STRA\u00dfE"),
+        ("\u03a3\u039f\u03a6\u039f\u03a3 x", "\u03c3\u03bf\u03c6\u03bf\u03c2"),
+    ],
+)
+def test_case_does_not_hide_a_secret(text, secret):
+    """Whatever the alphabet, and beside characters that are longer in the other case; all else stays as it is."""
+    for around in ("", "\u0130\u00df: "):
+        assert redact(around + text, [secret]) == around + redact(text, [secret])
+    assert "[redacted]" in redact(text, [secret])
+
+
+def test_no_cache_keeps_a_secret():
+    """Neither that of regular expressions nor another one."""
+    secret = "a long prompt " * 100_000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        assert redact(f"bad: {secret}!", [secret]) == "bad: [redacted]!"
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 10_000

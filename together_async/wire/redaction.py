@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
         text: Any text.
         secrets: Texts to replace; empty ones are ignored.
     """
-    lower = text.lower()
+    folded = _folded(text)
     forms = {
         form
         # A long prompt is not escaped in five ways for a short text that can't hold it.
@@ -44,12 +43,30 @@ def redact(text: str, secrets: Iterable[str]) -> str:
             repr(secret)[1:-1],
             repr(secret.encode("utf-8", "replace"))[2:-1],
         )
-        if form and form.lower() in lower
+        if form and _folded(form) in folded
     }
     # A NUL comes first, or a short secret would be found in the replacement of a longer one.
     for form in sorted(forms, key=len, reverse=True):
-        text = re.sub(re.escape(form), "\0", text, flags=re.IGNORECASE)
+        text = _without(text, _folded(form))
     return text.replace("\0", "[redacted]")
+
+
+def _folded(text: str) -> str:
+    """Returns the text without differences of case, each character in its place."""
+    folded = text.casefold()
+    if len(folded) == len(text):
+        return folded
+    return "".join(small if len(small := character.casefold()) == 1 else character for character in text)
+
+
+def _without(text: str, secret: str) -> str:
+    """Returns the text with a NUL for each occurrence of a folded secret."""
+    # By hand: `re` would keep the secret, which may be a long prompt, in its cache of patterns.
+    folded, pieces, start = _folded(text), list[str](), 0
+    while (found := folded.find(secret, start)) >= 0:
+        pieces.append(text[start:found])
+        start = found + len(secret)
+    return "\0".join((*pieces, text[start:]))
 
 
 def secrets_of(api_key: str, messages: Iterable[Mapping[str, Any]]) -> list[str]:
