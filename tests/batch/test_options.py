@@ -97,16 +97,18 @@ def test_run_batch_has_the_same_options_and_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("deadline", "ends_at"),
+    ("deadline", "left_s"),
     [
         (None, None),
-        (90, 1_090.0),
-        (dt.timedelta(minutes=2), 1_120.0),
-        (dt.datetime(2026, 1, 1, tzinfo=dt.UTC), 1_767_225_600.0),
+        (90, 80.0),
+        (dt.timedelta(minutes=2), 110.0),
+        (dt.timedelta(seconds=3), -7.0),
+        (dt.datetime(2026, 1, 1, tzinfo=dt.UTC), 600.0),
     ],
 )
-def test_a_deadline_is_relative_or_a_moment(deadline: Any, ends_at: float | None) -> None:
-    assert BatchOptions(deadline=deadline).ends_at(1_000.0) == ends_at
+def test_a_deadline_is_relative_or_a_moment(deadline: Any, left_s: float | None) -> None:
+    """A duration counts what has passed since the start, a moment is a time of day."""
+    assert BatchOptions(deadline=deadline).left_s(10.0, 1_767_225_000.0) == left_s
 
 
 def test_an_empty_file_or_a_page_may_become_the_report(tmp_path: Path) -> None:

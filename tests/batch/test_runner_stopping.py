@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -237,6 +239,18 @@ async def test_a_deadline_ends_it(service: Service, client: AsyncTogether, files
     asyncio.get_running_loop().call_later(1.5, service.gate.set)  # long after it, on a busy machine too
     summary = await run(client, files, concurrency=2, deadline=0.05)
     assert (summary.stopped, summary.done, service.requests) == ("the deadline is reached", 1, 1)
+
+
+@pytest.mark.parametrize("deadline", [1_000.0, dt.timedelta(minutes=30)], ids=str)
+async def test_a_clock_that_is_set_ends_no_duration(
+    service: Service, client: AsyncTogether, files: Files, monkeypatch: pytest.MonkeyPatch, deadline: Any
+) -> None:
+    """A deadline in seconds takes no notice of a time of day that leaps by an hour, again and again."""
+    files.write(3)
+    leaps = itertools.count(1)
+    monkeypatch.setattr(time, "time", lambda: 1_767_225_600.0 + 3_600.0 * next(leaps))
+    assert (await run(client, files, deadline=deadline)).ok
+    assert next(leaps) > 2
 
 
 @pytest.mark.parametrize(

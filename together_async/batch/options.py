@@ -69,6 +69,7 @@ class BatchOptions:
         max_cost: US dollars that the whole output may cost, earlier runs included, above 0. None sets no limit.
         max_tokens_total: Prompt and completion tokens that the whole output may use, above 0. None sets no limit.
         deadline: When to stop sending requests: seconds from now, a timedelta or a datetime. None sets no deadline.
+            Only a datetime depends on how the computer's clock is set.
         report: The HTML page to write at the end. None writes no report.
         on_result: Called in the event loop with the record of each result, once it is on disk. None calls nothing.
         timeouts: Used instead of the client's. None uses the client's.
@@ -96,18 +97,19 @@ class BatchOptions:
     retry: Retry | None = attrs.field(default=None, validator=_of(Retry, "a Retry, as Retry(attempts=2)"))
     headers: Mapping[str, str] | None = attrs.field(default=None, validator=_of(Mapping, "a dict"))
 
-    def ends_at(self, now: float) -> float | None:
-        """Returns the deadline in seconds since 1970, or None if there is no deadline.
+    def left_s(self, running_s: float, now: float) -> float | None:
+        """Returns the seconds until the deadline, at most 0 if it is over; None if there is no deadline.
 
         Args:
-            now: The current time in seconds since 1970, from which relative deadlines count.
+            running_s: For how many seconds requests have been sent, by a clock that is never set: durations count so.
+            now: The time of day in seconds since 1970, which decides about a datetime.
         """
         deadline = self.deadline
         if deadline is None:
             return None
         if isinstance(deadline, dt.datetime):
-            return deadline.timestamp()
-        return now + (deadline.total_seconds() if isinstance(deadline, dt.timedelta) else deadline)
+            return deadline.timestamp() - now
+        return (deadline.total_seconds() if isinstance(deadline, dt.timedelta) else deadline) - running_s
 
 
 # --------------------------------------------------------------------------------------------------------------- files

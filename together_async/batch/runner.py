@@ -294,15 +294,15 @@ class Batch:
 
     async def _watch(self) -> None:
         """Once a second, takes a sample for the report and checks the deadline."""
-        ends = self._options.ends_at(time.time())
+        began, is_over = time.monotonic(), False
         while True:
-            left_s = 1.0 if ends is None else ends - time.time()
-            if left_s <= 0:
+            left_s = None if is_over else self._options.left_s(time.monotonic() - began, time.time())
+            if left_s is not None and left_s <= 0:
                 self.drain("the deadline is reached")
-                ends = None
+                is_over = True
             if self._options.report is not None:
                 self._samples.append(self._sample())
-            await asyncio.sleep(min(1.0, max(left_s, 0.001)))
+            await asyncio.sleep(1.0 if left_s is None else min(1.0, max(left_s, 0.001)))
 
     def _sample(self) -> Sample:
         from together_async.batch.report import Sample  # noqa: PLC0415 - only a report needs it
