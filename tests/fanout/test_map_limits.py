@@ -31,6 +31,7 @@ from together_async import (
     RateLimitError,
     Retry,
 )
+from together_async.fanout.map import _LimitWaits
 from together_async.testing import (
     Account,
     InTurn,
@@ -261,3 +262,19 @@ async def test_drained_at_any_moment(kind: str, turns: int) -> None:
         assert len(got) == len(server.journal) <= 10
         results.drain()
         assert await all_of(results) == []
+
+
+def test_a_wait_that_ends_after_its_event_loop() -> None:
+    """A coroutine that is destroyed has no running loop to ask for the current task; its wait ends all the same."""
+    loop, waits = asyncio.new_event_loop(), _LimitWaits()
+    waits.loop = loop
+
+    async def begin() -> None:
+        waits.note_wait(1)
+        waits.note_idle(1)
+
+    loop.run_until_complete(begin())
+    loop.close()
+    waits.note_wait(-1)
+    waits.note_idle(-1)
+    assert waits.count == 0

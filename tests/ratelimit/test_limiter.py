@@ -169,6 +169,34 @@ def test_tokens_used_out_of_range_are_refused(tokens: Any) -> None:
     run_in_fake_time(main())
 
 
+@pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), float("inf"), "5", True], ids=repr)
+def test_timeout_out_of_range_is_refused(timeout: Any) -> None:
+    """Also where the turn would have been granted at once."""
+
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        expected = "timeout: got .+, expected a finite number, at least 0"
+        with pytest.raises(ValueError, match=expected):
+            limiter.reserve(MODEL, timeout=timeout)
+        with pytest.raises(ValueError, match=expected):
+            await limiter.acquire(MODEL, timeout=timeout)
+        assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
+
+    run_in_fake_time(main())
+
+
+def test_timeout_of_0_takes_a_turn_that_is_free_and_waits_for_no_other() -> None:
+    async def main() -> None:
+        limiter = limiter_of(Limits(concurrency=1))
+        reservation = await limiter.acquire(MODEL, timeout=0)
+        with pytest.raises(APITimeoutError):
+            await limiter.acquire(MODEL, timeout=0)
+        limiter.release(reservation)
+        assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
+
+    run_in_fake_time(main())
+
+
 @pytest.mark.parametrize("model", [None, 5, b"m", "", ["m"]], ids=repr)
 def test_model_that_is_no_name_is_refused(model: Any) -> None:
     async def main() -> None:

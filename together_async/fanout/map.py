@@ -79,10 +79,11 @@ class _LimitWaits:
 
     def note_idle(self, change: int) -> None:
         """A call begins (1) or ends (-1) to wait while none of its HTTP requests is under way."""
+        task = asyncio.current_task(self.loop)  # None where a coroutine is destroyed after the end of its loop
         if change > 0:
-            self.idle.add(asyncio.current_task())
+            self.idle.add(task)
         else:
-            self.idle.discard(asyncio.current_task())
+            self.idle.discard(task)
 
     @property
     def total_s(self) -> float:

@@ -16,9 +16,12 @@ from together_async.timeouts import due
 from together_async.validation import NumberRange, described
 
 _TOKENS: Final = NumberRange(whole=False, low=0, high=1e12)
+_TIMEOUT: Final = NumberRange(whole=False, low=0)
 
 
-def _check(model: str, tokens: float, priority: str) -> None:
+def _check(model: str, tokens: float, priority: str, timeout: float | None) -> None:
+    if timeout is not None:
+        _TIMEOUT.check("timeout", timeout)
     if type(model) is str and model and type(tokens) is int and 0 <= tokens <= _TOKENS.high and priority in PRIORITIES:
         return  # nearly always; what follows costs more than half of an `asyncio.Semaphore`
     if not isinstance(model, str) or not model:
@@ -91,8 +94,8 @@ class RateLimiter:
             model: The model's name.
             tokens: Tokens the request is expected to use, prompt and completion together; from 0 to 1e12.
             priority: "interactive", or "batch", which yields to interactive calls.
-            timeout: Seconds to wait at most; None for any time. A pause that the service asks for is waited for, up to
-                15 minutes.
+            timeout: Seconds to wait at most, from 0, which does not wait; None for any time. A pause that the service
+                asks for is waited for, up to 15 minutes.
 
         Raises:
             ValueError: An argument out of its range; the text names argument, value and range.
@@ -103,7 +106,7 @@ class RateLimiter:
             PaymentRequiredError: The account's spending limit is reached; raise it, then call `resume`.
             APIConnectionError: The limiter is in use in another event loop.
         """
-        _check(model, tokens, priority)
+        _check(model, tokens, priority, timeout)
         return _Reserving(self, model, tokens, priority, timeout)
 
     async def acquire(
@@ -119,7 +122,7 @@ class RateLimiter:
         Returns:
             A reservation, to be given back with `release`.
         """
-        _check(model, tokens, priority)
+        _check(model, tokens, priority, timeout)
         deadline = None if timeout is None else due("queue", timeout, asyncio.get_running_loop().time())
         return await self.driver.acquire(model, tokens, priority=priority, deadline=deadline)
 
