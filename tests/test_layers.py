@@ -159,7 +159,7 @@ MODULES = {
         proxies:
         sockets:
         connector:    sockets
-        response:     errors sockets
+        response:     deadlines errors sockets
         transport:    connector deadlines errors headers proxies response sockets
         connections:  | headers transport | transport
     """,

@@ -19,8 +19,13 @@ class Timeouts:
     A call that takes longer fails with `APITimeoutError`, or `StreamTimeoutError` once its first token has come; the
     error's `phase` is the name of the limit.
 
+    When the event loop was blocked or the process stopped beyond `connect`, `first_token` or `idle`, that says nothing
+    about the server: what has come in the meantime is read first, and the limit then lasts as much longer as its timer
+    was late, at most a second. `total` and `queue` are exact.
+
     Attributes:
-        connect: Seconds to open a connection (name lookup, TCP, TLS, proxy), for each attempt. Default 10.
+        connect: Seconds to open a connection (name lookup, TCP, TLS, proxy), for each attempt. In a session of yours
+            this is the limit of aiohttp, for TCP and TLS, without that second look. Default 10.
         first_token: Seconds from sending the request to the first generated token of a stream, or to the first
             non-blank byte of a whole response, which comes when all of it has been generated; for each attempt. Default
             300.

@@ -26,7 +26,7 @@ class RecordedDeadline(Deadline):
     __slots__ = ("fired_at", "then")
 
     def __init__(self, at: float) -> None:
-        super().__init__(at)
+        super().__init__(at, latest=at)
         self.fired_at: list[float] = []
         self.then: Any = None
 

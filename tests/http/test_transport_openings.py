@@ -8,7 +8,8 @@ import pytest
 from support import virtual_time
 from support.clients import client_of, transport_of
 from support.servers import MODEL, ScriptedServer, answers, hangs, response, whole
-from together_async import APIConnectionError, Timeouts
+from together_async import APIConnectionError, APITimeoutError, Timeouts
+from together_async.http.deadlines import Deadlines
 from together_async.http.errors import ClientClosedError
 from together_async.http.transport import Opening
 
@@ -21,10 +22,12 @@ async def opened(opening: list[Opening], after_s: float = 100.0) -> tuple[bool, 
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    opening.append(Opening(loop.time() + after_s, loop))
+    opening.append(Opening(Deadlines(loop), loop.time() + after_s, connect_s=after_s))
+    opening[0].begun()
     try:
         await asyncio.sleep(1_000)
     except BaseException as error:  # noqa: BLE001 - looked at by the test
+        opening[0].ended(connected=False)
         return opening[0].end(error), error, task.cancelling()
     raise AssertionError
 
@@ -37,13 +40,16 @@ ENDS: dict[str, tuple[str, ...]] = {
     "closed twice": ("abort", "abort"),
     "late, then closed": ("late", "abort"),
     "closed, then late": ("abort", "late"),
+    "connecting too long": ("connect",),
+    "late, then connecting too long": ("late", "connect"),
+    "connecting too long, then closed": ("connect", "abort"),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 @pytest.mark.parametrize("cancelled", ["not", "before", "after"])
 async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled: str) -> None:
-    """The deadline, the client's end and somebody's cancellation, in any order and all at once: only the
+    """The deadlines, the client's end and somebody's cancellation, in any order and all at once: only the
     last is seen as a cancellation by the task's owner, and always is."""
     opening: list[Opening] = []
     task = asyncio.ensure_future(opened(opening))
@@ -51,7 +57,9 @@ async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled
     if cancelled == "before":
         task.cancel()
     for end in ENDS[name]:
-        opening[0].expire() if end == "late" else opening[0].abort(CLOSED)
+        connecting = opening[0]._connecting
+        assert connecting is not None
+        {"late": opening[0].expire, "connect": connecting.expire, "abort": lambda: opening[0].abort(CLOSED)}[end]()
     if cancelled == "after":
         task.cancel()
     was_ours, error, left = await task
@@ -59,11 +67,12 @@ async def test_what_ends_an_opening_in_one_turn_of_the_loop(name: str, cancelled
     assert was_ours is (cancelled == "not")
     assert left == (0 if cancelled == "not" else 1)
     assert (opening[0].failure is CLOSED) is (ENDS[name][0] == "abort")
+    assert isinstance(opening[0].failure, APITimeoutError) is (ENDS[name][0] == "connect")
 
 
 async def test_an_opening_that_has_ended_ignores_what_comes_later() -> None:
     """A timer or a close that comes later does not cancel the task, whatever it does now."""
-    opening = Opening(0.0, asyncio.get_running_loop())
+    opening = Opening(Deadlines(asyncio.get_running_loop()), 0.0)
     assert not opening.end(None)
     opening.expire()
     opening.abort(CLOSED)

@@ -1,8 +1,12 @@
-"""Deadlines that are hardly ever reached: one timer for each second, and not one for each deadline.
+"""Deadlines: many of them wait on few timers, and none gives up before the event loop has had the chance to read.
 
 A timer of the event loop costs two to three microseconds to set and cancel, and one to three objects for the garbage
 collector; every request would pay that for a deadline that is minutes away. So deadlines are grouped by the second
 before the one in which they are due. When it comes, those that are left get timers of their own, and are exact.
+
+A timer that fires late proves nothing about the server. While the loop was blocked or the process stopped, the answer
+may have come: it waits in the socket, and event loops may run their timers before they look there. So whatever waits
+for the network is ended by a `PatientTimer`, which lets the loop read once more.
 """
 
 from __future__ import annotations
@@ -10,6 +14,72 @@ from __future__ import annotations
 import abc
 import asyncio
 import math
+from collections.abc import Callable
+from typing import Final
+
+MAX_GRACE_S: Final = 1.0
+"""The longest second look, in seconds. What has come is read within a turn of the loop; a second is enough for the
+round trips of a TLS handshake that stood still with the process, and no long wait for a connection that is gone."""
+_TURNS: Final = 3
+"""Turns of the loop between the timer and the verdict. uvloop runs timers and the callbacks that wait before it polls;
+then comes the poll, which receives data, then the task that waits for the data takes it, and then comes the verdict."""
+
+
+def grace_s(late_s: float, left_s: float = math.inf) -> float:
+    """Returns how long a second look lasts: as long as the timer was late, within bounds.
+
+    A loop that is always a little late must still time out, so the second look has no other.
+
+    Args:
+        late_s: Seconds from the deadline to the moment at which its timer fired; below 0 if it fired early.
+        left_s: Seconds to another deadline, which is exact.
+
+    Returns:
+        Seconds, 0 to `MAX_GRACE_S`.
+    """
+    return max(0.0, min(late_s, left_s, MAX_GRACE_S))
+
+
+class PatientTimer:
+    """A timer for something that waits for the network. It takes a second look before it gives up.
+
+    When it fires late, it waits for as long as it is late, but no longer than `MAX_GRACE_S`. Then, late or not, it lets
+    the loop poll once and the waiting tasks take what has come. Whoever has got what it waited for by then cancels the
+    timer, or sees for itself in `expire` that nothing is due any more.
+
+    Args:
+        loop: The event loop.
+        at: When it fires, on the loop's clock.
+        expire: What to call after the second look.
+        latest: When the second look ends in any case.
+    """
+
+    __slots__ = ("_at", "_expire", "_handle", "_latest", "_loop")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, at: float, expire: Callable[[], None], *, latest: float = math.inf
+    ) -> None:
+        self._loop = loop
+        self._at = at
+        self._expire = expire
+        self._latest = latest
+        self._handle: asyncio.Handle | None = loop.call_at(at, self._fire)
+
+    def cancel(self) -> None:
+        """Stops the timer, or the second look. Twice is fine."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _fire(self) -> None:
+        now = self._loop.time()
+        self._handle = self._loop.call_later(grace_s(now - self._at, self._latest - now), self._turn, _TURNS)
+
+    def _turn(self, left: int) -> None:
+        if left:
+            self._handle = self._loop.call_soon(self._turn, left - 1)
+        else:
+            self._handle = None  # it holds this timer
+            self._expire()
 
 
 class Deadline(abc.ABC):
@@ -17,30 +87,38 @@ class Deadline(abc.ABC):
 
     Args:
         at: The moment, on the event loop's clock; infinity for never.
+        latest: When it expires without a second look; `at` for none at all.
 
     Attributes:
         at: As given.
+        latest: As given.
         second: The second at which it gets a timer of its own; None for never.
         timer: Its own timer; None before that second.
     """
 
-    __slots__ = ("at", "second", "timer")
+    __slots__ = ("at", "latest", "second", "timer")
 
-    def __init__(self, at: float) -> None:
+    def __init__(self, at: float, latest: float = math.inf) -> None:
         self.at = at
+        self.latest = latest
         self.second = math.floor(at) - 1 if at < math.inf else None
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | PatientTimer | None = None
 
     @abc.abstractmethod
     def expire(self) -> None:
-        """Called when the moment has come."""
+        """Called when the moment has come, and the second look has changed nothing."""
 
 
 class Deadlines:
-    """The deadlines of one event loop: one timer for each second in which something is due, and no timer when idle."""
+    """The deadlines of one event loop: one timer for each second in which something is due, and no timer when idle.
+
+    Attributes:
+        time: The clock of the loop.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.time = loop.time
         self._waiting: dict[int | None, tuple[set[Deadline], asyncio.TimerHandle]] = {}
 
     def add(self, deadline: Deadline) -> None:
@@ -52,7 +130,7 @@ class Deadlines:
         if group is not None:
             group[0].add(deadline)
         elif second <= self._loop.time():
-            deadline.timer = self._loop.call_at(deadline.at, deadline.expire)
+            self._give_timer(deadline)
         else:
             self._waiting[second] = ({deadline}, self._loop.call_at(second, self._give_timers, second))
 
@@ -70,4 +148,10 @@ class Deadlines:
 
     def _give_timers(self, second: int) -> None:
         for deadline in self._waiting.pop(second)[0]:
+            self._give_timer(deadline)
+
+    def _give_timer(self, deadline: Deadline) -> None:
+        if deadline.latest <= deadline.at:
             deadline.timer = self._loop.call_at(deadline.at, deadline.expire)
+        else:
+            deadline.timer = PatientTimer(self._loop, deadline.at, deadline.expire, latest=deadline.latest)

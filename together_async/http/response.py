@@ -1,13 +1,14 @@
 """One HTTP response on its way in: its head, its bytes, its deadlines, its end.
 
 A response that is being read has one timer for all its tokens: when it fires, it compares the time of the last token
-with the limits, and sets itself anew.
+with the limits, and sets itself anew. A limit that has passed gets a second look (see `http.deadlines`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
+import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from together_async.errors import APIConnectionError, APIResponseValidationError, APITimeoutError
+from together_async.http.deadlines import PatientTimer
 from together_async.http.errors import InflationError
 from together_async.http.sockets import BULK_READ_SIZE, READ_SIZE, close_without_loop, set_read_size
 from together_async.tasks import handed_over
@@ -27,6 +29,8 @@ ERROR_BODY_SECONDS: Final = 5.0
 """How long the body of an error may take. Its status is known, so the part that has come by then is enough."""
 DRAIN_SECONDS: Final = 1.0
 """How long a stream may take from `[DONE]` to the end of its body before its connection is closed and not reused."""
+_CLOCK_RESOLUTION_S: Final = 0.001
+"""How early a timer may fire, on the loop's own clock."""
 _INFLATE_FREE: Final = 4 * 1024 * 1024
 _INFLATE_RATIO: Final = 100
 """A body that inflates beyond `_INFLATE_FREE` bytes may have this many times its compressed size. JSON reaches 20
@@ -69,6 +73,7 @@ class HTTPResponse:
         "_has_token",
         "_inflated_this_turn",
         "_live",
+        "_looked_at",
         "_loop",
         "_response",
         "_silent_since",
@@ -113,8 +118,9 @@ class HTTPResponse:
         self._waiting = False
         self._body_read = False  # in one go, with the head
         self._timer_covers_silence = False  # not just the deadline of the whole call
+        self._looked_at = -math.inf  # when the latest second look began
         self._failure: APIConnectionError | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | PatientTimer | None = None
         self._live = live
         self.attempts = 1
         self.on_close: Callable[[], None] | None = None
@@ -161,18 +167,37 @@ class HTTPResponse:
             return earliest(due("first_token", self._timeouts.first_token, self._silent_since), self._total_due)
         return earliest(due("idle", self._timeouts.idle, self._silent_since), self._total_due)
 
-    def _watch(self) -> None:
-        """Sets the timer for the next deadline. It stays set while chunks come; when it fires, it looks again."""
+    def _watch(self, *, looked_again: bool = False) -> None:
+        """Sets the timer for the next deadline. It stays set while chunks come; when it fires, it looks again.
+
+        Args:
+            looked_again: Whether a second look has just ended. Then a deadline that has passed is the end.
+        """
         self._drop_timer()
         self._timer_covers_silence = self._waiting
         late = self._due()
         if late is None:
             return
-        # The loop's clock may fire a timer up to its resolution early.
-        if late.at <= self._loop.time() + 0.001:
-            self.abort(APITimeoutError(phase=late.phase, seconds=late.seconds))
-        else:
+        total, passed_until = self._total_due, self._loop.time() + _CLOCK_RESOLUTION_S
+        if late.at > passed_until:
             self._timer = self._loop.call_at(late.at, self._watch)
+        elif looked_again:
+            self.abort(APITimeoutError(phase=late.phase, seconds=late.seconds))
+        elif total is not None and total.at <= passed_until:
+            self.abort(APITimeoutError(phase=total.phase, seconds=total.seconds))
+        else:
+            self._look_again(late)
+
+    def _look_again(self, late: Due) -> None:
+        """Lets the loop read before a silence is taken for too long; as long as the timer was late, once per silence.
+
+        Another look at the same silence is for bytes that came while the caller kept the reader: it waits for nothing.
+        """
+        now = self._loop.time()
+        since = late.at if self._looked_at < self._silent_since else now
+        self._looked_at = now
+        latest = math.inf if self._total_due is None else self._total_due.at
+        self._timer = PatientTimer(self._loop, since, functools.partial(self._watch, looked_again=True), latest=latest)
 
     # --------------------------------------------------------------------------------------------------------- reading
 
@@ -222,7 +247,8 @@ class HTTPResponse:
             raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True
         if not self._timer_covers_silence:
-            self._watch()
+            # A reader that always finds pings is never seen to wait, when the second look ends either.
+            self._watch(looked_again=not caller_ran and self._looked_at >= self._silent_since)
         return self._inflate() if self._compressed else self._content.readany()
 
     def note_read(self, data: bytes) -> bytes:
@@ -325,11 +351,16 @@ class HTTPResponse:
         """Returns as much of an error's body as comes: no failure of the body may hide the status."""
         pieces: list[bytes] = []
         size = 0
-        with contextlib.suppress(APIConnectionError, TimeoutError):
-            async with asyncio.timeout(ERROR_BODY_SECONDS):
-                while size < MAX_ERROR_BODY_SIZE and (data := await self.read(progressed=size > 0)):
-                    pieces.append(data)
-                    size += len(data)
+        late = APIConnectionError(f"the body of an error took more than {ERROR_BODY_SECONDS} s")
+        timer = PatientTimer(self._loop, self._time() + ERROR_BODY_SECONDS, functools.partial(self.abort, late))
+        try:
+            while size < MAX_ERROR_BODY_SIZE and (data := await self.read(progressed=size > 0)):
+                pieces.append(data)
+                size += len(data)
+        except APIConnectionError:
+            pass  # also what ended it: the client, a limit of the call
+        finally:
+            timer.cancel()
         self.close()
         return b"".join(pieces)[:MAX_ERROR_BODY_SIZE]
 
@@ -346,7 +377,7 @@ class HTTPResponse:
             return
         self._drop_timer()
         self._response.content.on_eof(self._detach)
-        self._timer = self._loop.call_later(DRAIN_SECONDS, self.close)
+        self._timer = PatientTimer(self._loop, self._time() + DRAIN_SECONDS, self.close)
 
     def abort(self, failure: APIConnectionError) -> None:
         """Closes the connection; the read that waits now, and every later one, raises `failure`."""

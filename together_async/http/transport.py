@@ -63,6 +63,14 @@ class Abortable(Protocol):
 class Opening(Deadline):
     """A request that is being sent: a deadline for the task that sends it, like `asyncio.timeout_at` at less cost.
 
+    Args:
+        deadlines: The deadlines of the running loop; the request's own is added by whoever makes it.
+        at: When the head must have come, on the loop's clock; infinity for never.
+        latest: When the whole call must have ended.
+        loop: The running event loop; None looks it up.
+        connect_s: Seconds for each new connection; None for no limit.
+        dial: Observes them; None for nobody.
+
     Attributes:
         expired: Whether the task was cancelled from here.
         failure: Why, if it was not the deadline.
@@ -71,12 +79,31 @@ class Opening(Deadline):
         dialled: Whether a new connection was begun for the last of them.
     """
 
-    __slots__ = ("_cancelling", "_dial", "_open", "attempts", "dialled", "expired", "failure", "task")
+    __slots__ = (
+        "_cancelling",
+        "_connect_s",
+        "_connecting",
+        "_deadlines",
+        "_dial",
+        "_open",
+        "attempts",
+        "dialled",
+        "expired",
+        "failure",
+        "task",
+    )
 
     def __init__(
-        self, at: float, loop: asyncio.AbstractEventLoop | None = None, dial: DialObserver | None = None
+        self,
+        deadlines: Deadlines,
+        at: float,
+        latest: float = math.inf,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connect_s: float | None = None,
+        dial: DialObserver | None = None,
     ) -> None:
-        super().__init__(at)
+        super().__init__(at, latest)
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 - in a coroutine
         self.task = task
@@ -86,16 +113,25 @@ class Opening(Deadline):
         self.failure: APIConnectionError | None = None
         self.attempts = 0
         self.dialled = False
+        self._deadlines = deadlines
+        self._connect_s = connect_s
+        self._connecting: Connecting | None = None
         self._dial = dial
 
     def begun(self) -> None:
         """A new connection begins to be opened."""
         self.dialled = True
+        if self._connect_s is not None:
+            self._connecting = Connecting(self, self._connect_s, self._deadlines.time())
+            self._deadlines.add(self._connecting)
         if self._dial is not None:
             self._dial.begun()
 
     def ended(self, connected: bool) -> None:
         """It is open, or has failed."""
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            self._deadlines.discard(connecting)
         if self._dial is not None:
             self._dial.ended(connected)
 
@@ -117,6 +153,24 @@ class Opening(Deadline):
         if not was_open or not self.expired:
             return False
         return self.task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+
+
+class Connecting(Deadline):
+    """A new connection that is being opened for a request: `Timeouts.connect`, from the look-up of the host to TLS.
+
+    aiohttp's own limit would take no second look, and its options would differ from call to call.
+    """
+
+    __slots__ = ("_opening", "_seconds")
+
+    def __init__(self, opening: Opening, seconds: float, now: float) -> None:
+        super().__init__(now + seconds, opening.latest)
+        self._opening = opening
+        self._seconds = seconds
+
+    def expire(self) -> None:
+        """Ends the request."""
+        self._opening.abort(APITimeoutError(phase="connect", seconds=self._seconds))
 
 
 class Transport:
@@ -158,7 +212,7 @@ class Transport:
         self._fresh: aiohttp.ClientSession | None = None
         self._diallers: dict[asyncio.Task[Any] | None, Dialler] = {}
         self._deadlines = Deadlines(self.loop)
-        self._options: dict[float | None, dict[str, Any]] = {}  # by Timeouts.connect
+        self._options: dict[str, Any] = {}
         self._urls: dict[str, URL] = {}
         self.responses: set[HTTPResponse] = set()
         self.openings: set[Abortable] = set()
@@ -205,9 +259,18 @@ class Transport:
             raise unsent(ClientClosedError("the client is closed; make a new one"))
         sent = started if sent is None else sent
         deadline = due("first_token", timeouts.first_token, sent)
+        total_at = math.inf
         if timeouts.total is not None:
+            total_at = started + timeouts.total
             deadline = earliest(deadline, due("total", timeouts.total, started))
-        opening = Opening(math.inf if deadline is None else deadline.at, self.loop, dial)
+        opening = Opening(
+            self._deadlines,
+            math.inf if deadline is None else deadline.at,
+            total_at,
+            loop=self.loop,
+            connect_s=timeouts.connect,
+            dial=dial,
+        )
         self._deadlines.add(opening)
         self.openings.add(opening)
         if on_opening is not None:
@@ -252,7 +315,9 @@ class Transport:
             failure = opening.failure
         elif isinstance(error, TimeoutError) and deadline is not None:
             failure = APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)
-        elif isinstance(error, TimeoutError) and timeouts.connect is not None:
+        elif (
+            isinstance(error, TimeoutError) and timeouts.connect is not None
+        ):  # aiohttp's, in a session of the caller's
             failure = APITimeoutError(phase="connect", seconds=timeouts.connect)
         elif isinstance(error, APIConnectionError):
             failure = error
@@ -363,19 +428,19 @@ class Transport:
 
     def _open_session(self, connect_s: float | None) -> tuple[aiohttp.ClientSession, dict[str, Any]]:
         """Returns the session, opened on first use, and the options of its requests."""
-        options = self._options.get(connect_s)
-        if options is None:
-            options = self._options[connect_s] = self._make_options(connect_s)
         if self._session is None:
             self._session = self._make_session(force_close=False)
+        options = self._options = self._options or self._make_options()
+        if not self._owned and connect_s is not None:
+            # `sock_connect`, because `connect` includes the wait for the session's pool.
+            return self._session, {**options, "timeout": aiohttp.ClientTimeout(total=None, sock_connect=connect_s)}
         return self._session, options
 
-    def _make_options(self, connect_s: float | None) -> dict[str, Any]:
-        # aiohttp gets only the connect timeout: its `total` kills long streams, its `sock_read` counts pings. Its
-        # `connect` includes the wait for the pool; ours has no limit, the pool of a caller's session may have one.
-        connect: dict[str, Any] = {"connect" if self._owned else "sock_connect": connect_s}
+    def _make_options(self) -> dict[str, Any]:
+        # aiohttp gets no timeouts: its `total` kills long streams, its `sock_read` counts pings, and `Connecting` does
+        # what its `connect` would.
         options: dict[str, Any] = {
-            "timeout": aiohttp.ClientTimeout(total=None, **connect),
+            "timeout": aiohttp.ClientTimeout(total=None),
             "allow_redirects": False,
             "raise_for_status": False,
             "auto_decompress": True,
