@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.clients import client_of, served
+from support.leaks import open_sockets
 from support.scripts import stalls
 from support.servers import (
     DONE,
@@ -32,7 +33,7 @@ from support.servers import (
     threaded,
 )
 from support.virtual_time import lasts, virtual
-from together_async import APIConnectionError, AsyncTogether, StreamConnectionError
+from together_async import APIConnectionError, AsyncTogether, Retry, StreamConnectionError, Timeouts
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -73,17 +74,31 @@ async def test_closing_the_client_ends_what_is_under_way(script: Script, kind: s
         await client.aclose()
 
 
-async def test_closing_the_client_waits_for_no_server_that_has_stopped_reading() -> None:
+@pytest.mark.parametrize("way", ["closed", "cancelled", "late"])
+async def test_no_server_that_has_stopped_reading_is_waited_for(way: str) -> None:
     """A request that is larger than all buffers is on its way, and the rest of it is not sent."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        client = AsyncTogether(KEY, base_url=f"http://127.0.0.1:{server.getsockname()[1]}/v1")
+        base_url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        timeouts = Timeouts(first_token=0.5 if way == "late" else 60)
+        client = AsyncTogether(KEY, base_url=base_url, timeouts=timeouts, retry=Retry(attempts=1))
+        before = open_sockets()
         call = asyncio.create_task(client.create("x" * 20_000_000, model=MODEL))
         accepted, _ = await asyncio.to_thread(server.accept)
-        await asyncio.to_thread(accepted.recv, 1)
-        async with asyncio.timeout(5):
-            await client.aclose()
-        with accepted, pytest.raises(APIConnectionError, match="client was closed"):
-            await call
+        with accepted:
+            await asyncio.to_thread(accepted.recv, 1)
+            async with asyncio.timeout(5):
+                if way == "closed":
+                    await client.aclose()
+                elif way == "cancelled":
+                    call.cancel()
+                await asyncio.wait((call,))
+                while len(open_sockets() - before) > 1:  # noqa: ASYNC110 - asyncio closes it a turn later
+                    await asyncio.sleep(0)
+                await client.aclose()
+        if way == "cancelled":
+            assert call.cancelled()
+        else:
+            assert isinstance(call.exception(), APIConnectionError)
 
 
 @virtual

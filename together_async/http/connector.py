@@ -31,9 +31,11 @@ class Dialler(DialObserver, Protocol):
 
     Attributes:
         dialled: Whether a new connection was begun for it. Its sender says False before each sending.
+        sent_on: What it is sent on, once it has a connection; None before.
     """
 
     dialled: bool
+    sent_on: asyncio.Transport | None
 
 
 class Connector(aiohttp.TCPConnector):
@@ -67,6 +69,7 @@ class Connector(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             if protocol is None or not protocol.should_close or dialler.dialled:
+                dialler.sent_on = connection.transport
                 return connection
             connection.close()
 

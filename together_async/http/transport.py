@@ -77,6 +77,7 @@ class Opening(Deadline):
         attempts: HTTP requests made so far.
         task: The task that sends it.
         dialled: Whether a new connection was begun for the last of them.
+        sent_on: The connection of the last of them, in a session of ours; None before there is one.
     """
 
     __slots__ = (
@@ -90,6 +91,7 @@ class Opening(Deadline):
         "dialled",
         "expired",
         "failure",
+        "sent_on",
         "task",
     )
 
@@ -113,6 +115,7 @@ class Opening(Deadline):
         self.failure: APIConnectionError | None = None
         self.attempts = 0
         self.dialled = False
+        self.sent_on: asyncio.Transport | None = None
         self._deadlines = deadlines
         self._connect_s = connect_s
         self._connecting: Connecting | None = None
@@ -284,6 +287,9 @@ class Transport:
             opening.end(None)
             self._check_still_open(response)
         except BaseException as error:
+            if opening.sent_on is not None:
+                # aiohttp would close it once all of a large request is sent, which may be never.
+                opening.sent_on.abort()
             caught = TimeoutError() if opening.end(error) else error
             if not isinstance(caught, Exception):
                 raise  # cancelled by somebody else
