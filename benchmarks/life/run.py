@@ -11,13 +11,14 @@ The seed decides what each call does; the timing, and so the interleaving, is th
 """
 
 import asyncio
+import collections
 import contextlib
 import faulthandler
 import gc
 import random
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 from benchmarks.harness import complaints
@@ -77,6 +78,8 @@ class Life:
         self._collector = Collector(seed)
         self._tools = Tools(_hub())
         self._under_way: dict[asyncio.Task[None], tuple[float, Plan]] = {}
+        self._generators: collections.deque[AsyncGenerator[Any, Any]] = collections.deque()
+        self._closings: set[asyncio.Task[None]] = set()
         self._calls = 0
         self._started = time.monotonic()
         self._settled_s = 0.0
@@ -88,6 +91,9 @@ class Life:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._note_report)
         loop.slow_callback_duration = 10.0  # collections on a busy machine are no news
+        if type(loop).__module__.startswith("uvloop") and loop.get_debug():
+            # Its own finalizer crashes the interpreter there: https://github.com/MagicStack/uvloop/issues/611
+            sys.set_asyncgen_hooks(finalizer=self._generators.append)
         await self._warm_up()
         with self._collector:
             self._sample()
@@ -123,11 +129,20 @@ class Life:
             while len(self._under_way) < self._streams * 4 // 3:
                 self._start(self._clients[self._calls % 2])
             await asyncio.sleep(0.02)
+            self._close_generators()
             self._end_late_calls()
         await guests
         while self._under_way:
             await asyncio.sleep(0.05)
+            self._close_generators()
             self._end_late_calls()
+
+    def _close_generators(self) -> None:
+        """Closes the generators that were dropped half way, where the event loop does not."""
+        while self._generators:
+            task = asyncio.create_task(self._generators.popleft().aclose())  # type: ignore[arg-type]  # asyncio does so
+            self._closings.add(task)
+            task.add_done_callback(self._closings.discard)
 
     async def _close(self) -> None:
         for client in self._clients:
@@ -214,6 +229,7 @@ class Life:
         while True:
             await asyncio.sleep(0.1)
             _collect()
+            self._close_generators()
             for client in self._clients:
                 samples.empty_pool(client)
             self._settled_s = time.monotonic() - began
