@@ -8,8 +8,8 @@ import types
 import pytest
 import trustme
 
-from support.clients import client_of
-from support.servers import LAST_CHUNK, MODEL, Call, ScriptedServer, delta, say, sse
+from support.clients import client_of, transport_of
+from support.servers import LAST_CHUNK, MODEL, Call, ScriptedServer, answers, delta, response, say, sse, whole
 from support.tls import client_tls, server_tls
 from together_async.http import sockets
 
@@ -33,6 +33,15 @@ async def test_reads_are_small_on_plain_connections() -> None:
             assert connection.transport.max_size == sockets.READ_SIZE
             going_on.set()
             assert (await stream.completion()).text == "a" + "x" * 900_000 + "b"
+
+
+async def test_reads_are_small_for_whole_responses() -> None:
+    """Their connection is back in the pool when the head is known, so it is set up before."""
+    async with ScriptedServer(answers(response(whole()))) as server, client_of(server) as client:
+        await client.create("Hi", model=MODEL)
+        connector = transport_of(client)._session.connector  # type: ignore[union-attr]  # it is open
+        ((pooled,),) = connector._conns.values()  # type: ignore[union-attr]  # one host, one connection
+        assert pooled[0].transport.max_size == sockets.READ_SIZE
 
 
 async def test_reads_are_small_on_tls_connections(authority: trustme.CA) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from together_async.http.sockets import close_without_loop
+from together_async.http.sockets import READ_SIZE, close_without_loop, set_transport_read_size
 
 
 class DialObserver(Protocol):
@@ -82,6 +82,8 @@ class Connector(aiohttp.TCPConnector):
         dialler.begun()
         try:
             connection = await super()._create_connection(req, traces, timeout)
+            # Now, because a whole response mostly comes in one read, and the connection is back in the pool with it.
+            set_transport_read_size(connection.transport, READ_SIZE)
             connected = True
         finally:
             dialler.ended(connected)

@@ -5,6 +5,7 @@ The private attributes of asyncio are touched here and nowhere else, each with a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from typing import Any, Final
@@ -21,13 +22,18 @@ TLS_READ_SIZE: Final = 32_768
 
 
 def set_read_size(response: aiohttp.ClientResponse, size: int) -> None:
+    """Makes asyncio read the connection of a response in pieces of `size`, unless the body has ended."""
+    connection = response.connection
+    if connection is not None:
+        set_transport_read_size(connection.transport, size)
+
+
+def set_transport_read_size(transport: asyncio.BaseTransport | None, size: int) -> None:
     """Makes asyncio read this connection in pieces of `size` (see READ_SIZE), or of TLS_READ_SIZE if it is TLS.
 
     The attributes are private to asyncio: they are set where they are as expected, and left alone elsewhere (uvloop has
     none of them).
     """
-    connection = response.connection
-    transport = None if connection is None else connection.transport
     if transport is None:
         return
     protocol = getattr(transport, "_ssl_protocol", None)
