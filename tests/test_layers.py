@@ -81,8 +81,9 @@ MODULES = {
         call:
         stats:
         tracebacks:
-        reading:   stats tracebacks | | call
-        readers:   reading
+        claims:
+        reading:   claims stats tracebacks | | call
+        readers:   claims reading
         stream:    readers reading stats tracebacks | | call
         whole:     | | call
     """,

@@ -65,9 +65,6 @@ class Numbers(OwningIterator):
         self.closed = closed
         self.name = name
 
-    def hand_over(self) -> bool:
-        return self._hand_over()
-
     def _drop(self) -> None:
         self.closed.append(self.name)
 

@@ -141,7 +141,7 @@ class OwningIterator(abc.ABC):
         if getattr(self, "_owner", False):  # not set where __init__ raised
             self._drop()
 
-    def _hand_over(self) -> bool:
+    def hand_over(self) -> bool:
         """Gives up the ownership for the iterator of a loop; returns whether there was any to give."""
         owner, self._owner = self._owner, False
         return owner

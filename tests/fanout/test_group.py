@@ -156,6 +156,23 @@ async def test_two_readers_share() -> None:
 
 
 @tidy
+@pytest.mark.parametrize("first", ["loop", "step"])
+async def test_a_second_plain_loop_does_no_harm(first: str) -> None:
+    """It is refused while another task waits; the results still stop their tasks when they are dropped."""
+    async with emulated(first_token_s=1.0) as (_, client):
+        results = client.map(prompts(5), model=MODEL)
+        reading = asyncio.ensure_future(all_of(results) if first == "loop" else anext(results))
+        await asyncio.sleep(0.5)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="two tasks read the same results"):
+                await all_of(results)
+        if first == "loop":
+            check_complete(await reading, prompts(5))
+        else:
+            check_complete([await reading, *await all_of(results)], prompts(5))
+
+
+@tidy
 async def test_a_crash_in_a_child_comes_out_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unexpected exception within a request is not a result, and is never swallowed."""
 

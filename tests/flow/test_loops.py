@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from support.any_chunks import chunk
-from support.sources import BUFFERS, Upstream, settle, settle_until, text
+from support.sources import BUFFERS, Tap, Upstream, doing, settle, settle_until, text
 from together_async import (
     Broadcast,
     Buffer,
@@ -138,3 +138,91 @@ async def test_a_loop_may_be_left_and_taken_up_again(kind: str) -> None:
                         received += text([item])
                         break
         assert received == "abcdefgh"
+
+
+# --------------------------------------------------------------------------------------------------------- two loops
+
+
+async def texts_of(source: Loopable, choice: int) -> str:
+    return "".join([part async for part in source.text(choice)])
+
+
+@pytest.mark.parametrize("second", ["chunks", "text"])
+@pytest.mark.parametrize("when", ["opening", "waiting", "in its body"])
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_second_loop_is_refused_without_harm(kind: str, when: str, second: str) -> None:
+    """At once; the first gets every chunk."""
+    tap, in_body, go = Tap(), asyncio.Event(), asyncio.Event()
+    if when == "opening":
+        tap.held.clear()
+    else:
+        tap.give("a")
+    source, got = LOOPED[kind](tap), ""
+
+    async def read() -> None:
+        nonlocal got
+        async for item in source:
+            got += text([item])
+            if when == "in its body":
+                in_body.set()
+                await go.wait()
+
+    async with doing(read()) as task:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"one loop reads a stream.*tee"):
+                async for _ in source if second == "chunks" else source.text():
+                    pass
+        tap.give("bc")
+        tap.end()
+        for event in (tap.held, go):
+            event.set()
+        await task
+    assert got == ("bc" if when == "opening" else "abc")
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_loop_beside_a_single_read_is_refused_without_harm(kind: str) -> None:
+    """`anext(source)` that waits in another task gets its chunk, and a loop may follow."""
+    tap = Tap("a")
+    source = LOOPED[kind](tap)
+    assert text([await anext(source)]) == "a"
+    async with doing(anext(source)) as single:
+        with pytest.raises(RuntimeError, match="two tasks"):
+            async for _ in source:
+                pass
+        tap.give("b")
+        assert text([await single]) == "b"
+    tap.give("c")
+    tap.end()
+    assert text([item async for item in source]) == "c"
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_texts_of_two_choices_are_whole_or_refused(kind: str) -> None:
+    """One after the other both are whole; at the same time the second loop is refused; in a block neither misses a
+    piece."""
+
+    def both(number: int) -> list[ChatCompletionChunk]:
+        return [chunk(f"a{number}"), chunk(f"b{number}", index=1)]
+
+    tap = Tap()
+    for number in range(3):
+        tap.give(both(number))
+    tap.end()
+    source = LOOPED[kind](tap)
+    first = source.text(0)
+    assert await anext(first) == "a0"
+    with pytest.raises(RuntimeError, match="one loop reads a stream"):
+        await texts_of(source, 1)
+    assert [part async for part in first] == ["a1", "a2"]
+    assert await texts_of(source, 1) == "b0b1b2"
+    assert await texts_of(source, 1) == ""
+
+    tap = Tap()
+    async with LOOPED[kind](tap) as source:
+        first, second = source.text(0), source.text(1)
+        for number in range(3):
+            tap.give(both(number))
+            assert [await anext(second), await anext(first)] == [f"b{number}", f"a{number}"]
+        tap.end()
+        assert [part async for part in first] == []

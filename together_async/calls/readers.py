@@ -3,6 +3,9 @@
 The per-token path is in the `__anext__` methods. It has no task, no queue and no timer: a payload is decoded when the
 caller wants it, and the network is read when no payload is left. Waiting, ending and failing are in `calls.reading`.
 
+A plain loop claims the stream with its first step (see `calls.claims`), in `_decode` or `Reading.wait`: no reader takes
+the quick path before its first chunk, so that a token costs nothing for it.
+
 Nearly every chunk is plain: one choice, the one that is being read, with a text and nothing else. Such chunks take a
 quick path, which adds the text to the accumulator's own list.
 """
@@ -10,12 +13,12 @@ quick path, which adds the text to the accumulator's own list.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
+from together_async.calls.claims import ClaimingIterator
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
-from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw
-from together_async.tasks import OwningIterator
+from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw, text_of
 from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
 from together_async.wire.raw_events import RawEventDecoder
 
@@ -24,34 +27,40 @@ _BATCH: Final = 64
 _EXTRA_FIELDS: Final = frozenset(GENERATED_FIELDS) - {"content", "tool_calls"}
 
 
-class Reader(OwningIterator):
-    """Base of all iterators over a stream. An owner of the connection closes it when it is dropped.
+class Reader(ClaimingIterator):
+    """Base of all iterators over a stream.
 
     Args:
         reading: The stream that is read.
         index: The index of the choice whose text is read; 0 for readers of whole chunks.
-        owner: Whether the connection is closed when this iterator is dropped.
+        plain: Whether it is made outside of `async with`: then it claims the stream, and closes it when it is dropped.
     """
 
     __slots__ = ("_accumulator", "_append", "_has_extra_fields", "_index", "_reading")
 
-    def __init__(self, reading: Reading, index: int, *, owner: bool) -> None:
-        super().__init__(owner=owner)
+    ONE_CHOICE: ClassVar = False
+    """Whether only the text of one choice is read, and loops over the others may read beside it."""
+
+    def __init__(self, reading: Reading, index: int, *, plain: bool) -> None:
+        super().__init__(reading.claims, index if self.ONE_CHOICE else None, plain=plain)
         self._reading = reading
         self._index = index
         self._accumulator = reading.accumulator
         self._append: Callable[[str], None] | None = None  # adds to the texts of the choice, once it has begun
         self._has_extra_fields = True
-        self._begin()
+        if not plain:
+            self._begin()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._reading!r}>"
 
     def __aiter__(self) -> Self:
         # The iterator of a loop owns the connection: it dies with the loop, even if this one is kept.
-        return type(self)(self._reading, self._index, owner=self._hand_over())
+        loop = type(self)(self._reading, self._index, plain=self._is_plain)
+        loop.take_over(self)
+        return loop
 
-    def _drop(self) -> None:
+    def _close(self) -> None:
         if not self._reading.over:
             self._reading.leave()
 
@@ -69,6 +78,12 @@ class Reader(OwningIterator):
     def _decode(self, payload: bytes, chunk: ChatCompletionChunk | None) -> ChatCompletionChunk | None:
         """Returns the chunk of any payload, None if it is not one; decoded already if `chunk` is given."""
         reading = self._reading
+        if self.must_claim:
+            try:
+                self.claim()
+            except RuntimeError:
+                reading.payloads.append(payload)  # the other loop has not had it
+                raise
         chunk = reading.accept(payload, chunk)
         if chunk is not None and not reading.delivered:
             reading.delivered = self._delivers(chunk)
@@ -138,14 +153,14 @@ class ChunksReader(Reader):
                 try:
                     chunk = self._decode(payload, chunk)
                 except StreamError as error:
-                    await reading.retry(error)
+                    await reading.retry(error, self)
                     chunk = None
                 if chunk is not None:
                     reading.caller_ran = True
                     return chunk
                 await reading.skip()
                 payloads = reading.payloads
-            if not await reading.wait(owner=self._owner):
+            if not await reading.wait(self):
                 raise StopAsyncIteration
 
 
@@ -165,7 +180,7 @@ class BatchesReader(Reader):
                 except StreamError as error:
                     if batch:
                         break  # the next read raises it
-                    await reading.retry(error)
+                    await reading.retry(error, self)
                     continue
                 if chunk is not None:
                     batch.append(chunk)
@@ -174,7 +189,7 @@ class BatchesReader(Reader):
             if batch:
                 reading.caller_ran = True
                 return batch
-            if not await reading.wait(owner=self._owner):
+            if not await reading.wait(self):
                 raise StopAsyncIteration
 
     def _plain(self, payload: bytes) -> ChatCompletionChunk | None:
@@ -212,12 +227,12 @@ class RawReader(Reader):
             except StreamError as error:
                 data = self._whole_events() if reading.delivered else b""
                 if not data:
-                    await reading.retry(error)
+                    await reading.retry(error, self)
                     continue
             if data:
                 reading.delivered = reading.caller_ran = True
                 return data
-            if not await reading.wait(owner=self._owner, once=True):
+            if not await reading.wait(self, once=True):
                 decoder = reading.decoder
                 if isinstance(decoder, RawEventDecoder) and (data := decoder.unterminated_done()):
                     return data
@@ -257,15 +272,18 @@ class RawReader(Reader):
 
 
 class TextReader(Reader):
-    """The iterator of one choice's text."""
+    """The iterator of one choice's text. It keeps the texts of the other choices for their readers."""
 
     __slots__ = ()
+    ONE_CHOICE = True
 
-    async def __anext__(self) -> str:
+    async def __anext__(self) -> str:  # noqa: C901 - the quick path costs no call
         reading = self._reading
         while True:
+            if reading.kept and (text := self._kept_text()):
+                return text
             payloads = reading.payloads
-            while payloads:
+            if payloads:
                 payload = payloads.pop()
                 # Quick path of Reader._decode; tests/calls/test_reading.py::test_the_quick_paths_are_the_full_one holds
                 # the two together.
@@ -280,7 +298,6 @@ class TextReader(Reader):
                         delta is not None
                         and (append := self._append) is not None
                         and (content := delta.content)
-                        and choice.index == self._index
                         and choice.finish_reason is None
                         and choice.logprobs is None
                         and delta.tool_calls is None
@@ -293,39 +310,85 @@ class TextReader(Reader):
                         and chunk.prompt is None
                         and chunk.warnings is None
                     ):
-                        append(content)
-                        return content
+                        if choice.index == self._index:
+                            append(content)
+                            return content
+                        if self._pass_by(choice.index, content):
+                            await reading.skip()
+                            continue
                 try:
                     text = self._text_of(self._decode(payload, None))
                 except StreamError as error:
-                    await reading.retry(error)
+                    await reading.retry(error, self)
                     text = ""
                 if text:
                     return text
                 await reading.skip()
-                payloads = reading.payloads
-            if not await reading.wait(owner=self._owner):
+            elif not await reading.wait(self):
                 raise StopAsyncIteration
 
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:
-        return bool(self._text_of(chunk))
+        return any((choice.index or 0) == self._index and text_of(choice) for choice in chunk.choices)
+
+    def _pass_by(self, index: int | None, text: str) -> bool:
+        """Keeps a piece of another choice's text; returns False, and does nothing, if that choice has not begun."""
+        texts = None if index is None else self._accumulator.texts(index)
+        if index is None or texts is None:
+            return False
+        texts.append(text)
+        self._keep(index, text)
+        return True
 
     def _text_of(self, chunk: ChatCompletionChunk | None) -> str:
-        return "".join(
-            text
-            for choice in (chunk.choices if chunk is not None else ())
-            if (choice.index or 0) == self._index
-            and (text := choice.delta.content if "delta" in vars(choice) else choice.text)
-        )
+        """Returns the text of this reader's choice; keeps those of the others."""
+        own = ""
+        for choice in chunk.choices if chunk is not None else ():
+            if text := text_of(choice):
+                index = choice.index or 0
+                if index == self._index:
+                    own += text
+                else:
+                    self._keep(index, text)
+        return own
+
+    def _keep(self, index: int, text: str) -> None:
+        self._reading.kept.add(index, text)
+
+    def _kept_text(self) -> str:
+        """Returns what readers of other choices have kept for this one; empty if there is nothing."""
+        reading = self._reading
+        if self.must_claim and self._index in reading.kept:
+            self.claim()  # also at the end of the stream: it may be kept for a loop that is in its body
+        text = reading.kept.take(self._index)
+        if text:
+            reading.delivered = reading.caller_ran = True
+        return text
 
 
 class RestReader(TextReader):
-    """Reads for `completion()`: as text, which is cheaper. Before the first token the call may be retried."""
+    """Reads for `completion()`: as text, which is cheaper. Before the first token the call may be retried.
+
+    It is no loop: in the body of a plain loop it takes the rest from that one, as `anext(stream)` takes a chunk.
+    """
 
     __slots__ = ()
+    ONE_CHOICE = False
 
     def __aiter__(self) -> Self:
         return self
 
+    def claim(self) -> None:
+        """Takes the claim if no loop has one, and needs none otherwise."""
+        if self._claims:
+            self.must_claim = False
+        else:
+            super().claim()
+
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - the caller sees no chunk
         return self._accumulator.generated > 0
+
+    def _keep(self, index: int, text: str) -> None:
+        """Does nothing: the whole text is in the completion."""
+
+    def _kept_text(self) -> str:
+        return ""

@@ -6,7 +6,7 @@ both hold the reading and read its state. A reading is in one of five states:
 | state | `response` | `payloads` | `error` | what a read does |
 |---|---|---|---|---|
 | NEW | None | empty | None | opens the stream |
-| OPENING | None | empty | None | raises RuntimeError: another task is opening it |
+| OPENING | None | empty | None | waits, if its turn may come (see below); else raises RuntimeError |
 | LEAVING | None | empty | any | raises the error; the task that is opening the stream finds out and ends it |
 | OPEN | set | any | None | returns the next payload, or waits for it |
 | ENDED | None | empty | any | ends the loop if the answer is complete, else raises the error |
@@ -19,20 +19,27 @@ and changes it like this, whatever comes from the server, the caller or the garb
 | NEW | ENDED | `leave` |
 | OPENING | OPEN | the head of a response |
 | OPENING | ENDED | an error, or a cancellation |
+| OPENING | NEW | a cancellation while another reader waits for its turn |
 | OPENING | LEAVING | `leave`, which gives the call up |
 | LEAVING | ENDED | the call, which is given up |
 | OPEN | ENDED | `finish` at the end of the answer, `leave`, `break_off` with an error |
 | ENDED | OPENING | `retry`, as long as nothing was delivered |
+
+One reader at a time is at the network: it opens the stream, or waits for bytes. That is its turn. Readers of a choice's
+text wait for the end of each other's turns, and go on with what was kept for them (`kept`), with the payloads that are
+left, or with a turn of their own. A reader of whole chunks is refused meanwhile, and so is any other in its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from together_async.calls.claims import ClaimingIterator, Claims, KeptTexts
 from together_async.calls.stats import ArrivalTimes
 from together_async.calls.tracebacks import let_go
 from together_async.errors import (
@@ -102,6 +109,8 @@ class Reading:
             caller's, and not the server's silence.
         closed: Whether the caller has closed the stream.
         raw: Whether the bytes of the response are read, and not its chunks.
+        claims: Those of the plain loops that are under way.
+        kept: Texts of choices that a loop over another choice's text came across, for their own readers.
         has_extra_fields: Whether the chunks have more than plain text (see `Reader.decode`); None before the first.
     """
 
@@ -112,13 +121,17 @@ class Reading:
         "_max_event_size",
         "_skipped",
         "_time",
+        "_turn",
+        "_turn_end",
         "accumulator",
         "caller_ran",
+        "claims",
         "closed",
         "decoder",
         "delivered",
         "error",
         "has_extra_fields",
+        "kept",
         "payloads",
         "raw",
         "response",
@@ -133,6 +146,8 @@ class Reading:
         self._max_event_size = max_event_size
         self._headers: dict[str, str] | None = None  # made when they are asked for, or when the response goes
         self._skipped = 0  # payloads without a chunk
+        self._turn: ClaimingIterator | None = None  # the reader that is at the network
+        self._turn_end: asyncio.Event | None = None  # readers of other choices' texts wait for it
         self.state = State.NEW
         self.response: HTTPResponse | None = None
         self.decoder: ChunkDecoder | None = None
@@ -144,6 +159,8 @@ class Reading:
         self.caller_ran = True
         self.closed = False
         self.raw = False
+        self.claims = Claims()
+        self.kept = KeptTexts()
         self.has_extra_fields: bool | None = None
 
     def __repr__(self) -> str:
@@ -200,10 +217,11 @@ class Reading:
 
     # --------------------------------------------------------------------------------------------------------- opening
 
-    async def open(self, broken: TogetherError | None = None) -> None:
+    async def open(self, reader: ClaimingIterator | None = None, *, broken: TogetherError | None = None) -> None:
         """Sends the request, and looks at the head of the response.
 
         Args:
+            reader: The reader whose turn it is; None for none.
             broken: How an earlier response broke, of which the caller has seen nothing.
 
         Raises:
@@ -215,22 +233,26 @@ class Reading:
         if broken is None:
             self.times.started = self._time()
         self.state, self.error = State.OPENING, None
-        response = await self._response_of_call(broken)
-        # Called when the response is closed. It holds no reference to this reading, which has to end when dropped.
-        response.on_close = functools.partial(_settle_limits, self._call, self.accumulator)
-        if broken is not None:
-            self._start_anew()
-        if self._is_leaving():
-            response.close()
-            self.state = State.ENDED
-            raise self.break_off(IncompleteStreamError, _CLOSED_WHILE_OPENING)
-        self.state, self.response = State.OPEN, response
+        self._turn = reader
         try:
-            self.decoder = self._decoder_for(response)
-        except ProtocolError as error:
-            raise self.break_off_as_foreign(error) from error
+            response = await self._response_of_call(reader, broken)
+            # Called when the response is closed. It holds no reference to this reading, which has to end when dropped.
+            response.on_close = functools.partial(_settle_limits, self._call, self.accumulator)
+            if broken is not None:
+                self._start_anew()
+            if self._is_leaving():
+                response.close()
+                self.state = State.ENDED
+                raise self.break_off(IncompleteStreamError, _CLOSED_WHILE_OPENING)
+            self.state, self.response = State.OPEN, response
+            try:
+                self.decoder = self._decoder_for(response)
+            except ProtocolError as error:
+                raise self.break_off_as_foreign(error) from error
+        finally:
+            self._end_turn()
 
-    async def _response_of_call(self, broken: TogetherError | None) -> HTTPResponse:
+    async def _response_of_call(self, reader: ClaimingIterator | None, broken: TogetherError | None) -> HTTPResponse:
         try:
             return await (self._call.open() if broken is None else self._call.again(broken))
         except TogetherError as error:
@@ -242,6 +264,12 @@ class Reading:
             raise
         except BaseException:
             # Cancelled. A later loop must not take this for a stream that has ended.
+            if self._turn_end is not None and not self._is_leaving():
+                self._start_anew()
+                self.state = State.NEW  # a reader that waits sends the request again
+                if reader is not None:
+                    reader.give_up()
+                raise
             self.state = State.ENDED
             self.break_off(IncompleteStreamError, "the stream was given up while its request was being sent")
             raise
@@ -252,6 +280,7 @@ class Reading:
     def _start_anew(self) -> None:
         """Forgets an earlier response."""
         self.accumulator.clear()
+        self.kept.clear()
         self.decoder = None
         self.payloads = []
         self.has_extra_fields = None
@@ -259,20 +288,23 @@ class Reading:
         self.times.clear()
         self._headers = None
 
-    async def retry(self, error: TogetherError) -> None:
+    async def retry(self, error: TogetherError, reader: ClaimingIterator) -> None:
         """Sends the request again after a response that broke; raises `error` if that is not possible any more."""
         if self.delivered or self.closed or self.error is not error:
             raise error
-        await self.open(broken=error)
+        await self.open(reader, broken=error)
 
     def read_raw(self) -> None:
         """Switches to reading the bytes of the response.
 
         Raises:
-            RuntimeError: Some of it has been read as chunks.
+            RuntimeError: Some of it has been read as chunks, or is just being read.
         """
         if self.raw:
             return
+        self.claims.check(None)
+        if self._is_busy():
+            raise RuntimeError(_TWO_READERS)
         if self.delivered or self.payloads:
             raise RuntimeError("something of this stream has been read already; its bytes are gone")
         self.raw = True
@@ -290,23 +322,64 @@ class Reading:
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    async def wait(self, *, owner: bool, once: bool = False) -> bool:  # noqa: C901, PLR0912 - the one place that waits
-        """Waits for payloads. Returns False at the end of the stream, else with at least one in `payloads`.
+    def _is_busy(self) -> bool:
+        """Whether a reader is at the network, or the stream is being opened."""
+        return self._turn is not None or self.state is State.OPENING
+
+    async def _wait_for_turn(self, reader: ClaimingIterator) -> None:
+        """Waits until the reader that is at the network has come back.
+
+        Raises:
+            RuntimeError: One of the two reads more than the text of a choice.
+        """
+        if reader.must_claim:
+            self.claims.check(reader.choice)
+        if self._turn is None or self._turn.choice is None or reader.choice is None:
+            raise RuntimeError(_TWO_READERS)
+        if reader.must_claim:
+            reader.claim()
+        if self._turn_end is None:
+            self._turn_end = asyncio.Event()
+        try:
+            await self._turn_end.wait()
+        except BaseException:
+            reader.give_up()
+            raise
+
+    def _end_turn(self) -> None:
+        self._turn = None
+        ended, self._turn_end = self._turn_end, None
+        if ended is not None and not handed_over(self._call.loop, ended.set):
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                ended.set()
+
+    async def wait(self, reader: ClaimingIterator, *, once: bool = False) -> bool:  # noqa: C901, PLR0912, PLR0915 - the one place that waits
+        """Waits for payloads. Returns False at the end of the stream, else True.
+
+        There is a payload then, unless another reader was at the network meanwhile: it may have left none.
 
         Args:
-            owner: Whether the reader owns the connection: then its cancellation closes the stream.
+            reader: Whose turn it is. If it is cancelled, it gives up its claim; the last claim closes the stream.
             once: Return after any bytes, even if they hold no payload.
 
         Raises:
             TogetherError: The stream broke, or could not be opened.
+            RuntimeError: Another reader is at the network; nothing happens to it.
         """
         while not self.payloads:
             response, decoder = self.response, self.decoder
-            if response is None or decoder is None:
+            if response is None or decoder is None or self._turn is not None:
+                if self._is_busy():
+                    await self._wait_for_turn(reader)
+                    return True
                 if self.over:
                     return self._end_of_loop()
-                await self.open()
+            if reader.must_claim:
+                reader.claim()
+            if response is None or decoder is None:
+                await self.open(reader)
                 continue
+            self._turn = reader
             try:
                 try:
                     progressed = self.accumulator.settle()
@@ -333,17 +406,19 @@ class Reading:
                 except ProtocolError as error:
                     raise self.break_off_as_foreign(error) from error
                 except BaseException:
-                    # Errors of ours have closed everything already. A cancellation leaves a stream in `async with` as
-                    # it was: no byte is lost, and the block's end closes it. A second reader is refused without harm
-                    # to the first.
-                    if owner and not response.busy:
-                        self.leave()
+                    # Errors of ours have closed everything already. A cancellation leaves a stream in `async with`, or
+                    # with another loop, as it was: no byte is lost.
+                    reader.give_up()
                     self.caller_ran = True  # the interrupted caller has its turn now; that time is not the server's
                     raise
             except TogetherError as error:
                 if self.delivered:
                     raise
-                await self.retry(error)
+                await self.retry(error, reader)
+            finally:
+                self._turn = None
+                if self._turn_end is not None:
+                    self._end_turn()
         return True
 
     def _end_of_loop(self) -> bool:

@@ -2,7 +2,8 @@
 
 Who closes the connection: inside `async with stream:` the end of the block does, so a loop may be left and taken up
 again. Without `async with` the loop owns the connection: `async for` gets an iterator of its own, which the `for`
-statement drops when it is left for whatever reason, and the end of that iterator closes the connection at once.
+statement drops when it is left for whatever reason, and the end of that iterator closes the connection at once. Such a
+loop claims the stream (see `calls.claims`).
 
 How a stream is read and how it ends is in `calls.reading`; the loops are in `calls.readers`.
 """
@@ -27,21 +28,27 @@ if TYPE_CHECKING:
 class ChatCompletionStream:
     """One stream: an async iterator of `ChatCompletionChunk`, and an async context manager. Made by `client.stream`.
 
-    The request is sent by `async with`, or by the first chunk that is asked for. A stream is read once; two loops over
-    it share the chunks. It has many methods and is one thing: they are the ways of reading and closing, and what is
-    known about the answer; all state is in `Reading`.
+    The request is sent by `async with`, or by the first chunk that is asked for. A stream is read once. Outside of
+    `async with` one loop reads it, and another loop at the same time is refused (RuntimeError) while the first goes on;
+    inside, loops share the chunks. `tee(stream)` and `Broadcast(stream)` give each chunk to several consumers. Loops
+    over the texts of different choices go together everywhere (see `text`).
+
+    It has many methods and is one thing: they are the ways of reading and closing, and what is known about the answer;
+    all state is in `Reading`.
 
     Raises (from `async with` and while reading):
         APIStatusError: The server refused; the subclass says why.
         APIConnectionError, APITimeoutError: Nothing came back.
         StreamError: It began and broke; `.partial` is what had been delivered, the subclass says why.
+        RuntimeError: Another loop or task reads it; nothing happens to that one.
     """
 
-    __slots__ = ("__weakref__", "_call", "_entered", "_reading")
+    __slots__ = ("__weakref__", "_call", "_entered", "_next", "_reading")
 
     def __init__(self, call: Call, *, choices: int = 1, time: Callable[[], float], max_event_size: int) -> None:
         self._call = call
         self._entered = False
+        self._next: ChunksReader | None = None
         self._reading = Reading(call, choices=choices, time=time, max_event_size=max_event_size)
 
     def __repr__(self) -> str:
@@ -53,10 +60,12 @@ class ChatCompletionStream:
     # ------------------------------------------------------------------------------------------------- public: reading
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return ChunksReader(self._reading, 0, owner=not self._entered)
+        return ChunksReader(self._reading, 0, plain=not self._entered)
 
     async def __anext__(self) -> ChatCompletionChunk:
-        return await ChunksReader(self._reading, 0, owner=False).__anext__()
+        if self._next is None:
+            self._next = ChunksReader(self._reading, 0, plain=False)
+        return await self._next.__anext__()
 
     def text(self, choice: int = 0) -> AsyncIterator[str]:
         """Returns an iterator of the text deltas of one choice; empty ones are left out.
@@ -64,17 +73,23 @@ class ChatCompletionStream:
         It decodes only what it needs of each chunk, so it is the cheapest way to read a stream. The other choices and
         all other fields still go into `completion()`.
 
+        Of a stream with several choices, one iterator for each may be read, in several tasks at once or one after the
+        other: each gives the whole text of its choice. What one comes across of another's text is kept for that one,
+        and given to it as one piece; that is never more than the answer, which the stream holds anyway. If all loops
+        over texts are outside of `async with`, the last one that is left closes the connection. What a loop over
+        chunks, or `completion()`, has read of a text does not come again.
+
         Args:
             choice: The index of the choice, from 0.
         """
-        return TextReader(self._reading, choice, owner=not self._entered)
+        return TextReader(self._reading, choice, plain=not self._entered)
 
     def batches(self) -> AsyncIterator[list[ChatCompletionChunk]]:
         """Returns an iterator of lists of chunks: those that have arrived together, at least 1 and at most 64.
 
         For code that passes chunks on or shows them, and does it once for all that are there.
         """
-        return BatchesReader(self._reading, 0, owner=not self._entered)
+        return BatchesReader(self._reading, 0, plain=not self._entered)
 
     def raw(self) -> AsyncIterator[bytes]:
         """Returns an iterator of the bytes of the response, unchanged, in whole events; for code that passes them on.
@@ -84,19 +99,21 @@ class ChatCompletionStream:
         read the same stream.
 
         Raises:
-            RuntimeError: Some of the stream has been read already.
+            RuntimeError: Some of the stream has been read already, or another loop or task reads it.
         """
         self._reading.read_raw()
-        return RawReader(self._reading, 0, owner=not self._entered)
+        return RawReader(self._reading, 0, plain=not self._entered)
 
     async def completion(self) -> ChatCompletion:
         """Reads the rest of the stream, if any, and returns the completion that its chunks add up to.
+
+        In the body of a loop it takes the rest from that loop.
 
         Raises:
             IncompleteStreamError: The stream was closed by the caller before its end.
         """
         try:
-            async for _ in RestReader(self._reading, 0, owner=not self._entered):
+            async for _ in RestReader(self._reading, 0, plain=not self._entered):
                 pass
         except TogetherError as error:
             let_go(error)

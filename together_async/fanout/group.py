@@ -10,13 +10,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from together_async.calls.tracebacks import let_go
 from together_async.errors import TogetherError
 from together_async.tasks import MISLEADING, OwningIterator, Waiter, handed_over, not_misleading
 
 T = TypeVar("T")
+
+_TWO_READERS: Final = "two tasks read the same results; let one of them read"
 
 
 class Group(Generic[T]):
@@ -30,7 +32,7 @@ class Group(Generic[T]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: deque[T] = deque()
-        self._reader = Waiter("two tasks read the same results; let one of them read")
+        self._reader = Waiter(_TWO_READERS)
         self._failure: BaseException | None = None
         self.stopped = False
 
@@ -100,6 +102,11 @@ class Group(Generic[T]):
 
     # ----------------------------------------------------------------------------------------------------- the reader
 
+    def check_reader(self) -> None:
+        """Raises RuntimeError if a task waits for an item."""
+        if self._reader.taken:
+            raise RuntimeError(_TWO_READERS)
+
     async def next_item(self, *, owner: bool) -> T:
         """Returns the next item; waits for it.
 
@@ -160,17 +167,21 @@ class Results(OwningIterator, Generic[T]):
     ended.
     """
 
-    __slots__ = ("__weakref__", "_group", "_is_loop")
+    __slots__ = ("__weakref__", "_group", "_is_loop", "_origin")
 
-    def __init__(self, group: Group[T], *, owner: bool = True, is_loop: bool = False) -> None:
-        super().__init__(owner=owner)
+    def __init__(self, group: Group[T], *, origin: Results[T] | None = None) -> None:
+        super().__init__(owner=origin is None)
         self._group = group
-        self._is_loop = is_loop
+        self._is_loop = origin is not None
+        self._origin = origin  # what a loop is over, until its first step
 
     def __aiter__(self) -> AsyncIterator[T]:
-        return type(self)(self._group, owner=self._hand_over(), is_loop=True)
+        return type(self)(self._group, origin=self)
 
     async def __anext__(self) -> T:
+        if self._origin is not None:
+            self._group.check_reader()  # a loop that is refused does not become the owner, whose end stops all tasks
+            self._owner, self._origin = self._origin.hand_over(), None
         # A direct caller of `anext` may call it again after a timeout; a loop that is cancelled has ended.
         try:
             return await self._group.next_item(owner=self._owner and self._is_loop)

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Self
 
+from together_async.calls.claims import ClaimingIterator, Claims, KeptTexts
 from together_async.flow.buffer import MAX_BATCH
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
-from together_async.tasks import OwningIterator
 
 
 class Loopable(abc.ABC):
     """Something that is read in batches, and looped over chunk by chunk, or text by text, as a stream is.
 
-    Outside of `async with`, leaving the loop calls `leave`.
+    Outside of `async with`, leaving the loop calls `leave`, and a second loop at the same time is refused. Inside,
+    loops share the chunks; a loop over the text of one choice keeps those of the others for loops over them.
+
+    Attributes:
+        claims: That of the plain loop that is under way.
+        kept: Texts of choices that a loop over another choice's text came across.
     """
 
-    __slots__ = ("_entered",)
+    __slots__ = ("_entered", "claims", "kept")
 
     def __init__(self) -> None:
         self._entered = False
+        self.claims = Claims()
+        self.kept = KeptTexts()
 
     @abc.abstractmethod
     async def read(self, most: int = MAX_BATCH) -> list[ChatCompletionChunk]:
@@ -35,7 +42,7 @@ class Loopable(abc.ABC):
         """Returns the completion of the chunks that have come; it reads nothing itself."""
 
     def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return _ChunkLoop(self, owner=not self._entered)
+        return _ChunkLoop(self, plain=not self._entered)
 
     async def __anext__(self) -> ChatCompletionChunk:
         for chunk in await self.read(1):
@@ -43,8 +50,12 @@ class Loopable(abc.ABC):
         raise StopAsyncIteration
 
     def text(self, choice: int = 0) -> AsyncIterator[str]:
-        """Returns an iterator of the texts of one choice; empty ones are left out."""
-        return TextLoop(self, choice, owner=not self._entered)
+        """Returns an iterator of the texts of one choice; empty ones are left out.
+
+        It keeps the texts of the other choices that it comes across: an iterator over such a one, in the same `async
+        with` or afterwards, begins with them. They are never more than the answer.
+        """
+        return TextLoop(self, choice, plain=not self._entered)
 
     async def completion(self) -> ChatCompletion:
         """Reads to the end, and returns the completion of all chunks."""
@@ -53,20 +64,32 @@ class Loopable(abc.ABC):
         return self.so_far()
 
 
-class _Loop(OwningIterator):
+class _Loop(ClaimingIterator):
     """The iterator of one loop; if it is the owner, it leaves what it reads when the loop is left."""
 
     __slots__ = ("_source",)
 
-    def __init__(self, source: Loopable, *, owner: bool) -> None:
-        super().__init__(owner=owner)
+    def __init__(self, source: Loopable, *, plain: bool) -> None:
+        super().__init__(source.claims, None, plain=plain)
         self._source = source
 
     def __aiter__(self) -> Self:
         return self
 
-    def _drop(self) -> None:
+    def _close(self) -> None:
         self._source.leave()
+
+    def _read(self) -> Awaitable[list[ChatCompletionChunk]]:
+        """Reads a chunk, to be awaited at once."""
+        return self._first_read() if self.must_claim else self._source.read(1)
+
+    async def _first_read(self) -> list[ChatCompletionChunk]:
+        self.claim()
+        try:
+            return await self._source.read(1)
+        except RuntimeError:  # of a task that reads or opens it without a loop; nothing may happen to that one
+            self.withdraw()
+            raise
 
 
 class _ChunkLoop(_Loop):
@@ -75,8 +98,9 @@ class _ChunkLoop(_Loop):
     __slots__ = ()
 
     async def __anext__(self) -> ChatCompletionChunk:
-        for chunk in await self._source.read(1):
+        for chunk in await self._read():
             return chunk
+        self.give_up()
         raise StopAsyncIteration
 
 
@@ -85,13 +109,34 @@ class TextLoop(_Loop):
 
     __slots__ = ("_choice",)
 
-    def __init__(self, source: Loopable, choice: int, *, owner: bool) -> None:
-        super().__init__(source, owner=owner)
+    def __init__(self, source: Loopable, choice: int, *, plain: bool) -> None:
+        super().__init__(source, plain=plain)
         self._choice = choice
 
     async def __anext__(self) -> str:
-        while chunks := await self._source.read(1):
-            text = "".join([text_of(choice) for choice in chunks[0].choices if (choice.index or 0) == self._choice])
-            if text:
+        kept = self._source.kept
+        while True:
+            if kept and (text := self._kept_text()):
                 return text
-        raise StopAsyncIteration
+            chunks = await self._read()
+            if not chunks:
+                self.give_up()
+                raise StopAsyncIteration
+            if text := self._text_of(chunks[0]):
+                return text
+
+    def _kept_text(self) -> str:
+        if self.must_claim and self._choice in self._source.kept:
+            self.claim()
+        return self._source.kept.take(self._choice)
+
+    def _text_of(self, chunk: ChatCompletionChunk) -> str:
+        """Returns the text of this choice; keeps those of the others."""
+        own = ""
+        for choice in chunk.choices:
+            text = text_of(choice)
+            if text and (choice.index or 0) == self._choice:
+                own += text
+            elif text:
+                self._source.kept.add(choice.index or 0, text)
+        return own
