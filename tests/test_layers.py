@@ -186,7 +186,8 @@ MODULES = {
         schedule:      lane limits
         turned_away:   lane
         admission:     descriptors estimator headers lane limits queue schedule turned_away
-        driver:        admission estimator headers lane limits queue
+        deadlock:      | | admission queue
+        driver:        admission deadlock estimator headers lane limits queue
         limiter:       driver limits queue
         __init__:      limiter limits
     """,
@@ -278,6 +279,7 @@ PURE_INSIDE = {
         "backoff",
         "bucket",
         "congestion",
+        "deadlock",
         "descriptors",
         "estimator",
         "found_rate",

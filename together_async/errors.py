@@ -105,6 +105,9 @@ class QueueFullError(TogetherError):
     """Too many calls are waiting for their turn (`Limits.max_queued`); nothing was sent.
 
     Shed the load, for instance with a 503 to your own client, or raise the limit.
+
+    A call in the body of a loop over a stream, or in `on_chunk` of `map`, also gets it if it would wait for ever: if
+    such streams hold all places of `Limits.concurrency`. Make the call after the stream has ended, or raise the number.
     """
 
     attempts: int = 0

@@ -16,6 +16,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 MISLEADING: Final = (asyncio.CancelledError, StopAsyncIteration, StopIteration)
@@ -23,6 +24,8 @@ MISLEADING: Final = (asyncio.CancelledError, StopAsyncIteration, StopIteration)
 own cancellation, or for its end."""
 
 
+CALLBACK_TASK: Final[ContextVar[int]] = ContextVar("CALLBACK_TASK", default=0)
+"""In a caller's callback, and in all tasks that it starts: the `id` of the task that awaits it; elsewhere 0."""
 _collecting_thread = 0
 """The thread in which the garbage collector is at work; 0 if it is not."""
 

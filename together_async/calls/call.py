@@ -280,6 +280,8 @@ class Call:
         if 200 <= response.status < 300:
             latency_s = response.arrived - now if settings.streamed else None
             settings.driver.record_response(reservation, limits, good=True, latency_s=latency_s)
+            if settings.streamed:
+                settings.driver.held.streams[reservation] = response
             return response
         raise await self._error_for(reservation, response, limits)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from together_async.errors import TogetherError
 from together_async.fanout.results import MapResult, OnChunk, Timing
+from together_async.tasks import CALLBACK_TASK
 
 if TYPE_CHECKING:
     from together_async.calls.call import Call
@@ -70,6 +72,7 @@ class PendingRequest:
             self.first_token_s = stream.stats.first_token_s
 
     async def _read_chunks(self, index: int, stream: ChatCompletionStream, on_chunk: OnChunk) -> ChatCompletion:
+        CALLBACK_TASK.set(id(asyncio.current_task()))  # for the rest of this task, whose calls it does not change
         async with stream:
             async for chunk in stream:
                 try:

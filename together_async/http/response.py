@@ -59,6 +59,7 @@ class HTTPResponse:
         status: The HTTP status.
         raw_headers: The headers as they came. Names are found in any case; of a repeated one the first counts.
         arrived: When bytes last came, or whatever else ended a read, on the event loop's clock.
+        reader: The `id` of the task that read it last; 0 before the first read.
         attempts: HTTP requests that the call has made so far, for the errors that are raised here.
         on_close: Called once, when the connection is closed, whoever closes it; None for no call.
     """
@@ -87,6 +88,7 @@ class HTTPResponse:
         "attempts",
         "on_close",
         "raw_headers",
+        "reader",
         "status",
     )
 
@@ -122,6 +124,7 @@ class HTTPResponse:
         self._failure: APIConnectionError | None = None
         self._timer: asyncio.TimerHandle | PatientTimer | None = None
         self._live = live
+        self.reader = 0
         self.attempts = 1
         self.on_close: Callable[[], None] | None = None
         live.add(self)
@@ -246,6 +249,7 @@ class HTTPResponse:
         if not self._timer_covers_silence and self._loop.is_closed():
             raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True
+        self.reader = id(asyncio.current_task(self._loop))
         if not self._timer_covers_silence:
             # A reader that always finds pings is never seen to wait, when the second look ends either.
             self._watch(looked_again=not caller_ran and self._looked_at >= self._silent_since)

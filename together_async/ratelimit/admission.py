@@ -192,6 +192,11 @@ class Admission:
         self._busy[model] = lane
         return reservation
 
+    @property
+    def lacks_place(self) -> bool:
+        """Whether as many calls are under way as may be, all models together."""
+        return self.places is not None and self.in_flight >= self.places
+
     def _has_place(self, now: float) -> bool:
         """Returns whether one more call may be under way, as far as the number for all models goes."""
         if self.places is not None and self.in_flight >= self.places:

@@ -14,14 +14,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from together_async.errors import APIConnectionError, APITimeoutError, PaymentRequiredError, TogetherError, unsent
+from together_async.errors import (
+    APIConnectionError,
+    APITimeoutError,
+    PaymentRequiredError,
+    QueueFullError,
+    TogetherError,
+    unsent,
+)
 from together_async.ratelimit.admission import Admission
+from together_async.ratelimit.deadlock import HeldPlaces
 from together_async.ratelimit.estimator import Estimator, Size
 from together_async.ratelimit.headers import AccountLimits, Kind
 from together_async.ratelimit.lane import RateLimited
 from together_async.ratelimit.limits import Limits, Priority
 from together_async.ratelimit.queue import Reservation
-from together_async.tasks import handed_over, wake
+from together_async.tasks import CALLBACK_TASK, handed_over, wake
 from together_async.timeouts import Due
 
 _OTHER_LOOP: Final = "the limiter is in use in another event loop that still runs; make one limiter per loop"
@@ -39,11 +47,13 @@ class Driver:
 
     Attributes:
         admission: The decisions; for inspection.
+        held: The streams that hold its places, and who waits for one.
         timer: Set while a waiting call's turn depends on time alone, else None.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self.admission = Admission(limits, _time_of_day)
+        self.held = HeldPlaces()
         self.timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._clock = clock
@@ -146,7 +156,8 @@ class Driver:
                 exception on the future ends the wait with that exception.
 
         Raises:
-            QueueFullError: `Limits.max_queued` calls wait already; try later.
+            QueueFullError: `Limits.max_queued` calls wait already; try later. Or it would never get a place (see
+                `ratelimit.deadlock`).
             APITimeoutError: `deadline` passed first.
             RateLimitError: The model was paused, meanwhile, for longer than the call's `max_pause_s`; try later.
             PaymentRequiredError: The account's spending limit was reached meanwhile.
@@ -167,6 +178,8 @@ class Driver:
         if on_waiting is not None:
             on_waiting(waiter)
         try:
+            if self.held.streams:
+                await _record_waiting(self.held, self.admission, reservation, waiter, self._clock)
             await waiter
         except BaseException:
             # Turned away, late or cancelled; a cancellation may come in the very turn of the loop that granted it.
@@ -178,11 +191,13 @@ class Driver:
             if on_waiting is not None:
                 on_waiting(None)
             reservation.waiter = None
+            self.held.waiting.pop(reservation, None)
 
     def release(self, reservation: Reservation, tokens: float | None = None) -> None:
         """Gives a place back when the request has ended; `tokens` is what it used, None for what was expected."""
         if handed_over(self._loop, self.release, reservation, tokens):
             return
+        self.held.streams.pop(reservation, None)
         now = self._clock()
         if tokens is not None:
             self.admission.settle(reservation, tokens, now)
@@ -295,6 +310,7 @@ class Driver:
                     raise unsent(APIConnectionError(_OTHER_LOOP))
                 self.admission.forget_calls()
             self._loop, self.timer, self._timer_at = loop, None, math.inf
+            self.held.clear()
         return loop
 
     def _pump(self, now: float, *, timer: bool = False) -> None:
@@ -330,6 +346,32 @@ class Driver:
     def _on_timer(self) -> None:
         self.timer, self._timer_at = None, math.inf
         self._pump(self._clock(), timer=True)
+
+
+async def _record_waiting(
+    held: HeldPlaces,
+    admission: Admission,
+    reservation: Reservation,
+    waiter: asyncio.Future[None],
+    clock: Callable[[], float],
+) -> None:
+    """Records which task waits while streams are open.
+
+    Raises:
+        QueueFullError: It would wait for ever.
+    """
+    task = CALLBACK_TASK.get() or id(asyncio.current_task())
+    for turns_left in (2, 1, 0):
+        try:
+            held.record_waiting(reservation, task, admission, clock())
+        except QueueFullError:
+            if not turns_left:
+                raise
+        else:
+            return
+        await asyncio.sleep(0)  # a stream may just have been handed to a task that goes on reading it
+        if waiter.done():
+            return
 
 
 class Dial:

@@ -239,6 +239,12 @@ class Lane:
             wait_s = max(wait_s, self.start.wait_s(self.unanswered, now, careful=reservation.careful_start))
         return max(wait_s, 0.0)
 
+    def lacks_place(self, now: float) -> bool:
+        """Returns whether no other call may be sent before one of those under way has ended or is answered."""
+        if self.places is not None and self.in_flight >= self.places:
+            return True
+        return self.window is not None and self.window.wait_s(self.in_flight, self.unanswered, now) == math.inf
+
     @property
     def _starting(self) -> bool:
         """Whether nothing is known of the service's limits: none was reported, and none found."""

@@ -57,8 +57,9 @@ class Limits:
 
     Attributes:
         concurrency: How many requests may be under way at once, all models together, each until its stream has ended;
-            from 1. "auto" finds a number for each model: it grows while good responses come quickly, and shrinks on
-            429s (the rule is in `ratelimit.congestion`). None sets no limit, so that only the rates do.
+            from 1. A call in the body of a loop over a stream needs a place beside the stream's; it is refused if none
+            can become free. "auto" finds a number for each model: it grows while good responses come quickly, and
+            shrinks on 429s (the rule is in `ratelimit.congestion`). None sets no limit, so that only the rates do.
         requests_per_minute: Requests per minute and model, above 0. None keeps to the limit that is reported, or else
             found from 429s.
         tokens_per_minute: Tokens of prompt and completion together, per minute and model, above 0. None keeps to the
