@@ -29,7 +29,7 @@ from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimator import size_of
 from together_async.ratelimit.limits import check_priority
 from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
-from together_async.retry import Retry, RetryBudget, for_batch
+from together_async.retry import Retry, RetryBudget, checked_retry, for_batch
 from together_async.timeouts import Timeouts
 from together_async.wire.error_bodies import json_of, status_error
 from together_async.wire.http_request import MODELS_REQUEST, build_request
@@ -108,7 +108,7 @@ class AsyncTogether:
             raise ValueError("ssl, proxy: a session of your own has its own; set them there")
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._limiter = limits if isinstance(limits, RateLimiter) else RateLimiter(limits)
-        retry = _checked_retry(retry) or DEFAULT_RETRY
+        retry = checked_retry(retry) or DEFAULT_RETRY
         self._retries: Mapping[Priority, Retry] = {"interactive": retry, "batch": for_batch(retry)}
         self._budget = RetryBudget(retry.budget)
         self._max_event_size = max_event_size
@@ -316,7 +316,7 @@ class AsyncTogether:
         check_map(model, timeouts, on_chunk, stream=stream, start=start)
         check_priority(priority)
         headers = checked_headers(headers) if headers else None
-        retry = _checked_retry(retry) or self._retries[priority]
+        retry = checked_retry(retry) or self._retries[priority]
         defaults = {name: value for name, value in {"model": model, **options}.items() if value is not None}
         call = functools.partial(
             self._call,
@@ -507,7 +507,7 @@ class AsyncTogether:
             request,
             headers=checked_headers(headers) if headers else None,
             timeouts=timeouts if timeouts is not None else self._timeouts,
-            retry=_checked_retry(retry) or self._retries[priority],
+            retry=checked_retry(retry) or self._retries[priority],
             priority=priority,
             streamed=streamed,
         )
@@ -554,7 +554,10 @@ class AsyncTogether:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self.aclose()
+        if exc_type is GeneratorExit:
+            self._connections.discard()  # its task was destroyed, and can't wait
+        else:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Ends live streams and calls with a typed error, and closes the connections. Twice is fine.
@@ -592,9 +595,3 @@ def _check_options(options: Mapping[str, Any]) -> None:
             f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
             "what only the server knows goes into extra_body"
         )
-
-
-def _checked_retry(retry: object) -> Retry | None:
-    if retry is not None and not isinstance(retry, Retry):
-        raise ValueError(f"retry: got a {type(retry).__name__}, expected a Retry, as Retry(attempts=2)")
-    return retry

@@ -144,6 +144,17 @@ class RetryBudget:
         return True
 
 
+def checked_retry(retry: object) -> Retry | None:
+    """Returns an argument that has to be a `Retry` or None.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if retry is not None and not isinstance(retry, Retry):
+        raise ValueError(f"retry: got a {type(retry).__name__}, expected a Retry, as Retry(attempts=2)")
+    return retry
+
+
 def is_retryable(error: TogetherError) -> bool:
     """Returns whether an error is retried, by the table above, if nothing was handed out yet; True for a 429."""
     if isinstance(error, PaymentRequiredError):

@@ -33,9 +33,32 @@ _collecting_thread = 0
 def _note_collection(phase: str, _info: dict[str, Any]) -> None:
     global _collecting_thread  # noqa: PLW0603 - there is one garbage collector
     _collecting_thread = threading.get_ident() if phase == "start" else 0
+    if _collecting_thread:
+        for loop in tuple(_held):
+            if loop.is_closed():
+                _held.pop(loop, None)
 
 
+_held: Final[dict[asyncio.AbstractEventLoop, set[object]]] = {}
 gc.callbacks.append(_note_collection)
+
+
+def hold(loop: asyncio.AbstractEventLoop, thing: object) -> None:
+    """Holds something until `drop_hold`, or until its loop is closed. Twice is fine.
+
+    asyncio holds a task weakly. One that waits for its reader, and is referred to by nothing else, is garbage together
+    with the reader; it would be destroyed in the middle of its work, where it has to be told to end.
+    """
+    _held.setdefault(loop, set()).add(thing)
+
+
+def drop_hold(loop: asyncio.AbstractEventLoop, thing: object) -> None:
+    """Ends what `hold` began. Twice is fine."""
+    things = _held.get(loop)
+    if things is not None:
+        things.discard(thing)
+        if not things:
+            _held.pop(loop, None)
 
 
 def handed_over(loop: asyncio.AbstractEventLoop | None, action: Callable[..., None], *args: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from together_async.calls.tracebacks import let_go
 from together_async.errors import TogetherError
-from together_async.tasks import MISLEADING, OwningIterator, Waiter, handed_over, not_misleading
+from together_async.tasks import MISLEADING, OwningIterator, Waiter, drop_hold, handed_over, hold, not_misleading
 
 T = TypeVar("T")
 
@@ -65,6 +65,7 @@ class Group(Generic[T]):
         task = self._loop.create_task(work)
         if not task.done():  # an eager task (`asyncio.eager_task_factory`) may have ended already
             self._tasks.add(task)
+            hold(self._loop, self)
             task.add_done_callback(self._note_never_begun)
         return task
 
@@ -73,8 +74,13 @@ class Group(Generic[T]):
         if task is not None:
             task.remove_done_callback(self._note_never_begun)
 
+    def _forget(self, *tasks: asyncio.Task[None]) -> None:
+        self._tasks.difference_update(tasks)
+        if not self._tasks and self._loop is not None:
+            drop_hold(self._loop, self)
+
     def _note_never_begun(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._forget(task)
         self._fail(not_misleading())
         self._reader.wake()
 
@@ -84,7 +90,7 @@ class Group(Generic[T]):
         if task is None:
             return  # its coroutine was destroyed long after the loop had ended
         task.remove_done_callback(self._note_never_begun)  # an eager task got it after it had begun
-        self._tasks.discard(task)
+        self._forget(task)
         if error is not None:
             self._fail(not_misleading(error) if isinstance(error, MISLEADING) else error)
         if error is not None or self._is_complete():
@@ -156,7 +162,7 @@ class Group(Generic[T]):
             return  # the tasks belong to another loop, which has ended or will run them
         while self._tasks:
             done, _ = await asyncio.wait(tuple(self._tasks))
-            self._tasks -= done  # those that were cancelled before they began
+            self._forget(*done)  # those that were cancelled before they began
         self._reader.wake()
 
 
@@ -196,7 +202,10 @@ class Results(OwningIterator, Generic[T]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._group.aclose()
+        if exc_type is GeneratorExit:
+            self._group.stop()  # its task was destroyed, and can't wait
+        else:
+            await self._group.aclose()
 
     async def aclose(self) -> None:
         """Stops every task. They have ended when this returns; calling it twice is fine."""

@@ -20,7 +20,7 @@ from together_async.flow.chunk_log import ChunkLog
 from together_async.flow.loops import Loopable
 from together_async.flow.source import Chunks, Source, close
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import Waiter, error_of, handed_over
+from together_async.tasks import Waiter, drop_hold, error_of, handed_over, hold
 
 OnSlow = Literal["coalesce", "block", "drop"]
 OnEmpty = Literal["stop", "continue"]
@@ -235,6 +235,7 @@ class Broadcast:
             loop = asyncio.get_running_loop()  # raises before the coroutine is made
             self._loop = loop
             self._task = loop.create_task(self._run())
+            hold(loop, self._task)
             self._task.add_done_callback(self._note_task_done)
 
     async def _run(self) -> None:
@@ -262,6 +263,7 @@ class Broadcast:
         await close(self._source)
 
     def _note_task_done(self, task: asyncio.Task[None]) -> None:
+        drop_hold(task.get_loop(), task)
         error = error_of(task)
         if not self._over:  # cancelled before it began; or ended by a BaseException, which asyncio passes on
             self._source.leave()

@@ -13,7 +13,7 @@ from together_async.flow.buffer import MAX_BATCH, Buffer
 from together_async.flow.loops import Loopable
 from together_async.flow.source import Chunks, IterableSource, Source, close, direct_source_of, stream_type_error
 from together_async.models import ChatCompletion, ChatCompletionChunk
-from together_async.tasks import MISLEADING, error_of, handed_over, not_misleading
+from together_async.tasks import MISLEADING, drop_hold, error_of, handed_over, hold, not_misleading
 
 
 class Buffered(Loopable):
@@ -49,6 +49,7 @@ class Buffered(Loopable):
         if self._left:
             return  # type: ignore[unreachable]  # another task may have left meanwhile
         self._task = asyncio.create_task(_pump(self._upstream, self._buffer))
+        hold(self._task.get_loop(), self._task)
         self._task.add_done_callback(functools.partial(_close_buffer, self._upstream, self._buffer))
 
     async def read(self, most: int = MAX_BATCH) -> list[ChatCompletionChunk]:
@@ -81,7 +82,10 @@ class Buffered(Loopable):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self.aclose()
+        if exc_type is GeneratorExit:
+            self.leave()  # its task was destroyed, and can't wait
+        else:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the stream. Its task has ended when this returns; calling it twice is fine."""
@@ -104,6 +108,7 @@ async def _pump(source: Source, buffer: Buffer) -> None:
 
 def _close_buffer(upstream: Source, buffer: Buffer, task: asyncio.Task[None]) -> None:
     """Closes the buffer with the error of the task, also of one that was cancelled before it began."""
+    drop_hold(task.get_loop(), task)
     error = error_of(task)
     if task.cancelled():
         error = _left_early(upstream)

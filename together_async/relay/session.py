@@ -273,7 +273,7 @@ class RelaySession:
             hidden = True
             raise
         finally:
-            if hidden and not ending.cancelled() and ending.exception() is not None:
+            if hidden and ending.done() and not ending.cancelled() and ending.exception() is not None:
                 LOG.error("on_end of a relay failed", exc_info=ending.exception())
         if not hidden:
             ending.result()
