@@ -35,8 +35,7 @@ class Claims(set[int | None]):
 class KeptTexts(dict[int, Text]):
     """Texts that a loop over another choice's text came across, by choice: no reader of their own has had them yet.
 
-    They hold no more than the answer does, which the stream keeps for `completion()` anyway. A dict, because the
-    readers ask for every token whether it is empty.
+    They hold no more than the answer does, which the stream keeps for `completion()` anyway.
     """
 
     __slots__ = ()
@@ -74,7 +73,7 @@ class ClaimingIterator(OwningIterator):
     __slots__ = ("_claims", "_is_plain", "choice", "must_claim")
 
     def __init__(self, claims: Claims, choice: int | None, *, plain: bool) -> None:
-        super().__init__(owner=False)
+        self._owner = False  # as `super().__init__` would, which costs a call for each loop
         self._claims = claims
         self._is_plain = self.must_claim = plain
         self.choice = choice
@@ -85,8 +84,10 @@ class ClaimingIterator(OwningIterator):
         Raises:
             RuntimeError: Another loop is under way.
         """
-        self._claims.check(self.choice)
-        self._claims.add(self.choice)
+        claims = self._claims
+        if claims:
+            claims.check(self.choice)
+        claims.add(self.choice)
         self.must_claim, self._owner = False, True
 
     def take_over(self, other: ClaimingIterator) -> None:

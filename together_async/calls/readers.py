@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final, Self
 
-from together_async.calls.claims import ClaimingIterator
+from together_async.calls.claims import ClaimingIterator, KeptTexts
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
 from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw, text_of
@@ -280,7 +280,7 @@ class TextReader(Reader):
     async def __anext__(self) -> str:  # noqa: C901 - the quick path costs no call
         reading = self._reading
         while True:
-            if reading.kept and (text := self._kept_text()):
+            if reading.kept is not None and (text := self._kept_text()):
                 return text
             payloads = reading.payloads
             if payloads:
@@ -352,16 +352,23 @@ class TextReader(Reader):
         return own
 
     def _keep(self, index: int, text: str) -> None:
-        self._reading.kept.add(index, text)
+        reading = self._reading
+        if reading.kept is None:
+            reading.kept = KeptTexts()
+        reading.kept.add(index, text)
 
     def _kept_text(self) -> str:
         """Returns what readers of other choices have kept for this one; empty if there is nothing."""
         reading = self._reading
-        if self.must_claim and self._index in reading.kept:
+        kept = reading.kept
+        if kept is None or self._index not in kept:
+            return ""
+        if self.must_claim:
             self.claim()  # also at the end of the stream: it may be kept for a loop that is in its body
-        text = reading.kept.take(self._index)
-        if text:
-            reading.delivered = reading.caller_ran = True
+        reading.delivered = reading.caller_ran = True
+        text = kept.take(self._index)
+        if not kept:
+            reading.kept = None
         return text
 
 

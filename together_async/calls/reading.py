@@ -110,7 +110,8 @@ class Reading:
         closed: Whether the caller has closed the stream.
         raw: Whether the bytes of the response are read, and not its chunks.
         claims: Those of the plain loops that are under way.
-        kept: Texts of choices that a loop over another choice's text came across, for their own readers.
+        kept: Texts of choices that a loop over another choice's text came across, for their own readers; None if there
+            are none, as readers look it up for every token.
         has_extra_fields: Whether the chunks have more than plain text (see `Reader.decode`); None before the first.
     """
 
@@ -160,7 +161,7 @@ class Reading:
         self.closed = False
         self.raw = False
         self.claims = Claims()
-        self.kept = KeptTexts()
+        self.kept: KeptTexts | None = None
         self.has_extra_fields: bool | None = None
 
     def __repr__(self) -> str:
@@ -280,7 +281,7 @@ class Reading:
     def _start_anew(self) -> None:
         """Forgets an earlier response."""
         self.accumulator.clear()
-        self.kept.clear()
+        self.kept = None
         self.decoder = None
         self.payloads = []
         self.has_extra_fields = None
