@@ -1,11 +1,12 @@
 """What several packages need of asyncio: waiting, errors of tasks, iterators that own what they read, finalizers.
 
-The rule for finalizers: nothing of an event loop, a connection or the limiter is touched by one, unless it runs in the
-loop's own thread and between two statements of somebody who let go of the last reference. A finalizer is a `__del__`,
-and the `finally` of a coroutine that is destroyed. Python runs it at once when the last reference goes, which is how a
-`break` closes a stream. But what is in a reference cycle (the traceback of an exception that is kept is enough) is
-ended by the garbage collector: in the middle of any code, and in any thread. So every method that a finalizer can reach
-begins with `handed_over`, which leaves the end to the loop.
+The rule for finalizers. Only the thread of an event loop may touch the loop, its connections and the limiter, and only
+where no code is half done with them. A finalizer is a `__del__`, or the `finally` of a coroutine that is destroyed.
+Python runs one when the last reference goes: at a place that we know, and a `break` closes a stream that way. But what
+is in a reference cycle (the traceback of an exception that is kept is enough) is finalized by the garbage collector:
+between any two instructions, and in any thread. So every method that ends something, and that a finalizer can reach,
+begins with `handed_over`, which leaves the end to the loop. The coroutine of a request that is being sent needs no more
+than that: its loop holds it, so it is destroyed only after the loop was closed.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ gc.callbacks.append(_note_collection)
 def hold(loop: asyncio.AbstractEventLoop, thing: object) -> None:
     """Holds something until `drop_hold`, or until its loop is closed. Twice is fine.
 
-    asyncio holds a task weakly. One that waits for its reader, and is referred to by nothing else, is garbage together
-    with the reader; it would be destroyed in the middle of its work, where it has to be told to end.
+    What has to be ended by us must not become garbage before. asyncio holds a task weakly: one that waits for its
+    reader, and is referred to by nothing else, is garbage together with the reader, and would be destroyed in the
+    middle of its work. And aiohttp's sessions close themselves when they are collected, wherever that happens.
     """
     _held.setdefault(loop, set()).add(thing)
 
@@ -77,16 +79,18 @@ def handed_over(loop: asyncio.AbstractEventLoop | None, action: Callable[..., No
         *args: The action's arguments.
 
     Returns:
-        Whether it was handed over. If not, the caller goes on: it is in the right thread, or the loop is not running,
-        or it is closed, and nobody else can free what belonged to it.
+        Whether it was handed over. If not, the caller goes on: it is in the right thread, at a place that we know; or
+        the loop does not run, so that nothing of it is half done, and it may never run again.
     """
     if loop is None:
         return False
-    if _collecting_thread == 0 or _collecting_thread != threading.get_ident():
-        # The running loop of this thread, or None; the public function raises instead, which takes ten times as long.
-        running = asyncio._get_running_loop()  # noqa: SLF001 - in asyncio's __all__
-        if running is loop or not loop.is_running():
+    # The running loop of this thread, or None; the public function raises instead, which takes ten times as long.
+    running = asyncio._get_running_loop()  # noqa: SLF001 - in asyncio's __all__
+    if running is loop:
+        if _collecting_thread == 0 or _collecting_thread != threading.get_ident():
             return False
+    elif not loop.is_running():
+        return False
     try:
         loop.call_soon_threadsafe(action, *args)
     except RuntimeError:  # it is closed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from support.garbage import collected_at_steps, collected_in_a_thread, in_a_cycl
 from support.leaks import open_sockets
 from support.leaving import ENDLESS
 from support.survival import KEY, MODEL, PROMPT
-from together_async import AsyncTogether, Limits, Timeouts
+from together_async import AsyncTogether, Limits, RateLimiter, Timeouts
 from together_async.flow.broadcast import tee
 from together_async.flow.buffered import buffered
 from together_async.relay import sse
@@ -278,6 +279,42 @@ def test_collected_after_the_loop(name: str, server: EmulatorServer, foreign: li
     while open_sockets() - before:  # the emulator closes its own in its own thread
         assert time.monotonic() < until
         time.sleep(0.002)
+    assert foreign == []
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("dialling", [False, True], ids=["before the head", "while dialling"])
+def test_calls_that_their_closed_loop_left_half_sent(
+    dialling: bool, name: str, foreign: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are destroyed in the middle of the next loop's limiter, and nobody hears of it."""
+    limiter = RateLimiter(Limits(concurrency=4))
+    loop = loop_factory(name)()
+    loop.set_exception_handler(lambda _, __: None)  # it says that tasks were destroyed while they were pending
+    with socket.create_server(("127.0.0.1", 0)) as server, no_collection():
+        scheme = "https" if dialling else "http"
+        base_url = f"{scheme}://127.0.0.1:{server.getsockname()[1]}/v1"
+
+        async def leave_half_sent() -> None:
+            client = AsyncTogether(KEY, base_url=base_url, limits=limiter)
+            calls = [asyncio.ensure_future(client.create(PROMPT, model=MODEL)) for _ in range(3)]
+            await asyncio.to_thread(lambda: server.accept()[0].recv(1))
+            for call in calls:
+                in_a_cycle(call)
+
+        async def go_on() -> None:
+            with collected_at_steps("/ratelimit/", share=1.0, rng=random.Random(0)):
+                limiter.release(await limiter.acquire(MODEL))
+            await asyncio.sleep(0)
+            assert (limiter.state.in_flight, limiter.state.queued) == (0, 0)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of the client, and uvloop's of what it closes
+            loop.run_until_complete(leave_half_sent())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+            asyncio.run(go_on())
+            gc.collect()
     assert foreign == []
 
 

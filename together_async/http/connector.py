@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import aiohttp
@@ -31,11 +31,11 @@ class Dialler(DialObserver, Protocol):
 
     Attributes:
         dialled: Whether a new connection was begun for it. Its sender says False before each sending.
-        sent_on: What it is sent on, once it has a connection; None before.
+        sent_on: The connection that it is sent on, as aiohttp's protocol and asyncio's transport; None before.
     """
 
     dialled: bool
-    sent_on: asyncio.Transport | None
+    sent_on: tuple[Any, asyncio.Transport | None] | None
 
 
 class Connector(aiohttp.TCPConnector):
@@ -69,7 +69,7 @@ class Connector(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             if protocol is None or not protocol.should_close or dialler.dialled:
-                dialler.sent_on = connection.transport
+                dialler.sent_on = protocol, connection.transport
                 return connection
             connection.close()
 
@@ -90,33 +90,36 @@ class Connector(aiohttp.TCPConnector):
         return connection
 
 
-def abort_acquired(session: aiohttp.ClientSession) -> None:
-    """Closes the connections of requests that are still being sent, without sending the rest of them.
+def abort_connections(session: aiohttp.ClientSession) -> None:
+    """Closes all connections of a session at once.
 
-    aiohttp would wait until the server has taken all of it, which a server that has stopped reading never does.
+    aiohttp would wait until a server that has stopped reading has taken the rest of a large request. And asyncio's TLS
+    transports raise AttributeError when they are closed twice, which would leave the others open.
     """
-    # Private, so asked for with a default: without it only such a server keeps `close()` waiting.
-    for protocol in tuple(getattr(session.connector, "_acquired", ())):
+    for protocol in _protocols(session.connector):
         if protocol.transport is not None:
             protocol.transport.abort()
 
 
 def give_up(session: aiohttp.ClientSession, *, loop_closed: bool) -> None:
-    """Closes a session without waiting."""
+    """Closes a session without waiting; also one whose loop is gone, when aiohttp would leave its sockets open."""
     connector = session.connector
+    if connector is None:
+        return
+    if loop_closed:
+        for protocol in _protocols(connector):
+            if protocol.transport is not None:  # else it is just being opened
+                close_without_loop(protocol)
+    else:
+        abort_connections(session)
     session.detach()
-    if connector is not None:
-        _close_sockets(connector, loop_closed=loop_closed)
-
-
-def _close_sockets(connector: aiohttp.BaseConnector, *, loop_closed: bool) -> None:
-    """Closes a connector whose loop may be gone, when aiohttp would leave the sockets to the garbage collector."""
-    pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
-    protocols = [protocol for connections in pooled.values() for protocol, _ in connections]
-    for protocol in protocols:
-        if loop_closed:
-            close_without_loop(protocol)
-        elif protocol.transport is not None:
-            protocol.transport.abort()
     with contextlib.suppress(RuntimeError):
         connector._close()  # noqa: SLF001 - the part of close() that needs no loop
+
+
+def _protocols(connector: aiohttp.BaseConnector | None) -> list[Any]:
+    """Returns aiohttp's protocols of all connections: those in the pool, and those in use."""
+    # Private, so asked for with defaults: without them aiohttp closes the connections in its own time.
+    pooled: Mapping[Any, Any] = getattr(connector, "_conns", {})
+    acquired: Iterable[Any] = getattr(connector, "_acquired", ())
+    return [*(protocol for connections in pooled.values() for protocol, _ in connections), *acquired]

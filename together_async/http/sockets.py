@@ -54,21 +54,28 @@ def set_transport_read_size(transport: asyncio.BaseTransport | None, size: int) 
             inner.max_size = READ_SIZE  # type: ignore[union-attr]  # has the attribute, as just seen
 
 
-def close_without_loop(protocol: Any) -> None:
+def close_without_loop(protocol: Any, transport: Any = None) -> None:
     """Closes a connection whose event loop is closed, by asyncio's own last step, which nobody else would take.
 
     The step is private to asyncio, so it is taken only where it exists; without it the socket is left to the garbage
     collector, with a warning. Nothing of uvloop may be touched once its loop is closed; it has closed the socket with
     the loop.
+
+    Args:
+        protocol: aiohttp's protocol of the connection.
+        transport: asyncio's transport of it; None for the one that the protocol knows, until aiohttp closes it.
     """
-    transport = getattr(protocol, "transport", None)
+    if transport is None:
+        transport = getattr(protocol, "transport", None)
     plain = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
-    with contextlib.suppress(RuntimeError):  # its waiters ended with the loop
+    with contextlib.suppress(RuntimeError, AttributeError):  # its waiters ended with the loop; it was closed before
         end = getattr(plain, "_call_connection_lost", None)
         if end is not None and type(plain).__module__.startswith("asyncio."):
             end(None)
         elif protocol is not None:
             protocol.connection_lost(None)
+    if protocol is not None:
+        protocol.transport = None  # it has no loop any more, and would fail if it were closed once more
 
 
 def make_socket(addr_info: Any) -> socket.socket:

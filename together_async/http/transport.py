@@ -21,14 +21,14 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from together_async.errors import APIConnectionError, APITimeoutError, unsent
-from together_async.http.connector import Connector, Dialler, DialObserver, abort_acquired, give_up
+from together_async.http.connector import Connector, Dialler, DialObserver, abort_connections, give_up
 from together_async.http.deadlines import Deadline, Deadlines
 from together_async.http.errors import NO_DESCRIPTOR, ClientClosedError, DescriptorsExhaustedError, is_exhaustion
 from together_async.http.headers import merged
 from together_async.http.proxies import proxy_options
 from together_async.http.response import HTTPResponse, describe
-from together_async.http.sockets import READ_SIZE, make_socket, set_read_size
-from together_async.tasks import handed_over
+from together_async.http.sockets import READ_SIZE, close_without_loop, make_socket, set_read_size
+from together_async.tasks import drop_hold, handed_over, hold
 from together_async.timeouts import Due, Timeouts, due, earliest
 from together_async.wire.http_request import HTTPRequest
 from together_async.wire.redaction import redact
@@ -77,7 +77,8 @@ class Opening(Deadline):
         attempts: HTTP requests made so far.
         task: The task that sends it.
         dialled: Whether a new connection was begun for the last of them.
-        sent_on: The connection of the last of them, in a session of ours; None before there is one.
+        sent_on: The connection of the last of them, in a session of ours, as aiohttp's protocol and asyncio's
+            transport; None before it has one.
     """
 
     __slots__ = (
@@ -115,7 +116,7 @@ class Opening(Deadline):
         self.failure: APIConnectionError | None = None
         self.attempts = 0
         self.dialled = False
-        self.sent_on: asyncio.Transport | None = None
+        self.sent_on: tuple[Any, asyncio.Transport | None] | None = None
         self._deadlines = deadlines
         self._connect_s = connect_s
         self._connecting: Connecting | None = None
@@ -149,6 +150,16 @@ class Opening(Deadline):
         if self._open and not self.expired:  # the client may be closed in the very turn of the loop
             self.expired = True
             self.task.cancel()
+
+    def drop_connection(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Closes its connection, which aiohttp would do once all of a large request is sent: perhaps never."""
+        if self.sent_on is None:
+            return
+        protocol, transport = self.sent_on
+        if loop.is_closed():
+            close_without_loop(protocol, transport)
+        elif transport is not None:
+            transport.abort()
 
     def end(self, error: BaseException | None) -> bool:
         """Ends the wait; returns whether `error` is the cancellation from here, and not somebody else's."""
@@ -220,7 +231,8 @@ class Transport:
         self.responses: set[HTTPResponse] = set()
         self.openings: set[Abortable] = set()
         self.closed = False
-        _pin(self)
+        # aiohttp's own finalizers close what they find open, wherever the garbage collector runs.
+        hold(self.loop, self)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self.responses)} responses open, {len(self.openings)} opening"
@@ -287,9 +299,9 @@ class Transport:
             opening.end(None)
             self._check_still_open(response)
         except BaseException as error:
-            if opening.sent_on is not None:
-                # aiohttp would close it once all of a large request is sent, which may be never.
-                opening.sent_on.abort()
+            opening.drop_connection(self.loop)
+            if self.loop.is_closed():
+                raise GeneratorExit from error  # it is destroyed; asyncio's complaints about the loop interest nobody
             caught = TimeoutError() if opening.end(error) else error
             if not isinstance(caught, Exception):
                 raise  # cancelled by somebody else
@@ -492,13 +504,13 @@ class Transport:
     async def aclose(self) -> None:
         """Ends everything under way and closes the sessions that are ours. Twice is fine."""
         self.abort_all()
-        _pinned.discard(self)
+        drop_hold(self.loop, self)
         # Closing a session does not wake the readers of its responses, so the responses are closed first.
         sessions = tuple(self._own_sessions())
         try:
             for session in sessions:
-                abort_acquired(session)
-                with contextlib.suppress(TimeoutError):
+                abort_connections(session)
+                with contextlib.suppress(Exception):  # asyncio's TLS transports raise when they are closed twice
                     async with asyncio.timeout(CLOSE_SECONDS):
                         await session.close()
             # asyncio closes the socket of a transport two turns later (TLS: one for each half). If the loop ended right
@@ -516,7 +528,7 @@ class Transport:
         if handed_over(self.loop, self.discard):
             return
         self.closed = True
-        _pinned.discard(self)
+        drop_hold(self.loop, self)
         for response in tuple(self.responses):
             response.close()
         for session in self._own_sessions():
@@ -530,18 +542,6 @@ class Transport:
     def holds_resources(self) -> bool:
         """Whether a session of ours is open, and somebody has to close it."""
         return not self.closed and any(not session.closed for session in self._own_sessions())
-
-
-_pinned: Final[set[Transport]] = set()
-"""The transports that nobody has closed. aiohttp's own finalizers close what they find open, wherever the garbage
-collector runs; so nothing of a transport may become garbage before it is closed."""
-
-
-def _pin(transport: Transport) -> None:
-    for left in tuple(_pinned):
-        if left.loop.is_closed():  # with calls under way, which hold the client
-            left.discard()
-    _pinned.add(transport)
 
 
 def _permanent(message: str) -> APIConnectionError:

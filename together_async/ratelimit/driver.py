@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import random
 from collections.abc import Callable
@@ -281,6 +282,9 @@ class Driver:
 
     def record_dialled(self, reservation: Reservation, started: float, *, connected: bool) -> None:
         """Records that the connection that began at `started` is open, or has failed."""
+        record = functools.partial(self.record_dialled, reservation, started, connected=connected)
+        if handed_over(self._loop, record):  # a call of an ended loop may be destroyed while it is in the next
+            return
         now = self._clock()
         self.admission.record_dialled(reservation, now, now - started, connected=connected)
         self._pump(now)
