@@ -70,11 +70,12 @@ class ClaimingIterator(OwningIterator):
         must_claim: Whether its next step has to claim what it reads.
     """
 
-    __slots__ = ("_claims", "_is_plain", "choice", "must_claim")
+    __slots__ = ("_claims", "_is_plain", "_origin", "choice", "must_claim")
 
     def __init__(self, claims: Claims, choice: int | None, *, plain: bool) -> None:
         self._owner = False  # as `super().__init__` would, which costs a call for each loop
         self._claims = claims
+        self._origin: ClaimingIterator | None = None  # what the loop is over, while it needs a claim of its own
         self._is_plain = self.must_claim = plain
         self.choice = choice
 
@@ -89,13 +90,16 @@ class ClaimingIterator(OwningIterator):
             claims.check(self.choice)
         claims.add(self.choice)
         self.must_claim, self._owner = False, True
+        if self._origin is not None:
+            self._origin.must_claim, self._origin = False, None
 
     def take_over(self, other: ClaimingIterator) -> None:
-        """Becomes the iterator of a loop over `other`, which keeps no claim and needs none."""
+        """Becomes the iterator of a loop over `other`. Once one of them has the claim, the other needs none."""
         self._owner = other.hand_over()
         if self._owner:
             self.must_claim = False
-        other.must_claim = False
+        elif other.must_claim:
+            self._origin = other
 
     def withdraw(self) -> None:
         """Ends the claim, if there is one, and closes nothing: the step that took it was refused."""
