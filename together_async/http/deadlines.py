@@ -1,12 +1,12 @@
-"""Deadlines: many of them wait on few timers, and none gives up before the event loop has had the chance to read.
+"""Deadlines: many of them wait on few timers, and only `total` gives up before the event loop has read once more.
 
 A timer of the event loop costs two to three microseconds to set and cancel, and one to three objects for the garbage
 collector; every request would pay that for a deadline that is minutes away. So deadlines are grouped by the second
 before the one in which they are due. When it comes, those that are left get timers of their own, and are exact.
 
 A timer that fires late proves nothing about the server. While the loop was blocked or the process stopped, the answer
-may have come: it waits in the socket, and event loops may run their timers before they look there. So whatever waits
-for the network is ended by a `PatientTimer`, which lets the loop read once more.
+may have come: it waits in the socket, and event loops may run their timers before they look there. So what waits for
+the network is ended by a `PatientTimer`, which lets the loop read once more.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Deadline(abc.ABC):
 
     Args:
         at: The moment, on the event loop's clock; infinity for never.
-        latest: When it expires without a second look; `at` for none at all.
+        latest: When the second look ends at the latest. Equal to `at`, there is no second look.
 
     Attributes:
         at: As given.

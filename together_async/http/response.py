@@ -251,7 +251,7 @@ class HTTPResponse:
         self._waiting = True
         self.reader = id(asyncio.current_task(self._loop))
         if not self._timer_covers_silence:
-            # A reader that always finds pings is never seen to wait, when the second look ends either.
+            # With a steady flow of pings nobody waits whenever the timer fires, so the verdict is passed here.
             self._watch(looked_again=not caller_ran and self._looked_at >= self._silent_since)
         return self._inflate() if self._compressed else self._content.readany()
 
