@@ -203,7 +203,7 @@ READINGS: dict[str, Reading] = {
     "parse": parse,
 }
 BOTH_CHOICES = {"texts", "texts-in-turn"}
-"""Ways that read two choices at once. They may be refused; a text that is not whole is wrong."""
+"""Ways that read two choices of one answer."""
 UNCHECKED = {"raw", "sse", "sse-passthrough", "parse"}
 """Ways whose items are not compared with what the model said."""
 
@@ -215,11 +215,6 @@ TEXTS = {"map": 4, "merge": 3, "tee": 2}
 def two_choices(plan: Plan) -> bool:
     """Whether both choices of an answer are asked for."""
     return plan.reading in BOTH_CHOICES or (plan.reading == "chunks" and plan.dice < 0.5)
-
-
-def expected_errors(plan: Plan) -> tuple[type[Exception], ...]:
-    """What a way of reading may raise: errors of the package, and a refusal where one is allowed."""
-    return (TogetherError, RuntimeError) if plan.reading in BOTH_CHOICES else (TogetherError,)
 
 
 # ------------------------------------------------------------------------------------------------ what was read, judged

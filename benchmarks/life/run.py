@@ -29,7 +29,7 @@ from benchmarks.life.collecting import Collector
 from benchmarks.life.found import Found, awaited
 from benchmarks.life.leavings import CLOSING_S, LEAVINGS, LOST, WrongError, within
 from benchmarks.life.plan import Plan, plan
-from benchmarks.life.readings import READINGS, Tools, expected_errors
+from benchmarks.life.readings import READINGS, Tools
 from together_async import AsyncTogether, Limits, RateLimiter, TogetherError
 from together_async.ratelimit.admission import MAX_LANES
 from together_async.relay import Hub
@@ -175,7 +175,7 @@ class Life:
             await leave(await READINGS[planned.reading](client, planned, self._tools), planned, self._collector)
         except WrongError as error:
             self.found.note(f"{planned.reading}: {error.what}", f"{what}: {error.details}\n{planned}")
-        except expected_errors(planned) as error:
+        except TogetherError as error:
             self.found.ended[type(error).__name__] += 1
         except asyncio.CancelledError:
             if not _cancelled_here():

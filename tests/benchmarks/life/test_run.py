@@ -1,7 +1,6 @@
 """A long life, in small."""
 
 from benchmarks.life.found import Found
-from benchmarks.life.readings import READINGS
 from benchmarks.life.run import text
 from support.benchmarks import run_benchmarks
 
@@ -11,8 +10,7 @@ WITHOUT_COLLECTOR = "end,end-of-block,break,break-in-block,exception,aclose,canc
 
 
 def test_a_tiny_life_in_dev_mode_with_warnings_as_errors() -> None:
-    ways = ("--leave", WITHOUT_COLLECTOR, "--read", ",".join({*READINGS} - {"texts-in-turn"}))
-    run = run_benchmarks(*TINY, *ways, interpreter=("-X", "dev", "-W", "error"))
+    run = run_benchmarks(*TINY, "--leave", WITHOUT_COLLECTOR, interpreter=("-X", "dev", "-W", "error"))
     assert run.returncode == 0, run.stdout + run.stderr
     assert "everything is right" in run.stdout
     assert run.stderr == ""
