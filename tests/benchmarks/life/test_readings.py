@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.life.plan import Plan
-from benchmarks.life.readings import expected_errors, pieces_of, wrong_text
+from benchmarks.life.readings import pieces_of, wrong_text
 from together_async import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -46,8 +46,3 @@ def test_a_silent_loss_shows() -> None:
 def test_an_error_among_the_items_is_raised() -> None:
     with pytest.raises(TogetherError):
         [*pieces_of(("a", TogetherError("broke")))]
-
-
-def test_two_readers_may_be_refused_where_that_is_a_choice() -> None:
-    assert expected_errors(planned("text")) == (TogetherError,)
-    assert expected_errors(planned("texts")) == (TogetherError, RuntimeError)
