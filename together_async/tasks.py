@@ -98,11 +98,15 @@ def handed_over(loop: asyncio.AbstractEventLoop | None, action: Callable[..., No
     return True
 
 
+class BusyError(RuntimeError):
+    """Somebody else reads, opens or waits for the same thing already. Nothing has happened to either."""
+
+
 class Waiter:
     """One coroutine that waits until it is woken.
 
     Args:
-        busy: The text of the `RuntimeError` for a second coroutine that waits at the same time.
+        busy: The text of the `BusyError` for a second coroutine that waits at the same time.
     """
 
     __slots__ = ("_busy", "_future")
@@ -128,10 +132,10 @@ class Waiter:
         """Returns once `wake` is called.
 
         Raises:
-            RuntimeError: Another coroutine waits already; that one is not affected.
+            BusyError: Another coroutine waits already; that one is not affected.
         """
         if self._future is not None:
-            raise RuntimeError(self._busy)
+            raise BusyError(self._busy)
         self._future = asyncio.get_running_loop().create_future()
         try:
             await self._future

@@ -34,6 +34,7 @@ from together_async import (
     StreamError,
     TogetherError,
 )
+from together_async.calls import reading
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -384,3 +385,30 @@ async def test_closing_while_the_stream_opens(how: Callable[[ChatCompletionStrea
             assert not await task
         await left_at_once(call)
         assert not transport_of(client).responses
+
+
+@virtual
+async def test_a_loop_that_is_cancelled_while_it_skips_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between payloads that hold nothing for it, and while the error is kept, whose traceback holds the iterator."""
+    monkeypatch.setattr(reading, "_SKIPS_PER_TURN", 1)
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta(role="assistant", reasoning="r")) * 1_000)
+        await call.hang()
+
+    async def reader(stream: ChatCompletionStream) -> None:
+        async for _ in stream.text():
+            pass
+
+    async with served(script) as (server, client):
+        stream = client.stream(PROMPT, model=MODEL)
+        task = asyncio.create_task(reader(stream))
+        while not stream._reading._skipped:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as kept:
+            await task
+        assert any(entry.name == "skip" for entry in kept.traceback)
+        assert not transport_of(client).responses
+        await left_at_once(await server.call())

@@ -401,3 +401,19 @@ async def test_tasks_that_begin_at_once(ordered: bool) -> None:
             check_complete(results, given)
             check_idle(client)
         assert [pair async for pair in merge({"a": short(), "b": short()})] == [("a", 1), ("b", 1)]
+
+
+@tidy
+async def test_a_loop_whose_coroutine_is_destroyed_waits_for_nothing() -> None:
+    """It tells the tasks to end, and they do."""
+    async with emulated(faults=Stall()) as (_, client):
+
+        async def loop() -> None:
+            async for _ in client.map(prompts(2), model=MODEL):
+                pass
+
+        coroutine = loop()
+        coroutine.send(None)
+        coroutine.close()  # raises RuntimeError if the coroutine awaits
+        await asyncio.sleep(0.1)
+        check_idle(client)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import attrs
@@ -226,3 +226,73 @@ async def test_texts_of_two_choices_are_whole_or_refused(kind: str) -> None:
             assert [await anext(second), await anext(first)] == [f"b{number}", f"a{number}"]
         tap.end()
         assert [part async for part in first] == []
+
+
+# ------------------------------------------------------------------------------------------------------ cancellation
+
+
+def loops_over(source: Loopable, what: str) -> Coroutine[Any, Any, None]:
+    async def loop() -> None:
+        async for _ in source if what == "chunks" else source.text():
+            pass
+
+    return loop()
+
+
+@pytest.mark.parametrize("what", ["chunks", "text"])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_loop_that_is_cancelled_ends_what_it_owns_at_once(kind: str, first: bool, what: str) -> None:
+    """Also while the error is kept, whose traceback holds the loop's iterator: in its first read or in a later one."""
+    tap = Tap(*([] if first else ["a"]))
+    source = LOOPED[kind](tap)
+    kept: BaseException | None = None
+    try:
+        async with asyncio.timeout(0.01):
+            await loops_over(source, what)
+    except TimeoutError as error:
+        kept = error
+    assert kept is not None
+    assert tap.left
+    await settle()
+
+
+@pytest.mark.parametrize("what", ["chunks", "text"])
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_loop_whose_coroutine_is_destroyed_ends_what_it_owns_at_once(kind: str, what: str) -> None:
+    """Without waiting for anything."""
+    tap = Tap("a")
+    source = LOOPED[kind](tap)
+    coroutine = loops_over(source, what)
+    await anext(source)
+    coroutine.send(None)
+    coroutine.close()
+    assert tap.left
+    await settle()
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_cancelled_loop_in_a_block_ends_nothing(kind: str) -> None:
+    """The block does; another loop in it goes on."""
+    tap = Tap("a")
+    async with LOOPED[kind](tap) as source:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await loops_over(source, "chunks")
+        assert not tap.left
+        tap.give("b")
+        tap.end()
+        assert text([item async for item in source]) == "b"
+
+
+@pytest.mark.parametrize("kind", LOOPED)
+async def test_a_runtime_error_of_the_stream_is_no_refusal(kind: str) -> None:
+    """The loop has read, and ends what it owns."""
+    tap = Tap()
+    tap.refusal = RuntimeError("no luck")
+    source = LOOPED[kind](tap)
+    with contextlib.suppress(RuntimeError):
+        await loops_over(source, "chunks")
+        pytest.fail("the error did not come out")
+    tap.refusal = None  # its traceback holds the loop's iterator
+    assert tap.left

@@ -12,8 +12,10 @@ import pytest
 
 from support.relay_doors import KINDS, PROMPT, SOON, TEXT, ASGIClient, scope_of, stream_of
 from support.servers import MODEL
-from together_async import AsyncTogether
+from together_async import AsyncTogether, Broadcast
 from together_async.relay import End, EventSourceResponse, sse
+from together_async.relay.feed import EventFeed
+from together_async.relay.session import RelaySession
 from together_async.testing import EmulatorServer, Stall
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -184,3 +186,20 @@ async def test_what_was_left_is_freed_at_once(
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_the_end_in_a_loop_that_is_closed_starts_nothing() -> None:
+    """As when the coroutine of a response is destroyed after its server: no task can run there."""
+
+    async def made() -> RelaySession:
+        return RelaySession(
+            EventFeed(Broadcast(stream_of("a")).subscribe(), "chunks", ids=True), heartbeat=None, grace=1
+        )
+
+    loop = asyncio.new_event_loop()
+    session = loop.run_until_complete(made())
+    loop.close()
+    session.close()
+    ending = session.end(None, left=True)
+    with pytest.raises(StopIteration):
+        ending.send(None)

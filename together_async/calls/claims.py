@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 from typing import Final
 
-from together_async.tasks import OwningIterator
+from together_async.tasks import BusyError, OwningIterator
 from together_async.wire.parts import Text
 
 TWO_LOOPS: Final = (
@@ -27,9 +27,9 @@ class Claims(set[int | None]):
     __slots__ = ()
 
     def check(self, choice: int | None) -> None:
-        """Raises RuntimeError if a claim on the text of a choice, or on everything, goes against another loop's."""
+        """Raises BusyError if a claim on the text of a choice, or on everything, goes against another loop's."""
         if self and (choice is None or choice in self or None in self):
-            raise RuntimeError(TWO_LOOPS)
+            raise BusyError(TWO_LOOPS)
 
 
 class KeptTexts(dict[int, Text]):
@@ -83,7 +83,7 @@ class ClaimingIterator(OwningIterator):
         """Takes the claim. Called once, before anything is read: as long as `must_claim`.
 
         Raises:
-            RuntimeError: Another loop is under way.
+            BusyError: Another loop is under way.
         """
         claims = self._claims
         if claims:

@@ -19,6 +19,7 @@ from together_async.calls.claims import ClaimingIterator, KeptTexts
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
 from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw, text_of
+from together_async.tasks import BusyError
 from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
 from together_async.wire.raw_events import RawEventDecoder
 
@@ -81,7 +82,7 @@ class Reader(ClaimingIterator):
         if self.must_claim:
             try:
                 self.claim()
-            except RuntimeError:
+            except BusyError:
                 reading.payloads.append(payload)  # the other loop has not had it
                 raise
         chunk = reading.accept(payload, chunk)
@@ -158,7 +159,7 @@ class ChunksReader(Reader):
                 if chunk is not None:
                     reading.caller_ran = True
                     return chunk
-                await reading.skip()
+                await reading.skip(self)
                 payloads = reading.payloads
             if not await reading.wait(self):
                 raise StopAsyncIteration
@@ -185,7 +186,7 @@ class BatchesReader(Reader):
                 if chunk is not None:
                     batch.append(chunk)
                 elif not batch:
-                    await reading.skip()
+                    await reading.skip(self)
             if batch:
                 reading.caller_ran = True
                 return batch
@@ -314,7 +315,7 @@ class TextReader(Reader):
                             append(content)
                             return content
                         if self._pass_by(choice.index, content):
-                            await reading.skip()
+                            await reading.skip(self)
                             continue
                 try:
                     text = self._text_of(self._decode(payload, None))
@@ -323,7 +324,7 @@ class TextReader(Reader):
                     text = ""
                 if text:
                     return text
-                await reading.skip()
+                await reading.skip(self)
             elif not await reading.wait(self):
                 raise StopAsyncIteration
 

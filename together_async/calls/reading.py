@@ -55,7 +55,7 @@ from together_async.errors import (
 )
 from together_async.http.errors import InflationError
 from together_async.models import ChatCompletionChunk
-from together_async.tasks import handed_over
+from together_async.tasks import BusyError, handed_over
 from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.chunks import ChunkDecoder, ProtocolError, ReportedError
 from together_async.wire.codec import has_unknown_content
@@ -226,11 +226,11 @@ class Reading:
             broken: How an earlier response broke, of which the caller has seen nothing.
 
         Raises:
-            RuntimeError: Another task is opening the stream.
+            BusyError: Another task is opening the stream.
             TogetherError: There is no answer, or it is not an event stream.
         """
         if self.state is State.OPENING or self.state is State.LEAVING:
-            raise RuntimeError(_TWO_READERS)
+            raise BusyError(_TWO_READERS)
         if broken is None:
             self.times.started = self._time()
         self.state, self.error = State.OPENING, None
@@ -305,7 +305,7 @@ class Reading:
             return
         self.claims.check(None)
         if self._is_busy():
-            raise RuntimeError(_TWO_READERS)
+            raise BusyError(_TWO_READERS)
         if self.delivered or self.payloads:
             raise RuntimeError("something of this stream has been read already; its bytes are gone")
         self.raw = True
@@ -331,12 +331,12 @@ class Reading:
         """Waits until the reader that is at the network has come back.
 
         Raises:
-            RuntimeError: One of the two reads more than the text of a choice.
+            BusyError: One of the two reads more than the text of a choice.
         """
         if reader.must_claim:
             self.claims.check(reader.choice)
         if self._turn is None or self._turn.choice is None or reader.choice is None:
-            raise RuntimeError(_TWO_READERS)
+            raise BusyError(_TWO_READERS)
         if reader.must_claim:
             reader.claim()
         if self._turn_end is None:
@@ -365,7 +365,7 @@ class Reading:
 
         Raises:
             TogetherError: The stream broke, or could not be opened.
-            RuntimeError: Another reader is at the network; nothing happens to it.
+            BusyError: Another reader is at the network; nothing happens to it.
         """
         while not self.payloads:
             response, decoder = self.response, self.decoder
@@ -464,11 +464,19 @@ class Reading:
             self.finish()
         return chunk
 
-    async def skip(self) -> None:
-        """Counts a payload that holds nothing for the caller; gives other tasks a turn now and then."""
+    async def skip(self, reader: ClaimingIterator) -> None:
+        """Counts a payload that holds nothing for the caller; gives other tasks a turn now and then.
+
+        Args:
+            reader: Who skips it. If it is cancelled, it gives up its claim, as in `wait`.
+        """
         self._skipped += 1
         if self._skipped % _SKIPS_PER_TURN == 0:
-            await asyncio.sleep(0)
+            try:
+                await asyncio.sleep(0)
+            except BaseException:
+                reader.give_up()
+                raise
 
     # ---------------------------------------------------------------------------------------------------------- ending
 

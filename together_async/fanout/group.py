@@ -14,7 +14,16 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from together_async.calls.tracebacks import let_go
 from together_async.errors import TogetherError
-from together_async.tasks import MISLEADING, OwningIterator, Waiter, drop_hold, handed_over, hold, not_misleading
+from together_async.tasks import (
+    MISLEADING,
+    BusyError,
+    OwningIterator,
+    Waiter,
+    drop_hold,
+    handed_over,
+    hold,
+    not_misleading,
+)
 
 T = TypeVar("T")
 
@@ -109,9 +118,9 @@ class Group(Generic[T]):
     # ----------------------------------------------------------------------------------------------------- the reader
 
     def check_reader(self) -> None:
-        """Raises RuntimeError if a task waits for an item."""
+        """Raises BusyError if a task waits for an item."""
         if self._reader.taken:
-            raise RuntimeError(_TWO_READERS)
+            raise BusyError(_TWO_READERS)
 
     async def next_item(self, *, owner: bool) -> T:
         """Returns the next item; waits for it.
@@ -136,8 +145,12 @@ class Group(Generic[T]):
                 raise failure or StopAsyncIteration
             try:
                 await self._reader.wait()
-            except RuntimeError:
+            except BusyError:
                 raise  # another task reads
+            except GeneratorExit:
+                if owner:
+                    self.stop()  # its coroutine was destroyed, and can't wait
+                raise
             except BaseException:
                 if owner:
                     await self.aclose()

@@ -9,6 +9,7 @@ from typing import Self
 from together_async.calls.claims import ClaimingIterator, Claims, KeptTexts
 from together_async.flow.buffer import MAX_BATCH
 from together_async.models import ChatCompletion, ChatCompletionChunk, text_of
+from together_async.tasks import BusyError
 
 
 class Loopable(abc.ABC):
@@ -87,9 +88,17 @@ class _Loop(ClaimingIterator):
         self.claim()
         try:
             return await self._source.read(1)
-        except RuntimeError:  # of a task that reads or opens it without a loop; nothing may happen to that one
+        except BusyError:  # a task reads or opens it without a loop; nothing may happen to that one
             self.withdraw()
             raise
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Ends an owner that is cancelled, or whose coroutine is destroyed, in its read.
+
+        It is not dropped then as long as the error is kept: the traceback holds the frame, which holds the iterator.
+        """
+        if not isinstance(error, Exception):
+            self.give_up()
 
 
 class _ChunkLoop(_Loop):
@@ -98,8 +107,12 @@ class _ChunkLoop(_Loop):
     __slots__ = ()
 
     async def __anext__(self) -> ChatCompletionChunk:
-        for chunk in await self._read():
-            return chunk
+        try:
+            for chunk in await self._read():
+                return chunk
+        except BaseException as error:
+            self._note_failure(error)
+            raise
         self.give_up()
         raise StopAsyncIteration
 
@@ -118,7 +131,11 @@ class TextLoop(_Loop):
         while True:
             if kept and (text := self._kept_text()):
                 return text
-            chunks = await self._read()
+            try:
+                chunks = await self._read()
+            except BaseException as error:
+                self._note_failure(error)
+                raise
             if not chunks:
                 self.give_up()
                 raise StopAsyncIteration

@@ -19,7 +19,7 @@ from together_async.errors import APIConnectionError, APIResponseValidationError
 from together_async.http.deadlines import PatientTimer
 from together_async.http.errors import InflationError
 from together_async.http.sockets import BULK_READ_SIZE, READ_SIZE, close_without_loop, set_read_size
-from together_async.tasks import handed_over
+from together_async.tasks import BusyError, handed_over
 from together_async.timeouts import Due, Timeouts, due, earliest
 
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
@@ -214,7 +214,7 @@ class HTTPResponse:
         Raises:
             APITimeoutError: A deadline has passed; `.phase` says which. The connection is closed.
             APIConnectionError: The connection is lost, or the client was closed.
-            RuntimeError: Another task is reading; nothing happens to it.
+            BusyError: Another task is reading; nothing happens to it.
         """
         data_to_come = self.start_read(progressed, caller_ran=False)
         try:
@@ -237,7 +237,7 @@ class HTTPResponse:
         if self._failure is not None:
             raise self._failure
         if self._waiting:
-            raise RuntimeError("two tasks read one stream at the same time; let one of them read")
+            raise BusyError("two tasks read one stream at the same time; let one of them read")
         now = self._time()
         if progressed:
             # The silence begins now, and after the first token it has another limit.

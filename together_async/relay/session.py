@@ -265,6 +265,8 @@ class RelaySession:
         The caller may be cancelled, even at each of its awaits, as some frameworks do when a client has left; so this
         runs in a task, which is not cut off.
         """
+        if self.loop.is_closed():
+            return  # its coroutine is destroyed after the end of its loop; no task can run any more
         hidden = sys.exception() is not None  # called in a `finally`: that exception counts more than one of `on_end`
         ending = self.loop.create_task(self._end(on_end, left=left))
         try:
