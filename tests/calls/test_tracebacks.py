@@ -33,12 +33,14 @@ from together_async import (
     APIConnectionError,
     AsyncTogether,
     BadRequestError,
+    Broadcast,
     Limits,
     PaymentRequiredError,
     Retry,
     StreamError,
     Timeouts,
     TogetherError,
+    buffered,
 )
 from together_async.calls.tracebacks import strip
 
@@ -169,9 +171,19 @@ async def by_text(client: AsyncTogether) -> None:
         pass
 
 
+async def by_buffered(client: AsyncTogether) -> None:
+    async for _ in buffered(client.stream(a_prompt(), model=MODEL)):
+        pass
+
+
+async def by_subscription(client: AsyncTogether) -> None:
+    async for _ in Broadcast(client.stream(a_prompt(), model=MODEL)).subscribe().text():
+        pass
+
+
 RULES = Retry(attempts=2, base_delay=0.001)
 AT_ONCE = (by_create, by_the_sdks_name, by_parse, by_completion, by_block, by_map_that_raises)
-IN_THE_NEXT_TURN = (by_chunks, by_text)
+IN_THE_NEXT_TURN = (by_chunks, by_text, by_buffered, by_subscription)
 Way = Callable[[AsyncTogether], Any]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from together_async.calls.tracebacks import let_go
 from together_async.errors import IncompleteStreamError, TogetherError
 from together_async.flow.buffer import DEFAULT_SIZE, MAX_BATCH
 from together_async.flow.buffered import source_of
@@ -277,6 +278,8 @@ class Broadcast:
         if not self._over:
             self._over = True
             self.error = error
+            if error is not None:
+                let_go(error)
             self._traceback = None if error is None else error.__traceback__
             self._opened.set()
             self._shrink()
@@ -348,6 +351,7 @@ class Broadcast:
     def _raise_error(self) -> None:
         if self.error is not None:
             # Each raise would lengthen the traceback, which holds the frames of every reader that got the error.
+            let_go(self.error)
             raise self.error.with_traceback(self._traceback)
 
     def at_end(self, cursor: Cursor) -> bool:

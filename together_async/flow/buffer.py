@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final, Literal
 
+from together_async.calls.tracebacks import let_go
 from together_async.models import ChatCompletionChunk
 from together_async.tasks import Waiter
 from together_async.wire.coalesce import Coalescer
@@ -151,6 +152,7 @@ class Buffer:
                 return chunks
             if self._closed:
                 if self._error is not None:
+                    let_go(self._error)
                     raise self._error
                 return []
             await self._consumer.wait()
