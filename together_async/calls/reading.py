@@ -6,7 +6,7 @@ both hold the reading and read its state. A reading is in one of five states:
 | state | `response` | `payloads` | `error` | what a read does |
 |---|---|---|---|---|
 | NEW | None | empty | None | opens the stream |
-| OPENING | None | empty | None | waits, if its turn may come (see below); else raises RuntimeError |
+| OPENING | None | empty | None | a reader of one choice's text waits (see below); any other raises RuntimeError |
 | LEAVING | None | empty | any | raises the error; the task that is opening the stream finds out and ends it |
 | OPEN | set | any | None | returns the next payload, or waits for it |
 | ENDED | None | empty | any | ends the loop if the answer is complete, else raises the error |
@@ -19,15 +19,15 @@ and changes it like this, whatever comes from the server, the caller or the garb
 | NEW | ENDED | `leave` |
 | OPENING | OPEN | the head of a response |
 | OPENING | ENDED | an error, or a cancellation |
-| OPENING | NEW | a cancellation while another reader waits for its turn |
+| OPENING | NEW | a cancellation while another reader waits |
 | OPENING | LEAVING | `leave`, which gives the call up |
 | LEAVING | ENDED | the call, which is given up |
 | OPEN | ENDED | `finish` at the end of the answer, `leave`, `break_off` with an error |
 | ENDED | OPENING | `retry`, as long as nothing was delivered |
 
-One reader at a time is at the network: it opens the stream, or waits for bytes. That is its turn. Readers of a choice's
-text wait for the end of each other's turns, and go on with what was kept for them (`kept`), with the payloads that are
-left, or with a turn of their own. A reader of whole chunks is refused meanwhile, and so is any other in its turn.
+One reader at a time is at the network: it opens the stream, or waits for bytes. Meanwhile readers of other choices'
+texts wait. When it is back, they go on with what was kept for them (`kept`), with the payloads that are left, or at the
+network themselves. A reader of whole chunks is refused meanwhile; and while one is at the network, so is any other.
 """
 
 from __future__ import annotations
@@ -116,14 +116,14 @@ class Reading:
     """
 
     __slots__ = (
+        "_at_network",
         "_call",
         "_choices",
         "_headers",
         "_max_event_size",
+        "_network_free",
         "_skipped",
         "_time",
-        "_turn",
-        "_turn_end",
         "accumulator",
         "caller_ran",
         "claims",
@@ -147,8 +147,8 @@ class Reading:
         self._max_event_size = max_event_size
         self._headers: dict[str, str] | None = None  # made when they are asked for, or when the response goes
         self._skipped = 0  # payloads without a chunk
-        self._turn: ClaimingIterator | None = None  # the reader that is at the network
-        self._turn_end: asyncio.Event | None = None  # readers of other choices' texts wait for it
+        self._at_network: ClaimingIterator | None = None  # the reader that is at the network
+        self._network_free: asyncio.Event | None = None  # readers of other choices' texts wait for it
         self.state = State.NEW
         self.response: HTTPResponse | None = None
         self.decoder: ChunkDecoder | None = None
@@ -222,7 +222,7 @@ class Reading:
         """Sends the request, and looks at the head of the response.
 
         Args:
-            reader: The reader whose turn it is; None for none.
+            reader: The reader that opens it; None for none.
             broken: How an earlier response broke, of which the caller has seen nothing.
 
         Raises:
@@ -234,7 +234,7 @@ class Reading:
         if broken is None:
             self.times.started = self._time()
         self.state, self.error = State.OPENING, None
-        self._turn = reader
+        self._at_network = reader
         try:
             response = await self._response_of_call(reader, broken)
             # Called when the response is closed. It holds no reference to this reading, which has to end when dropped.
@@ -251,7 +251,7 @@ class Reading:
             except ProtocolError as error:
                 raise self.break_off_as_foreign(error) from error
         finally:
-            self._end_turn()
+            self._leave_network()
 
     async def _response_of_call(self, reader: ClaimingIterator | None, broken: TogetherError | None) -> HTTPResponse:
         try:
@@ -265,7 +265,7 @@ class Reading:
             raise
         except BaseException:
             # Cancelled. A later loop must not take this for a stream that has ended.
-            if self._turn_end is not None and not self._is_leaving():
+            if self._network_free is not None and not self._is_leaving():
                 self._start_anew()
                 self.state = State.NEW  # a reader that waits sends the request again
                 if reader is not None:
@@ -325,9 +325,9 @@ class Reading:
 
     def _is_busy(self) -> bool:
         """Whether a reader is at the network, or the stream is being opened."""
-        return self._turn is not None or self.state is State.OPENING
+        return self._at_network is not None or self.state is State.OPENING
 
-    async def _wait_for_turn(self, reader: ClaimingIterator) -> None:
+    async def _wait_for_network(self, reader: ClaimingIterator) -> None:
         """Waits until the reader that is at the network has come back.
 
         Raises:
@@ -335,21 +335,21 @@ class Reading:
         """
         if reader.must_claim:
             self.claims.check(reader.choice)
-        if self._turn is None or self._turn.choice is None or reader.choice is None:
+        if self._at_network is None or self._at_network.choice is None or reader.choice is None:
             raise BusyError(_TWO_READERS)
         if reader.must_claim:
             reader.claim()
-        if self._turn_end is None:
-            self._turn_end = asyncio.Event()
+        if self._network_free is None:
+            self._network_free = asyncio.Event()
         try:
-            await self._turn_end.wait()
+            await self._network_free.wait()
         except BaseException:
             reader.give_up()
             raise
 
-    def _end_turn(self) -> None:
-        self._turn = None
-        ended, self._turn_end = self._turn_end, None
+    def _leave_network(self) -> None:
+        self._at_network = None
+        ended, self._network_free = self._network_free, None
         if ended is not None and not handed_over(self._call.loop, ended.set):
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 ended.set()
@@ -360,7 +360,7 @@ class Reading:
         There is a payload then, unless another reader was at the network meanwhile: it may have left none.
 
         Args:
-            reader: Whose turn it is. If it is cancelled, it gives up its claim; the last claim closes the stream.
+            reader: The reader that waits. If it is cancelled, it gives up its claim; the last claim closes the stream.
             once: Return after any bytes, even if they hold no payload.
 
         Raises:
@@ -369,9 +369,9 @@ class Reading:
         """
         while not self.payloads:
             response, decoder = self.response, self.decoder
-            if response is None or decoder is None or self._turn is not None:
+            if response is None or decoder is None or self._at_network is not None:
                 if self._is_busy():
-                    await self._wait_for_turn(reader)
+                    await self._wait_for_network(reader)
                     return True
                 if self.over:
                     return self._end_of_loop()
@@ -380,7 +380,7 @@ class Reading:
             if response is None or decoder is None:
                 await self.open(reader)
                 continue
-            self._turn = reader
+            self._at_network = reader
             try:
                 try:
                     progressed = self.accumulator.settle()
@@ -417,9 +417,9 @@ class Reading:
                     raise
                 await self.retry(error, reader)
             finally:
-                self._turn = None
-                if self._turn_end is not None:
-                    self._end_turn()
+                self._at_network = None
+                if self._network_free is not None:
+                    self._leave_network()
         return True
 
     def _end_of_loop(self) -> bool:
