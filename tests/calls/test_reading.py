@@ -230,6 +230,12 @@ NEARLY_PLAIN = [{"choices": [{"index": 0, **extra}]} for extra in EXTRAS] + [
     for extra in ({"usage": {"total_tokens": 3}}, {"error": {"message": "no"}}, {"warnings": ["beware"]})
 ]
 """A plain chunk and one thing that makes it another: each must leave the quick path."""
+LATE_ROLE = [
+    {"choices": [{"index": 1}]},
+    {"choices": [{"index": 1, "delta": {"content": "b", "role": "tool"}}]},
+    {"choices": [{"index": 1, "delta": {"content": "c"}}]},
+]
+"""Another choice than the one that is read begins without its role."""
 MIDDLES = st.lists(st.one_of(st.sampled_from(NEARLY_PLAIN), plain, any_document, *focused), max_size=6)
 
 
@@ -272,7 +278,7 @@ def each_nearly_plain(test: Any) -> Any:
     """Tries each of `NEARLY_PLAIN` in any case, whatever else is generated."""
     for document in NEARLY_PLAIN:
         test = example([document])(test)
-    return test
+    return example(LATE_ROLE)(test)
 
 
 @pytest.mark.parametrize("way", ["chunks", "text", "batches"])

@@ -332,9 +332,11 @@ class TextReader(Reader):
         return any((choice.index or 0) == self._index and text_of(choice) for choice in chunk.choices)
 
     def _pass_by(self, index: int | None, text: str) -> bool:
-        """Keeps a piece of another choice's text; returns False, and does nothing, if that choice has not begun."""
-        texts = None if index is None else self._accumulator.texts(index)
-        if index is None or texts is None:
+        """Keeps a piece of another choice's text; returns False, and does nothing, if its role may come with it."""
+        if index is None or not self._accumulator.has_role(index):
+            return False
+        texts = self._accumulator.texts(index)
+        if texts is None:
             return False
         texts.append(text)
         self._keep(index, text)

@@ -120,6 +120,11 @@ class ChatCompletionAccumulator:
         parts = self._choices.get(index)
         return None if parts is None else parts.content.pieces
 
+    def has_role(self, index: int) -> bool:
+        """Whether the role of a choice has come, which a text reader does not look for."""
+        parts = self._choices.get(index)
+        return parts is not None and parts.role is not None
+
     def settle(self) -> bool:
         """Returns whether anything was generated since the last call; joins the pieces of text that have gathered.
 
