@@ -21,7 +21,7 @@ class Timeouts:
 
     When the event loop was blocked or the process stopped beyond `connect`, `first_token` or `idle`, that says nothing
     about the server: what has come in the meantime is read first, and the limit then lasts as much longer as its timer
-    was late, at most a second. `total` and `queue` are exact.
+    was late, at most a second. `total` and `queue` get no such second look.
 
     Attributes:
         connect: Seconds to open a connection (name lookup, TCP, TLS, proxy), for each attempt. In a session of yours

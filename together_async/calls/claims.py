@@ -1,4 +1,4 @@
-"""What several loops over one stream must know of each other: which of them are under way, and which texts wait. Pure.
+"""What several loops over one stream must know of each other: which of them are under way, and which texts wait.
 
 A plain loop, one outside of `async with`, *claims* what it reads with its first step. One claim of a kind is given at a
 time: the whole stream, or the text of one choice. So a second loop is refused before it has done any harm, and the

@@ -46,7 +46,7 @@ def _strip_later(kept: weakref.ref[BaseException]) -> None:
 
 
 def strip(error: BaseException) -> None:
-    """Takes the frames out, of an error and of what it was raised from. Pure.
+    """Takes the frames out, of an error and of what it was raised from; changes both in place.
 
     Errors that the caller was handling when this one came are left as they are: the first frame of each is the
     caller's.

@@ -333,9 +333,8 @@ class Transport:
             failure = opening.failure
         elif isinstance(error, TimeoutError) and deadline is not None:
             failure = APITimeoutError(phase=deadline.phase, seconds=deadline.seconds)
-        elif (
-            isinstance(error, TimeoutError) and timeouts.connect is not None
-        ):  # aiohttp's, in a session of the caller's
+        elif isinstance(error, TimeoutError) and timeouts.connect is not None:
+            # aiohttp's, in a session of the caller's.
             failure = APITimeoutError(phase="connect", seconds=timeouts.connect)
         elif isinstance(error, APIConnectionError):
             failure = error

@@ -9,6 +9,9 @@ The same happens with more places, when as many loops wait like that at once; th
 is refused only if no place can become free: each is held by an open stream for whose bytes nobody waits, and the task
 that read it last waits for a place itself. So a place that is held by a whole response, or by a stream that some other
 task goes on reading, is waited for.
+
+What is not seen, and waits: a call in another task that the body of a loop awaits (in `on_chunk` it is seen), and a
+stream that is read through `buffered` or `Broadcast`, whose own task is its reader.
 """
 
 from __future__ import annotations
