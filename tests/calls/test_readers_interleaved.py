@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calls.test_reading import FakeCall, Response, check_legal
@@ -27,6 +27,18 @@ ACTS = st.lists(
     ),
     max_size=40,
 )
+
+GIVES_UP_AND_COMES_BACK: list[tuple[str, Any]] = [
+    ("step", "a"),
+    ("send", [0]),
+    ("step", "a"),
+    ("step", "b"),
+    ("cancel", "a"),
+    ("step", "a'"),
+    ("send", [0, 1, 0]),
+    ("step", "a"),
+]
+"""The step of a cancelled loop has to claim again, although data has come that it could read at once."""
 
 
 class GatedResponse(Response):
@@ -185,6 +197,7 @@ class Search:
 @pytest.mark.parametrize("in_block", [False, True])
 @settings(max_examples=300)
 @given(ACTS)
+@example(GIVES_UP_AND_COMES_BACK)
 async def test_any_interleaving(in_block: bool, acts: list[tuple[str, Any]]) -> None:
     """Texts come whole and in order, each piece once, whoever reads it; refused loops change nothing; the last plain
     loop that is left closes the stream, and none before."""

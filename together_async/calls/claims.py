@@ -104,14 +104,18 @@ class ClaimingIterator(OwningIterator):
     def withdraw(self) -> None:
         """Ends the claim, if there is one, and closes nothing: the step that took it was refused."""
         if self.hand_over():
-            self.must_claim = True
+            self._unclaim()
             self._claims.discard(self.choice)
 
     def give_up(self) -> None:
         """Ends the claim, if there is one, as dropping the iterator does. Another step has to claim again."""
         if self.hand_over():
-            self.must_claim = True
+            self._unclaim()
             self._drop()
+
+    def _unclaim(self) -> None:
+        """Makes the next step claim again."""
+        self.must_claim = True
 
     def _drop(self) -> None:
         self._claims.discard(self.choice)

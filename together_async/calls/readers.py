@@ -65,6 +65,10 @@ class Reader(ClaimingIterator):
         if not self._reading.over:
             self._reading.leave()
 
+    def _unclaim(self) -> None:
+        super()._unclaim()
+        self._append = None  # the quick path claims nothing
+
     def _begin(self) -> None:
         """Takes the quick path from now on if the choice has begun, and no retry can replace the response."""
         texts = self._accumulator.texts(self._index) if self._reading.delivered else None
