@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from support import paths
 from support.sse_oracle import read_slowly
+from together_async.wire.sse import _SMALL as SMALL
 from together_async.wire.sse import EventStreamParser, EventTooLargeError, ServerSentEvent, encode_event
 
 SAMPLES = sorted(paths.SAMPLES.glob("*.sse"))
@@ -181,6 +182,60 @@ def test_quick_and_full_path_agree(body, places):
         else:
             assert payloads == [event.data for event in expected]
             assert {event.event for event in expected} <= {"message"}
+
+
+sizes = st.sampled_from([0, 1, 100, SMALL - 9, SMALL - 8, SMALL - 7, SMALL, 2 * SMALL])
+long_events = st.lists(
+    st.builds(
+        lambda start, size, inside, end: start + b"x" * (size // 2) + inside + b"y" * (size - size // 2) + end,
+        st.sampled_from([b"data: ", b"data: ", b"data: ", b"data:", b":", b""]),
+        sizes,
+        st.sampled_from([b"", b"", b"", b"\n", b"\r", b"\n\n", b"\n\ndata: ", b"\ndata: "]),
+        st.sampled_from([b"\n\n", b"\n\n", b"\n\n", b"\n", b"\n\n\n", b"\r\n\r\n", b""]),
+    ),
+    max_size=4,
+)
+
+
+@given(long_events, places, st.sampled_from([SMALL // 2, SMALL - 1, SMALL, ENOUGH]))
+@example([b"data: " + b"x" * (SMALL - 8) + b"\n\n"], [], SMALL)
+@example([b"data: " + b"x" * (SMALL - 9) + b"\n\n"], [], SMALL)
+@example([b"data: x\ny\n\n", b"data: z\n\n"], [], ENOUGH)
+def test_quick_and_full_path_agree_on_events_of_any_size(events, places, limit):
+    """Events that come alone, cut or together, below and above the sizes that the quick path treats differently."""
+    body = b"".join(events)
+    for pieces in (events, cut(body, places), [body]):
+        assert outcome(pieces, limit=limit) == outcome(pieces, limit=limit, plain=False)
+    if limit == ENOUGH:
+        assert feed_all(events) == feed_all([body]) == read_slowly(body)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"data: x\ry\n\n",
+        b"data: x\r\n\r\n",
+        b"data: x\ndata: y\n\n",
+        b"data: x\n\n\n\n",
+        b"data: x\n\n\n",
+        b"data: \n\n",
+        b"data:  \n\n",
+        b"data: data: x\n\n",
+        b"\xef\xbb\xbfdata: x\n\n",
+        b"\ndata: x\n\n",
+        b"data:x\n\n",
+        b"data: x\n",
+        b"data: \n",
+        b"data: x\0y\n\n",
+    ],
+)
+def test_a_lone_event_at_every_split_with_plain_ones_about_it(event):
+    """A nearly plain event that comes alone is read by the standard, and so are the plain ones before and after it."""
+    plain = b"data: plain\n\n"
+    for before, after in itertools.product([b"", plain, b": comment\n"], [b"", plain, b"\ndata: z\n\n"]):
+        expected = read_slowly(before + event + after)
+        for place in range(len(event) + 1):
+            assert feed_all([before, event[:place], event[place:], after]) == expected
 
 
 # -------------------------------------------------------------------------------------------------------- single rules
