@@ -5,6 +5,7 @@ import fractions
 import json
 import math
 import pickle
+import re
 import types
 from decimal import Decimal
 from enum import IntEnum
@@ -15,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from together_async.models import Function, ToolCall
-from together_async.request import _RANGES, ChatCompletionRequest, Message, RequestOptions
+from together_async.request import (
+    _OPTION_CHECKS,
+    _RANGES,
+    ChatCompletionRequest,
+    Message,
+    RequestOptions,
+    _message_dict,
+    _messages,
+    request_of,
+)
 from together_async.wire import codec
 from together_async.wire.codec import decode_completion
 from together_async.wire.http_request import build_request
@@ -445,6 +455,79 @@ def test_a_request_can_be_sent_again_and_is_not_changed_by_its_makings():
     assert build_request(made, stream=True) == first
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         made.model = "other"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "hi"}],
+        [{"content": "", "role": "assistant"}, {"role": "developer", "content": "x"}],
+        [{"role": "system", "content": "x", "name": "n"}],
+        [{"role": "critic", "content": "x"}],
+        [{"role": "assistant", "content": None}],
+        [{"role": "user", "content": "x"}, Message.user("y")],
+        [types.MappingProxyType({"role": "user", "content": "x"})],
+        [{"role": "user", "text": "x"}],
+        [{"role": "tool", "content": "x"}],
+        [{"role": ["user"], "content": "x"}],
+    ],
+    ids=str,
+)
+def test_plain_messages_are_sent_as_any_others(messages):
+    """The quick path for dicts of a role and a text gives what the full checks give: values, keys' order and errors."""
+    try:
+        expected = [_message_dict(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            _messages(messages)
+    else:
+        given = _messages(messages)
+        assert [list(message.items()) for message in given] == [list(message.items()) for message in expected]
+        assert all(message is not its for message, its in zip(given, messages, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict.fromkeys(RANGES, 1) | OTHERS | {"extra_body": {"new": 1}},
+        {"stop": "END", "temperature": None},
+        {"extra_body": None},
+        {"n": 0, "max_tokens": 0},
+        {"n": 0, "stop": [5]},
+        {"tools": [{}], "logit_bias": 5},
+        {"echo": 1, "model": "", "stop": 5},
+        {"echo": 1, "model": 5},
+        {"messages": [], "stop": 5},
+        {"extra_body": {"stream": True}},
+        {"seed": BIG},
+    ],
+    ids=str,
+)
+def test_request_of_options_is_that_of_the_constructor(options):
+    """The request of a call's options equals the constructed one; of several wrong values the same one is named."""
+    messages, model = options.pop("messages", "hi"), options.pop("model", "m")
+    try:
+        expected = ChatCompletionRequest(messages=messages, model=model, **options)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            request_of(messages, model, options)
+    else:
+        made = request_of(messages, model, options)
+        assert list(vars(made).items()) == list(vars(expected).items())
+        assert (made, repr(made)) == (expected, repr(expected))
+
+
+def test_every_option_has_a_check():
+    """The quick way to make a request knows all fields."""
+    assert _OPTION_CHECKS.keys() == RequestOptions.__annotations__.keys()
+
+
+def test_the_extra_bodies_of_two_requests_are_two():
+    """A request without an `extra_body` has one of its own."""
+    first, second = request_of("hi", "m", {}), request_of("hi", "m", {})
+    assert first.extra_body == {}
+    assert first.extra_body is not second.extra_body
 
 
 def test_repr_shows_no_prompt():

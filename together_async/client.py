@@ -28,7 +28,7 @@ from together_async.models import ChatCompletion
 from together_async.ratelimit import Limits, LimitsState, Priority, RateLimiter
 from together_async.ratelimit.estimator import size_of
 from together_async.ratelimit.limits import check_priority
-from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions
+from together_async.request import ChatCompletionRequest, MessagesLike, RequestOptions, request_of
 from together_async.retry import Retry, RetryBudget, checked_retry, for_batch
 from together_async.timeouts import Timeouts
 from together_async.wire.error_bodies import json_of, status_error
@@ -585,12 +585,12 @@ def _request(
         return attrs.evolve(messages, **changes) if changes else messages
     if model is None:
         raise ValueError("model: missing; name the model, as model='meta-llama/Llama-3.3-70B-Instruct-Turbo'")
-    return ChatCompletionRequest(messages=messages, model=model, **options)
+    return request_of(messages, model, options)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    unknown = options.keys() - _REQUEST_FIELDS
-    if unknown:
+    if not options.keys() <= _REQUEST_FIELDS:
+        unknown = options.keys() - _REQUEST_FIELDS
         raise TypeError(
             f"unexpected option {', '.join(sorted(unknown))}: no field of ChatCompletionRequest; "
             "what only the server knows goes into extra_body"

@@ -10,7 +10,7 @@ import attrs
 from together_async.calls.tracebacks import let_go
 from together_async.errors import TogetherError
 from together_async.models import ChatCompletion
-from together_async.request import ChatCompletionRequest, MessageLike
+from together_async.request import ChatCompletionRequest, MessageLike, request_of
 
 if TYPE_CHECKING:
     from together_async.calls.stream import ChatCompletionStream
@@ -82,16 +82,7 @@ class Completions:
         Raises:
             TogetherError: What `client.create`, or entering `client.stream`, raises.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        # OpenAI's `logprobs` is a bool, with the number in `top_logprobs`; Together's is the number.
-        known = {k: v for k, v in given.items() if k in _FIELDS and not (k == "logprobs" and isinstance(v, bool))}
-        unknown = {name: value for name, value in given.items() if name not in known}
-        request = ChatCompletionRequest(
-            messages=list(messages),
-            model=model,
-            extra_body={**unknown, **(extra_body or {})},
-            **known,
-        )
+        request = request_of(list(messages), model, _our_words(options, extra_body or {}))
         timeouts = None if timeout is None else attrs.evolve(self._client.timeouts, total=float(timeout))
         try:
             if not stream:
@@ -102,3 +93,20 @@ class Completions:
             let_go(error)
             raise
         return opened
+
+
+def _our_words(options: Mapping[str, Any], extra_body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a request; options that it does not know are in its `extra_body`."""
+    fields: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        # OpenAI's `logprobs` is a bool, with the number in `top_logprobs`; Together's is the number.
+        if name not in _FIELDS or (name == "logprobs" and isinstance(value, bool)):
+            unknown[name] = value
+        else:
+            fields[name] = value
+    if unknown or extra_body:
+        fields["extra_body"] = {**unknown, **extra_body}
+    return fields
