@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from support.calls import counted, emulated, leaves_nothing
+from support.clients import served
+from support.servers import Call, delta, sse
 from support.survival import MODEL, PROMPT, TEXT
-from together_async import AsyncTogether, Limits, MapResult, QueueFullError
+from together_async import AsyncTogether, ChatCompletionStream, Limits, MapResult, QueueFullError, RateLimiter
 from together_async.ratelimit.deadlock import HeldPlaces, deadlock_error
 from together_async.ratelimit.queue import Reservation
 
@@ -19,7 +21,7 @@ pytestmark = leaves_nothing
 
 
 class Stream:
-    def __init__(self, reader: int, *, busy: bool = False) -> None:
+    def __init__(self, reader: int | None, *, busy: bool = False) -> None:
         self.reader = reader
         self.busy = busy
 
@@ -54,6 +56,56 @@ def test_who_would_wait_for_ever(
     assert held.is_deadlock(1, places, held.streams) is deadlock
     held.clear()
     assert repr(held) == "<HeldPlaces 0 streams, 0 waiting>"
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_recorded"),
+    [
+        (Limits(), False),
+        (Limits(requests_per_minute=60), False),
+        (Limits(concurrency=2), True),
+        (Limits(concurrency="auto"), True),
+        (Limits.per_model({MODEL: Limits(concurrency=2)}), True),
+        (Limits.per_model({"another": Limits(concurrency=2)}), False),
+    ],
+)
+async def test_streams_are_asked_for_their_readers_where_places_are_counted(limits: Limits, is_recorded: bool) -> None:
+    """Without a number of places no call waits for one, and no stream keeps track of its reader."""
+    driver = RateLimiter(limits).driver
+    reservation = await driver.acquire(MODEL, 100)
+    stream = Stream(None)
+    driver.held.record_stream(reservation, stream, driver.admission)
+    assert stream.reader == (0 if is_recorded else None)
+    assert list(driver.held.streams.values()) == ([stream] if is_recorded else [])
+    driver.release(reservation, 100)
+    assert not driver.held.streams
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(concurrency=2)])
+async def test_a_stream_knows_the_task_that_read_it_last_where_places_are_counted(limits: Limits) -> None:
+    """Each read notes its task, so that a stream that is handed to another task is that one's."""
+    goes_on = asyncio.Event()
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta("a")))
+        await goes_on.wait()
+        await call.chunk(sse(delta("b")))
+        await call.hang()
+
+    async def read(stream: ChatCompletionStream) -> None:
+        await anext(stream)
+
+    async with served(script, limits=limits) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
+        response = stream._reading.response
+        assert response is not None
+        assert response.reader == (0 if limits.concurrency else None)
+        await read(stream)
+        assert response.reader == (id(asyncio.current_task()) if limits.concurrency else None)
+        goes_on.set()
+        other = asyncio.create_task(read(stream))
+        await other
+        assert response.reader == (id(other) if limits.concurrency else None)
 
 
 def test_the_error_says_what_to_do() -> None:

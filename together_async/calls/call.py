@@ -281,7 +281,7 @@ class Call:
             latency_s = response.arrived - now if settings.streamed else None
             settings.driver.record_response(reservation, limits, good=True, latency_s=latency_s)
             if settings.streamed:
-                settings.driver.held.streams[reservation] = response
+                settings.driver.held.record_stream(reservation, response, settings.driver.admission)
             return response
         raise await self._error_for(reservation, response, limits)
 

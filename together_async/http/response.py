@@ -10,6 +10,7 @@ import asyncio
 import functools
 import math
 import re
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
@@ -59,7 +60,8 @@ class HTTPResponse:
         status: The HTTP status.
         raw_headers: The headers as they came. Names are found in any case; of a repeated one the first counts.
         arrived: When bytes last came, or whatever else ended a read, on the event loop's clock.
-        reader: The `id` of the task that read it last; 0 before the first read.
+        reader: The `id` of the task that read it last, 0 before the first read, for whoever sets it to 0 to ask for it;
+            None for nobody.
         attempts: HTTP requests that the call has made so far, for the errors that are raised here.
         on_close: Called once, when the connection is closed, whoever closes it; None for no call.
     """
@@ -103,7 +105,7 @@ class HTTPResponse:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop() if loop is None else loop
-        self._time = self._loop.time
+        self._time = _clock_of(self._loop)
         self._response = response
         self._content = response.content
         self.status = response.status
@@ -124,7 +126,7 @@ class HTTPResponse:
         self._failure: APIConnectionError | None = None
         self._timer: asyncio.TimerHandle | PatientTimer | None = None
         self._live = live
-        self.reader = 0
+        self.reader: int | None = None
         self.attempts = 1
         self.on_close: Callable[[], None] | None = None
         live.add(self)
@@ -226,7 +228,7 @@ class HTTPResponse:
     # The parts of `read`, for streams, which save a coroutine per token: `start_read`, then `note_read`, or
     # `salvage_buffered` for whatever was raised.
 
-    def start_read(self, progressed: bool, *, caller_ran: bool = True) -> Coroutine[Any, Any, bytes]:
+    def start_read(self, progressed: bool, caller_ran: bool) -> Coroutine[Any, Any, bytes]:
         """Begins a read; returns what to await at once.
 
         Args:
@@ -249,7 +251,8 @@ class HTTPResponse:
         if not self._timer_covers_silence and self._loop.is_closed():
             raise APIConnectionError("the event loop of this response is closed, and its connection with it")
         self._waiting = True
-        self.reader = id(asyncio.current_task(self._loop))
+        if self.reader is not None:
+            self.reader = id(asyncio.current_task(self._loop))
         if not self._timer_covers_silence:
             # With a steady flow of pings nobody waits whenever the timer fires, so the verdict is passed here.
             self._watch(looked_again=not caller_ran and self._looked_at >= self._silent_since)
@@ -419,6 +422,12 @@ class HTTPResponse:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Returns the clock of a loop, without the method around it if that is asyncio's own: each token asks it twice."""
+    is_plain = getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time
+    return time.monotonic if is_plain else loop.time
 
 
 def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:

@@ -130,15 +130,15 @@ class ChatCompletionAccumulator:
 
         Called between reads of the network, so that the memory in use is that of the text.
         """
+        counted = self._counted
         for parts in self._choices.values():
             size = len(parts.pieces)
-            if size != parts.counted:
-                self._counted += size - parts.counted
-                parts.counted = size
+            counted += size - parts.counted
+            parts.counted = size
             if size >= BLOCK and parts.content.compact():
                 parts.counted = 0
-        progressed = self._counted != self._settled
-        self._settled = self._counted
+        progressed = counted != self._settled
+        self._counted = self._settled = counted
         return progressed
 
     @property
