@@ -245,6 +245,13 @@ MODULES = {
         validation:  keywords patterns
         schema:      formats keywords patterns prose validation
     """,
+    "models": """
+        base:
+        completion:    base
+        struct_value:  base
+        chunk:         base completion struct_value
+        __init__:      base chunk completion struct_value
+    """,
     "wire": """
         __init__:
         codec:

@@ -112,8 +112,8 @@ def test_anything_anywhere_decodes_or_says_where(data):
     repr(value)
     for part in typed_parts(value):
         hints = typing.get_type_hints(type(part))
-        for name, item in vars(part).items():
-            msgspec.convert(item, hints[name] | None, from_attributes=True)
+        for field in attrs.fields(type(part)):
+            msgspec.convert(getattr(part, field.name), hints[field.name] | None, from_attributes=True)
     texts = [text for text in texts_of(document) if isinstance(text, str)]
     assert [text for text in texts_read(value) if text is not None and text in texts] == texts
 

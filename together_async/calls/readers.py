@@ -18,14 +18,13 @@ from typing import ClassVar, Final, Self
 from together_async.calls.claims import ClaimingIterator, KeptTexts
 from together_async.calls.reading import Reading
 from together_async.errors import StreamError
-from together_async.models import GENERATED_FIELDS, ChatCompletionChunk, Delta, set_raw, text_of
+from together_async.models import ChatCompletionChunk, set_source, text_of
 from together_async.tasks import BusyError
-from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode, knows_all_keys
+from together_async.wire.codec import decode_chunk_strictly, decode_text_strictly, encode
 from together_async.wire.raw_events import RawEventDecoder
 
 _BATCH: Final = 64
 """Most chunks of a batch: what its reader does with them is one turn of the event loop."""
-_EXTRA_FIELDS: Final = frozenset(GENERATED_FIELDS) - {"content", "tool_calls"}
 
 
 class Reader(ClaimingIterator):
@@ -37,7 +36,7 @@ class Reader(ClaimingIterator):
         plain: Whether it is made outside of `async with`: then it claims the stream, and closes it when it is dropped.
     """
 
-    __slots__ = ("_accumulator", "_append", "_has_extra_fields", "_index", "_reading")
+    __slots__ = ("_accumulator", "_append", "_index", "_reading")
 
     ONE_CHOICE: ClassVar = False
     """Whether only the text of one choice is read, and loops over the others may read beside it."""
@@ -48,7 +47,6 @@ class Reader(ClaimingIterator):
         self._index = index
         self._accumulator = reading.accumulator
         self._append: Callable[[str], None] | None = None  # adds to the texts of the choice, once it has begun
-        self._has_extra_fields = True
         if not plain:
             self._begin()
 
@@ -70,11 +68,13 @@ class Reader(ClaimingIterator):
         self._append = None  # the quick path claims nothing
 
     def _begin(self) -> None:
-        """Takes the quick path from now on if the choice has begun, and no retry can replace the response."""
+        """Takes the quick path from now on if the choice has begun, and no retry can replace the response.
+
+        The quick path does not look at roles, so that of the choice must have come.
+        """
         texts = self._accumulator.texts(self._index) if self._reading.delivered else None
-        if texts is not None:
+        if texts is not None and self._accumulator.has_role(self._index):
             self._append = texts.append
-            self._has_extra_fields = bool(self._reading.has_extra_fields)
 
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - a text reader looks at it
         """Whether the caller sees something of a chunk."""
@@ -92,35 +92,37 @@ class Reader(ClaimingIterator):
         chunk = reading.accept(payload, chunk)
         if chunk is not None and not reading.delivered:
             reading.delivered = self._delivers(chunk)
-        if chunk is not None and not reading.has_extra_fields:
-            # To ask every delta for fields that it does not have, and to keep the bytes for `to_dict`, costs a tenth of
-            # a chunk each. It is done where the first chunk shows that the server needs it: OpenAI's has
-            # `"refusal": null` there, a gateway has keys of its own.
-            reading.has_extra_fields = any(
-                not _EXTRA_FIELDS.isdisjoint(vars(choice.delta)) for choice in chunk.choices
-            ) or (reading.has_extra_fields is None and not knows_all_keys(payload))
         self._begin()
         return chunk
 
 
-def _plain_content(chunk: ChatCompletionChunk, delta: Delta, has_extra_fields: bool) -> str | None:
-    """Returns the content of a chunk that has nothing but facts and a choice with this delta; else None or empty."""
+def _plain_content(chunk: ChatCompletionChunk, payload: bytes) -> str | None:
+    """Links a plain chunk to its bytes and returns its content; does nothing, and returns None, for any other chunk."""
+    try:
+        (choice,) = chunk.choices
+    except ValueError:
+        return None
+    delta = choice.delta
     if (
-        chunk.usage is None
-        and chunk.error is None
-        and chunk.warnings is None
+        (content := delta.content)
+        and choice.index == 0
+        and choice.finish_reason is None
+        and choice.logprobs is None
+        and choice.seed is None
         and delta.tool_calls is None
-        and (
-            not has_extra_fields
-            or (
-                delta.reasoning is None
-                and delta.reasoning_content is None
-                and delta.refusal is None
-                and delta.function_call is None
-            )
-        )
+        and delta.reasoning is None
+        and delta.reasoning_content is None
+        and delta.refusal is None
+        and delta.function_call is None
+        and chunk.usage is None
+        and chunk.error is None
+        and chunk.prompt is None
+        and chunk.warnings is None
     ):
-        return delta.content
+        set_source(chunk, payload)
+        set_source(choice, payload)
+        set_source(delta, payload)
+        return content
     return None
 
 
@@ -140,20 +142,11 @@ class ChunksReader(Reader):
                 # the two together.
                 try:
                     chunk = decode_chunk_strictly(payload)
-                    (choice,) = chunk.choices
-                except (ValueError, RecursionError):  # not a chunk, or not of one choice
+                except (ValueError, RecursionError):
                     pass
                 else:
-                    if (
-                        (append := self._append) is not None
-                        and choice.index == 0
-                        and choice.finish_reason is None
-                        and choice.logprobs is None
-                        and (content := _plain_content(chunk, choice.delta, self._has_extra_fields))
-                    ):
+                    if (append := self._append) is not None and (content := _plain_content(chunk, payload)):
                         append(content)
-                        if self._has_extra_fields:
-                            set_raw(chunk, payload)
                         return chunk
                 try:
                     chunk = self._decode(payload, chunk)
@@ -206,16 +199,12 @@ class BatchesReader(Reader):
             return None
         try:
             chunk = decode_chunk_strictly(payload)
-            (choice,) = chunk.choices
         except (ValueError, RecursionError):
             return None
-        if choice.index != 0 or choice.finish_reason is not None or choice.logprobs is not None:
-            return None
-        content = _plain_content(chunk, choice.delta, True)
-        if not content:
+        content = _plain_content(chunk, payload)
+        if content is None:
             return None
         append(content)
-        set_raw(chunk, payload)
         return chunk
 
 
@@ -305,6 +294,7 @@ class TextReader(Reader):
                         and (content := delta.content)
                         and choice.finish_reason is None
                         and choice.logprobs is None
+                        and choice.seed is None
                         and delta.tool_calls is None
                         and delta.reasoning is None
                         and delta.reasoning_content is None

@@ -112,7 +112,6 @@ class Reading:
         claims: Those of the plain loops that are under way.
         kept: Texts of choices that a loop over another choice's text came across, for their own readers; None if there
             are none, as readers look it up for every token.
-        has_extra_fields: Whether the chunks have more than plain text (see `Reader.decode`); None before the first.
     """
 
     __slots__ = (
@@ -131,7 +130,6 @@ class Reading:
         "decoder",
         "delivered",
         "error",
-        "has_extra_fields",
         "kept",
         "payloads",
         "raw",
@@ -162,7 +160,6 @@ class Reading:
         self.raw = False
         self.claims = Claims()
         self.kept: KeptTexts | None = None
-        self.has_extra_fields: bool | None = None
 
     def __repr__(self) -> str:
         return f"<Reading {self.describe()}>"
@@ -284,7 +281,6 @@ class Reading:
         self.kept = None
         self.decoder = None
         self.payloads = []
-        self.has_extra_fields = None
         self.caller_ran = True
         self.times.clear()
         self._headers = None

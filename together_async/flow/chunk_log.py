@@ -11,12 +11,12 @@ import sys
 from collections import deque
 from typing import Final
 
-from together_async.models import ChatCompletionChunk
+from together_async.models import GENERATED_FIELDS, NO_DELTA, ChatCompletionChunk
 from together_async.wire.coalesce import Coalescer
 from together_async.wire.codec import has_unknown_content
 
-_CHOICE_KEYS: Final = frozenset({"delta", "seed", "text"})
-_DELTA_KEYS: Final = frozenset({"content", "role", "token_id"})
+_OTHER_THAN_TEXT: Final = tuple(name for name in GENERATED_FIELDS if name != "content")
+_FACTS: Final = tuple(name for name in ChatCompletionChunk.__annotations__ if name != "choices")
 _LIST_ITEM_SIZE: Final = 8
 """Bytes of a reference in a list."""
 _CHUNK_SIZE: Final = 1_500
@@ -77,27 +77,30 @@ class ChunkLog:
 
     def _text_of(self, chunk: ChatCompletionChunk) -> str | None:
         """Returns the text of a chunk that holds nothing else that is new; None for any other chunk."""
-        raw: bytes | None = getattr(chunk, "raw_json", None)
+        raw = chunk.raw_json
         if len(chunk.choices) != 1 or chunk.usage is not None or (raw is not None and has_unknown_content(raw)):
             return None
-        choice, first = chunk.choices[0], vars(self._facts)
-        choice_keys = {name for name, value in vars(choice).items() if value}
-        delta_keys = {name for name, value in vars(choice.delta).items() if value}
+        choice = chunk.choices[0]
+        delta = choice.delta
         if (
-            not choice_keys <= _CHOICE_KEYS
-            or "delta" not in choice_keys
-            or not delta_keys <= _DELTA_KEYS
+            choice.index
+            or delta is NO_DELTA
+            or any(getattr(delta, name) for name in _OTHER_THAN_TEXT)
             or (choice.seed is not None and choice.seed != self._seed)
-            or (choice.delta.role and choice.delta.role != self._role)
+            or (delta.role and delta.role != self._role)
             or choice.logprobs is not None
             or choice.finish_reason is not None
-            or any(
-                name != "choices" and value is not None and (first.get(name) is None or (value and not first[name]))
-                for name, value in vars(chunk).items()
-            )
+            or any(self._has_news(name, getattr(chunk, name)) for name in _FACTS)
         ):
             return None
-        return choice.delta.content
+        return delta.content
+
+    def _has_news(self, name: str, value: object) -> bool:
+        """Whether the first chunk did not say what this value does about the completion."""
+        if value is None:
+            return False
+        first = getattr(self._facts, name)
+        return first is None or (bool(value) and not first)
 
     def since(self, position: int, *, merged: bool = False) -> list[tuple[int, ChatCompletionChunk]]:
         """Returns the chunks after a position, each with its own position.
@@ -136,7 +139,7 @@ class ChunkLog:
 
 def _size_of(chunk: ChatCompletionChunk) -> int:
     """Returns the bytes of a chunk, by estimate: its objects, its texts, and the payload it was decoded from."""
-    raw: bytes | None = getattr(chunk, "raw_json", None)
+    raw = chunk.raw_json
     if raw is not None:
         return _CHUNK_SIZE + 2 * len(raw)
     return _CHUNK_SIZE + sum(len(repr(choice.delta)) for choice in chunk.choices)

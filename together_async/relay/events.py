@@ -60,7 +60,7 @@ def renderer(format: Format) -> Render:
 
 def chunk_event(chunk: ChatCompletionChunk, id: str | None = None) -> bytes:
     """Returns the event of a chunk as the API sends it, byte by byte if the chunk still has its bytes."""
-    data: bytes = getattr(chunk, "raw_json", None) or encode(chunk.to_dict())
+    data = chunk.raw_json or encode(chunk.to_dict())
     if b"\n" in data or b"\r" in data:
         # Line breaks can only be between JSON's tokens, where a space means the same; strings have none.
         data = data.replace(b"\r", b" ").replace(b"\n", b" ")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from together_async.errors import APIResponseValidationError
-from together_async.models import ChatCompletionChunk, ChunkChoice, set_raw
+from together_async.models import NO_DELTA, ChatCompletionChunk, link
 from together_async.wire import codec
 from together_async.wire.completions import chunk_of
 from together_async.wire.error_bodies import ErrorFacts, decoded_body, error_facts
@@ -26,8 +26,6 @@ _DONE: Final = b"[DONE]"
 _TOO_LARGE: Final = b"\0"
 """The payload that stands for an event above the size cap."""
 _BLANK_OR_BOM: Final = b" \t\r\n\xef\xbb\xbf"
-_NO_DELTA: Final = ChunkChoice().delta
-"""The delta of a choice that came without one."""
 
 
 class ProtocolError(Exception):
@@ -169,8 +167,8 @@ class ChunkDecoder:
     def accept(self, chunk: ChatCompletionChunk, payload: bytes) -> ChatCompletionChunk | None:
         """Does the same as `decode` for a chunk that the caller has decoded strictly from the payload."""
         # A choice without a delta may be a whole completion's.
-        if chunk.choices and chunk.error is None and chunk.choices[0].delta is not _NO_DELTA:
-            set_raw(chunk, payload)
+        if chunk.choices and chunk.error is None and chunk.choices[0].delta is not NO_DELTA:
+            link(chunk, payload)
             return chunk
         return self.decode_other(payload)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from together_async.models import DOCUMENT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, make
+from together_async.models import DOCUMENT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, make, present
 from together_async.wire.codec import has_unknown_content
 from together_async.wire.parts import ChoiceParts, DocumentFacts
 from together_async.wire.tool_calls import MergedToolCalls
@@ -33,12 +33,10 @@ class _MergedChoice(ChoiceParts[MergedToolCalls]):
             delta["tool_calls"] = pieces
         if self.function_call is not None:
             delta["function_call"] = self.function_call.function_delta()
-        choice = make(ChunkChoice, index=self.index, delta=make(Delta, **delta), finish_reason=self.finish_reason)
-        if self.seed is not None:
-            vars(choice)["seed"] = self.seed
-        if self.logprobs:
-            vars(choice)["logprobs"] = self.joined_logprobs()
-        return choice
+        given = present(seed=self.seed, logprobs=self.joined_logprobs())
+        return make(
+            ChunkChoice, index=self.index, delta=make(Delta, **delta), finish_reason=self.finish_reason, **given
+        )
 
 
 class Coalescer:
@@ -69,7 +67,7 @@ class Coalescer:
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Takes the next chunk."""
         self.count += 1
-        raw: bytes | None = getattr(chunk, "raw_json", None)
+        raw = chunk.raw_json
         if raw is not None and has_unknown_content(raw):
             self._end()
             self._done.append((1, chunk))

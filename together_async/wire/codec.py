@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -23,18 +23,18 @@ from together_async.models import (
     Choice,
     ChunkChoice,
     Delta,
-    Document,
     Function,
     FunctionDelta,
     ToolCall,
     ToolCallDelta,
     Value,
+    link,
     make,
-    set_raw,
+    set_raw_json,
 )
 
 T = TypeVar("T")
-D = TypeVar("D", bound=Document)
+D = TypeVar("D", ChatCompletion, ChatCompletionChunk)
 
 encode: Final = msgspec.json.Encoder().encode
 """JSON text, as bytes, of dicts, lists and numbers."""
@@ -65,6 +65,7 @@ class TextChoice(msgspec.Struct, gc=False):
     delta: TextDelta | None = None
     finish_reason: Any = None
     logprobs: Any = None
+    seed: Any = None
 
 
 class TextChunk(msgspec.Struct, gc=False):
@@ -105,7 +106,17 @@ def decode_chunk(data: bytes) -> ChatCompletionChunk:
         JSONError: Not JSON.
         APIResponseValidationError: JSON, but not a chunk; `.path` says where.
     """
-    return _decode_document(data, decode_chunk_strictly, ChatCompletionChunk)
+    places = None
+    try:
+        chunk = decode_chunk_strictly(data)
+    except msgspec.ValidationError:
+        body = decode_json(data)
+        chunk = _read_leniently(body, data, ChatCompletionChunk)
+        places = [place for place, choice in enumerate(body.get("choices") or ()) if choice is not None]
+    except _NOT_JSON as error:
+        raise JSONError(str(error)) from error
+    link(chunk, data, places)
+    return chunk
 
 
 def decode_completion(data: bytes) -> ChatCompletion:
@@ -115,36 +126,14 @@ def decode_completion(data: bytes) -> ChatCompletion:
         JSONError: Not JSON.
         APIResponseValidationError: JSON, but not a completion; `.path` says where.
     """
-    return _decode_document(data, _decode_completion, ChatCompletion)
-
-
-def _decode_document(data: bytes, decode_strictly: Callable[[bytes], D], cls: type[D]) -> D:
     try:
-        document = decode_strictly(data)
+        completion = _decode_completion(data)
     except msgspec.ValidationError:
-        document = _read_leniently(data, cls)
+        completion = _read_leniently(decode_json(data), data, ChatCompletion)
     except _NOT_JSON as error:
         raise JSONError(str(error)) from error
-    set_raw(document, data)
-    return document
-
-
-def knows_all_keys(data: bytes) -> bool:
-    """Returns whether all keys of a chunk, its choices and their deltas are fields of our classes.
-
-    False for data that can't be decoded in full, for instance broken UTF-8 in a value that no field reads.
-    """
-    try:
-        body = decode_json(data)
-    except JSONError:
-        return False
-    choices = [choice for choice in body.get("choices") or () if isinstance(choice, dict)]
-    deltas = [delta for choice in choices if isinstance(delta := choice.get("delta"), dict)]
-    return (
-        body.keys() <= _KEYS[ChatCompletionChunk]
-        and all(choice.keys() <= _KEYS[ChunkChoice] for choice in choices)
-        and all(delta.keys() <= _KEYS[Delta] for delta in deltas)
-    )
+    set_raw_json(completion, data)
+    return completion
 
 
 def has_unknown_content(data: bytes) -> bool:
@@ -155,14 +144,14 @@ def has_unknown_content(data: bytes) -> bool:
         return False
     deltas = [choice.get("delta") for choice in choices if isinstance(choice, dict)]
     return any(
-        value and name not in _KEYS[Delta]
+        value and name not in _DELTA_KEYS
         for delta in deltas
         if isinstance(delta, dict)
         for name, value in delta.items()
     )
 
 
-_KEYS: Final = {cls: frozenset(cls.__annotations__) for cls in (ChatCompletionChunk, ChunkChoice, Delta)}
+_DELTA_KEYS: Final = frozenset(Delta.__annotations__)
 
 
 # ---------------------------------------------------------------------------------------------- the lenient reading
@@ -193,8 +182,7 @@ _SPINE: Final[Mapping[type[Value], Mapping[str, str]]] = {
 """Fields that carry the answer: of the wrong type they are an error, or the answer would be lost in silence."""
 
 
-def _read_leniently(data: bytes, cls: type[D]) -> D:
-    body = decode_json(data)
+def _read_leniently(body: Any, data: bytes, cls: type[D]) -> D:
     value = _fit(body, cls, "$")
     if not isinstance(value, cls):
         raise APIResponseValidationError(f"$: got {_kind(body)}, expected an object", body=_text(data))

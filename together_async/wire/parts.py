@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Generic, TypeVar
 
-from together_async.models import TEXT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, Logprobs, make
+from together_async.models import NO_DELTA, TEXT_FIELDS, ChatCompletionChunk, ChunkChoice, Delta, Logprobs, make
 from together_async.wire.tool_calls import ToolCallParts, ToolCalls
 
 C = TypeVar("C", bound=ToolCalls)
@@ -70,9 +70,9 @@ class DocumentFacts:
 
     def add(self, chunk: ChatCompletionChunk) -> None:
         """Notes what a chunk says about the whole completion, except its usage."""
-        given, values, news = vars(chunk), self.values, False
+        values, news = self.values, False
         for name in self.missing:
-            value = given.get(name)
+            value = getattr(chunk, name)
             if value or (value is not None and name not in values):
                 values[name] = value
                 news = True
@@ -113,7 +113,7 @@ class ChoiceParts(Generic[C]):
     def add(self, choice: ChunkChoice) -> bool:
         """Adds one choice of a chunk; returns whether it held anything generated."""
         delta = choice.delta
-        if "delta" not in vars(choice) and choice.text is not None:
+        if delta is NO_DELTA and choice.text is not None:
             # Servers of the older shape send `text` alone; next to a delta it repeats the content.
             delta = Delta(content=choice.text)
         self.role = self.role or delta.role

@@ -1,36 +1,13 @@
-"""The values that come from the API: completions, chunks, messages of the model, usage.
-
-All are frozen attrs classes which decode straight from JSON. A field is None when the server left it out or sent null,
-unless its class says otherwise. Keys that these classes do not know are kept: `to_dict()` of a whole chunk or
-completion returns them.
-
-Field names and meanings: https://docs.together.ai/reference/chat-completions.
-"""
+"""Completions: what a whole response holds, and what a stream adds up to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import attrs
-import msgspec
 
-V = TypeVar("V", bound="Value")
-
-
-def _or_none(value: Any) -> Any:
-    """Equality key of fields for which servers send empty, null or nothing, and mean the same."""
-    return value or None
-
-
-def _loose() -> Any:
-    """A field for which empty, null and absent are equal."""
-    return attrs.field(default=None, eq=_or_none, hash=False)
-
-
-def _unhashed() -> Any:
-    """A field that may hold JSON objects or arrays, which can be compared and not hashed."""
-    return attrs.field(default=None, hash=False)
+from together_async.models.base import Document, Value, defaults_on_class, loose, make, or_none
 
 
 class Retried(NamedTuple):
@@ -43,105 +20,6 @@ class Retried(NamedTuple):
 
     reason: str
     waited_s: float
-
-
-class Value:
-    """Base of every value from the API; it converts back to the JSON that was received.
-
-    The subclasses are frozen attrs classes with a `__dict__`, and their defaults are class attributes as well. That is
-    for the decoder: it asks `hasattr` for each field the JSON left out, which costs 20 ns when the class has the
-    default, and 230 ns when it must find an empty slot; a chunk leaves out nine. It also means that a decoded value's
-    `__dict__` holds only the fields that came.
-    """
-
-    __slots__ = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the value as the JSON object it came as: nulls are None, absent fields stay absent.
-
-        A whole chunk or completion also returns the keys that this package does not know.
-        """
-        return {name: plain(value) for name, value in vars(self).items()}
-
-    def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{field.name}={value!r}"
-            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
-            if field.repr and (value := getattr(self, field.name)) is not None
-        )
-        return f"{type(self).__name__}({shown})"
-
-
-class Document(Value):
-    """A chunk or a completion, which keeps the bytes it was decoded from, so that `to_dict` is exact.
-
-    Attributes:
-        raw_json: Those bytes. Not set on a document that was made otherwise, and on most plain chunks of a stream: read
-            it with `getattr(document, "raw_json", None)`.
-    """
-
-    __slots__ = ("raw_json",)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON object as it came, unknown keys included.
-
-        A stream's chunks of plain text have unknown keys only if the stream's first chunk had some.
-        """
-        raw: bytes | None = getattr(self, "raw_json", None)
-        if raw is None:
-            return super().to_dict()
-        try:
-            decoded: dict[str, Any] = msgspec.json.decode(raw)
-        except ValueError:  # broken text in a value that no field here reads
-            return super().to_dict()
-        return decoded
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle would restore the slot through setattr, which a frozen class refuses.
-        return _restore, (type(self), vars(self), getattr(self, "raw_json", None))
-
-
-def _restore(cls: type[Document], fields: dict[str, Any], raw: bytes | None) -> Document:
-    document = make(cls, **fields)
-    if raw is not None:
-        set_raw(document, raw)
-    return document
-
-
-set_raw: Callable[[Document, bytes], None] = vars(Document)["raw_json"].__set__
-"""Gives a frozen chunk or completion the bytes it came from: the slot's own setter, the cheapest way there is."""
-
-
-def defaults_on_class(cls: type[V]) -> type[V]:
-    """Makes each field's default a class attribute too, where msgspec's `hasattr` finds it (see `Value`)."""
-    for field in attrs.fields(cls):  # type: ignore[arg-type]  # an attrs class
-        setattr(cls, field.name, field.default)
-    return cls
-
-
-def make(cls: type[V], **given: Any) -> V:
-    """Returns a value with just the given fields present, as if decoded: its `to_dict` leaves the others out."""
-    value = cls.__new__(cls)
-    vars(value).update(given)
-    return value
-
-
-def present(**given: Any) -> dict[str, Any]:
-    """Returns the given fields which are not None, for `make`."""
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def plain(value: Any) -> Any:
-    """Returns a value as JSON's own types: values become dicts, tuples lists."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Value):
-        return value.to_dict()
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
 
 
 @defaults_on_class
@@ -317,12 +195,12 @@ class ChatCompletionMessage(Value):
     """
 
     role: str | None = "assistant"
-    content: str | None = _loose()
-    tool_calls: tuple[ToolCall, ...] | None = _loose()
-    reasoning: str | None = _loose()
-    reasoning_content: str | None = _loose()
+    content: str | None = loose()
+    tool_calls: tuple[ToolCall, ...] | None = loose()
+    reasoning: str | None = loose()
+    reasoning_content: str | None = loose()
     function_call: Function | None = None
-    refusal: str | None = _loose()
+    refusal: str | None = loose()
 
 
 @defaults_on_class
@@ -429,8 +307,8 @@ class ChatCompletion(ResponseDocument):
     model: str | None = None
     choices: tuple[Choice, ...] = ()
     usage: Usage | None = None
-    prompt: tuple[PromptPart, ...] | None = attrs.field(default=None, eq=_or_none, hash=False, repr=False)
-    warnings: tuple[Any, ...] | None = _loose()
+    prompt: tuple[PromptPart, ...] | None = attrs.field(default=None, eq=or_none, hash=False, repr=False)
+    warnings: tuple[Any, ...] | None = loose()
     system_fingerprint: str | None = None
     service_tier: str | None = None
     error: Any = attrs.field(default=None, hash=False, repr=False)
@@ -440,97 +318,3 @@ class ChatCompletion(ResponseDocument):
         """The content of choice 0, or of the first choice there is; empty when it has none."""
         choice = next((choice for choice in self.choices if choice.index == 0), None) or next(iter(self.choices), None)
         return (choice.message.content or "") if choice is not None else ""
-
-
-@defaults_on_class
-@attrs.frozen(slots=False, repr=False)
-class Delta(Value):
-    """What a chunk adds to a choice's message. Most chunks have a single field of it.
-
-    Attributes:
-        content: A piece of the text, mostly one token; None or empty for no piece.
-        role: `assistant`, in the first chunk of a choice or in each; else None.
-        token_id: The id of the token in the model's vocabulary, at servers that send it.
-        tool_calls: Pieces of tool calls; None or empty without any.
-        reasoning: A piece of the reasoning, at models that send it here.
-        reasoning_content: The same, at models that send it under this name.
-        function_call: A piece of a function call in the older shape that `tool_calls` replaced.
-        refusal: A piece of the refusal.
-    """
-
-    content: str | None = None
-    role: str | None = None
-    token_id: int | None = None
-    tool_calls: tuple[ToolCallDelta, ...] | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    function_call: FunctionDelta | None = None
-    refusal: str | None = None
-
-
-@defaults_on_class
-@attrs.frozen(slots=False, repr=False)
-class ChunkChoice(Value):
-    """One choice's part of a chunk.
-
-    Attributes:
-        index: The choice's position, from 0. With `n` above 1 the chunks of the choices alternate.
-        delta: What the chunk adds to the choice's message.
-        finish_reason: As `Choice.finish_reason`, in the last chunk of the choice; None before.
-        logprobs: The log probability of the chunk's token as a number (Together's own shape), or an object with those
-            of its tokens; None if the request did not ask for `logprobs`.
-        seed: The seed that was sampled with, at servers that send it.
-        text: `delta.content` once more, at Together. Use one of the two, never both.
-    """
-
-    index: int = 0
-    delta: Delta = make(Delta)  # noqa: RUF009 - a frozen default may be shared
-    finish_reason: str | None = None
-    logprobs: float | Logprobs | None = None
-    seed: int | float | None = None
-    text: str | None = attrs.field(default=None, repr=False)
-
-
-@defaults_on_class
-@attrs.frozen(slots=False, repr=False)
-class ChatCompletionChunk(Document):
-    """One event of a stream.
-
-    Attributes:
-        id: The server's id of the completion, the same in all its chunks.
-        object: `chat.completion.chunk`.
-        created: When the completion was begun, in seconds since 1970 UTC.
-        model: The model that answers.
-        choices: The choices that the chunk adds to, mostly one; empty in a chunk that only carries `usage`.
-        usage: The tokens of the whole completion, in the last chunk or in the one with the finish reason; else None.
-        prompt: The prompt as the server read it, for a request with `echo`, mostly in the first chunk; else None.
-        warnings: What the server remarks about the request, as objects with a `message`.
-        system_fingerprint: Identifies the server's configuration, at servers that send it.
-        service_tier: The tier that serves the request, at servers that have tiers.
-        error: Always None or empty in a chunk that a stream returns: an error raises StreamAPIError.
-    """
-
-    id: str | None = None
-    object: str | None = "chat.completion.chunk"
-    created: int | float | None = None
-    model: str | None = None
-    choices: tuple[ChunkChoice, ...] = ()
-    usage: Usage | None = None
-    prompt: tuple[PromptPart, ...] | None = attrs.field(default=None, hash=False, repr=False)
-    warnings: tuple[Any, ...] | None = _unhashed()
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
-    error: Any = attrs.field(default=None, hash=False, repr=False)
-
-
-def text_of(choice: ChunkChoice) -> str:
-    """Returns the text that a chunk adds to a choice, in either shape; empty when it adds none."""
-    return (choice.delta.content if "delta" in vars(choice) else choice.text) or ""
-
-
-TEXT_FIELDS: Final = ("content", "reasoning", "reasoning_content", "refusal")
-"""Fields of a `Delta` which are pieces of a text, and of a `ChatCompletionMessage`, which has the whole text."""
-GENERATED_FIELDS: Final = (*TEXT_FIELDS, "tool_calls", "function_call")
-"""Fields of a `Delta` with what the model generates; the others describe it."""
-DOCUMENT_FIELDS: Final = ("id", "created", "model", "prompt", "warnings", "system_fingerprint", "service_tier")
-"""Fields of a chunk and a completion which describe the whole completion; servers repeat most of them in each chunk."""
