@@ -36,7 +36,7 @@ class Response:
         self.busy = self.closed = False
         self.on_close: Any = None
 
-    def start_read(self, progressed: bool, *, caller_ran: bool) -> Any:
+    def start_read(self, progressed: bool, caller_ran: bool) -> Any:
         return self._next()
 
     async def _next(self) -> bytes:

@@ -350,7 +350,7 @@ class Reading:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 ended.set()
 
-    async def wait(self, reader: ClaimingIterator, *, once: bool = False) -> bool:  # noqa: C901, PLR0912, PLR0915 - the one place that waits
+    async def wait(self, reader: ClaimingIterator, once: bool = False) -> bool:  # noqa: C901, PLR0912, PLR0915 - the one place that waits
         """Waits for payloads. Returns False at the end of the stream, else True.
 
         There is a payload then, unless another reader was at the network meanwhile: it may have left none.
@@ -371,19 +371,20 @@ class Reading:
                     return True
                 if self.over:
                     return self._end_of_loop()
-            if reader.must_claim:
-                reader.claim()
-            if response is None or decoder is None:
+                if reader.must_claim:
+                    reader.claim()
                 await self.open(reader)
                 continue
+            if reader.must_claim:
+                reader.claim()
             self._at_network = reader
             try:
                 try:
                     progressed = self.accumulator.settle()
                     if progressed:
                         self.times.note(response.arrived)
-                    caller_ran, self.caller_ran = self.caller_ran, False
-                    data_to_come = response.start_read(progressed, caller_ran=caller_ran)
+                    data_to_come = response.start_read(progressed, self.caller_ran)
+                    self.caller_ran = False
                     try:
                         data = await data_to_come
                     except BaseException as error:  # noqa: BLE001 - salvage_buffered raises it, or returns data
@@ -391,9 +392,8 @@ class Reading:
                     else:
                         response.note_read(data)
                     if data:
-                        payloads = decoder.feed(data)
+                        self.payloads = payloads = decoder.feed(data)
                         payloads.reverse()
-                        self.payloads = payloads
                     else:
                         self._end_of_body(decoder)
                     if once:
