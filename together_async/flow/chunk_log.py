@@ -1,7 +1,7 @@
 """The chunks of one stream so far, for readers that come late, fall behind or come back.
 
 Positions count chunks from 1; position 0 is before the first. The last chunks are kept as they came, so that readers
-that keep up get exactly those. Of an older chunk with nothing but text, only the text is kept: 60 bytes, not 1,500.
+that keep up get exactly those. Of an older chunk with nothing but text, only the text is kept: 60 bytes, not 1,200.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OTHER_THAN_TEXT: Final = tuple(name for name in GENERATED_FIELDS if name != "co
 _FACTS: Final = tuple(name for name in ChatCompletionChunk.__annotations__ if name != "choices")
 _LIST_ITEM_SIZE: Final = 8
 """Bytes of a reference in a list."""
-_CHUNK_SIZE: Final = 1_500
+_CHUNK_SIZE: Final = 600
 """Bytes of a chunk's objects, without its texts."""
 
 

