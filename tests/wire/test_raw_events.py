@@ -101,6 +101,37 @@ def test_nothing_waits_for_the_next_event(end: bytes) -> None:
         decoder.passed = []
 
 
+@pytest.mark.parametrize(
+    ("last", "is_looked_at"),
+    [
+        (WORDS[1], False),
+        (b": ping\n\n", False),
+        (DONE, True),
+        (WORDS[1] + DONE, True),
+        (DONE + WORDS[1], True),
+        (b"event: x\n" + WORDS[1], True),
+        (WORDS[1][:-1] + b"event: x\n\n", True),
+        (b'data: {"error": "x"}\n\n', True),
+        (b'data: {"choices": [], "error"\n\n', True),
+    ],
+)
+@pytest.mark.parametrize("places", [[], [1], [7], [-1], [-2], [3, -3]])
+def test_events_that_come_alone_are_passed_on_and_looked_at_if_they_matter(
+    last: bytes, is_looked_at: bool, places: list[int]
+) -> None:
+    """Wherever the sign of an error or of the end stands in it, and in however many pieces it comes."""
+    decoder = RawEventDecoder()
+    for event in (FIRST, WORDS[0]):
+        decoder.feed(event)
+    assert decoder.passed == [FIRST, WORDS[0]]
+    decoder.passed = []
+    payloads = [
+        payload for piece in cut(last, [place % len(last) for place in places]) for payload in decoder.feed(piece)
+    ]
+    assert b"".join(decoder.passed) == last
+    assert bool(payloads) is is_looked_at
+
+
 def test_what_lies_in_the_middle_is_not_decoded() -> None:
     """So broken JSON in the middle is passed on, for the client to find."""
     decoder = RawEventDecoder()
