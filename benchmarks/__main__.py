@@ -8,6 +8,7 @@ from benchmarks.fanout import command as fanout
 from benchmarks.faults import command as faults
 from benchmarks.life import command as life
 from benchmarks.limits import command as limits
+from benchmarks.ratios import command as ratios
 from benchmarks.relay import command as relay
 from benchmarks.soak import command as soak
 from benchmarks.stream import command as stream
@@ -15,8 +16,10 @@ from benchmarks.stream import command as stream
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    commands = parser.add_subparsers(required=True, metavar="stream | faults | soak | life | limits | fanout | relay")
-    for command in (stream, faults, soak, life, limits, fanout, relay):
+    commands = parser.add_subparsers(
+        required=True, metavar="stream | ratios | faults | soak | life | limits | fanout | relay"
+    )
+    for command in (stream, ratios, faults, soak, life, limits, fanout, relay):
         command.add_to(commands)
     return parser
 

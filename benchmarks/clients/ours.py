@@ -46,6 +46,11 @@ async def chunks(client: Client, model: str, messages: list[Any], options: dict[
         yield chunk
 
 
+async def whole(client: Client, messages: list[Any]) -> str | None:
+    completion = await client.client.chat.completions.create(model="m", messages=messages)
+    return completion.choices[0].message.content
+
+
 async def slowly(client: Client, model: str, pause: Callable[[], Awaitable[None]]) -> None:
     async for _chunk in client.client.stream(MESSAGES, model=model):
         await pause()

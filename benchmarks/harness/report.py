@@ -81,10 +81,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(folder: Path, figures: Sequence[Figure], **facts: Any) -> Path:
-    """Writes `benchmarks.json`: figures with their samples, versions, machine and parameters."""
+def write(folder: Path, figures: Sequence[Figure], *, file: str = "benchmarks.json", **facts: Any) -> Path:
+    """Writes `file`: figures with their samples, versions, machine and parameters."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "benchmarks.json"
+    path = folder / file
     content = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),

@@ -12,6 +12,7 @@ from benchmarks.fanout import run as fanout_run
 from benchmarks.harness import options
 from benchmarks.limits import command as limits_command
 from benchmarks.limits import ways as limits_ways
+from benchmarks.ratios import command as ratios_command
 from benchmarks.relay import backends as relay_backends
 from benchmarks.relay import command as relay_command
 from benchmarks.relay import run as relay_run
@@ -53,8 +54,10 @@ def commands_of_the_readme() -> list[str]:
 
 def test_the_readme_names_every_benchmark_and_its_commands_are_understood() -> None:
     arguments = [shlex.split(command) for command in commands_of_the_readme()]
-    assert {name for name, *_ in arguments} == {"stream", "faults", "soak", "life", "limits", "fanout", "relay"}
+    known = {"stream", "ratios", "faults", "soak", "life", "limits", "fanout", "relay"}
+    assert {name for name, *_ in arguments} == known
+    parts = {"stream": stream_command.PARTS, "ratios": ratios_command.PARTS}
     for command in arguments:
         args = make_parser().parse_args(command)
-        if command[0] == "stream":
-            assert set(options.names(args.only)) <= set(stream_command.PARTS)
+        if command[0] in parts:
+            assert set(options.names(args.only)) <= set(parts[command[0]])
