@@ -21,7 +21,7 @@ from support.servers import (
     sse,
     starts_and_hangs,
 )
-from support.virtual_time import lasts, virtual
+from support.virtual_time import lasts, timers, virtual
 from together_async import APITimeoutError, StreamTimeoutError, Timeouts, TogetherError
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -52,6 +52,43 @@ async def test_the_first_token_is_late(script: Script) -> None:
         assert (caught.value.phase, caught.value.seconds) == ("first_token", 150)
         assert isinstance(caught.value, TimeoutError)
         await left_at_once(await server.call())
+
+
+@virtual
+async def test_idle_counts_from_a_first_token_that_comes_later_than_idle() -> None:
+    """Before it, idle ends nothing, however often its timer has looked."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call.left.wait(), 200)
+        await call.chunk(sse(delta("a")))
+        await call.hang()
+
+    async with served(script, timeouts=Timeouts(first_token=300, idle=60)) as (_, client):
+        with lasts(260), pytest.raises(StreamTimeoutError) as caught:
+            await read_all(client)
+        assert (caught.value.phase, caught.value.partial.text) == ("idle", "a")
+
+
+@virtual
+async def test_the_first_token_sets_no_other_timer() -> None:
+    """The timer of the wait for it fires soon enough for the silence after it."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        await call.chunk(sse(delta("a")))
+        await reading.wait()
+        await call.chunk(sse(delta("b")))
+        await call.hang()
+
+    reading = asyncio.Event()
+    async with served(script) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
+        await anext(stream)
+        before = timers()
+        reading.set()
+        await anext(stream)
+        assert timers() == before
 
 
 @virtual

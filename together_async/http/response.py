@@ -185,13 +185,21 @@ class HTTPResponse:
             return
         total, passed_until = self._total_due, self._loop.time() + _CLOCK_RESOLUTION_S
         if late.at > passed_until:
-            self._timer = self._loop.call_at(late.at, self._watch)
+            self._timer = self._loop.call_at(self._look_at(late), self._watch)
         elif looked_again:
             self.abort(APITimeoutError(phase=late.phase, seconds=late.seconds))
         elif total is not None and total.at <= passed_until:
             self.abort(APITimeoutError(phase=total.phase, seconds=total.seconds))
         else:
             self._look_again(late)
+
+    def _look_at(self, late: Due) -> float:
+        """Returns when the timer fires: soon enough for a silence that begins later, too.
+
+        So the first token needs no other timer. (The loop keeps one that was dropped until its time, with its context.)
+        """
+        idle = self._timeouts.idle
+        return late.at if self._has_token or idle is None else min(late.at, self._loop.time() + idle)
 
     def _look_again(self, late: Due) -> None:
         """Lets the loop read before a silence is taken for too long; as long as the timer was late, once per silence.
@@ -245,7 +253,9 @@ class HTTPResponse:
             # The silence begins now, and after the first token it has another limit.
             self._silent_since = now
             if not self._has_token:
-                self._has_token, self._timer_covers_silence = True, False
+                self._has_token = True
+                if self._timer is None or isinstance(self._timer, PatientTimer):
+                    self._timer_covers_silence = False
         elif caller_ran:
             self._silent_since += now - self.arrived
         if not self._timer_covers_silence and self._loop.is_closed():
