@@ -133,6 +133,7 @@ def test_deadline_after_any_date(at: float) -> None:
         (deadline,) = added(where, at)
         await asyncio.sleep(0)
         where.discard(deadline)
+        where.drop_idle_timer()
         assert timer_count() == 0
 
     run_in_fake_time(main())
@@ -150,8 +151,9 @@ def test_thousands_have_a_timer_for_each_second() -> None:
         assert timer_count() <= 3
         for deadline in made:
             where.discard(deadline)
-        assert timer_count() == 0
+        assert timer_count() == 1
         assert not where._waiting
+        where.drop_idle_timer()
 
     run_in_fake_time(main())
 
@@ -220,19 +222,43 @@ def test_discarding_one_that_was_never_added() -> None:
     run_in_fake_time(main())
 
 
-def test_the_last_of_a_second_takes_its_timer_along() -> None:
-    """Idle means no timer at all; and the next deadline of that second gets a new one."""
+def test_the_timer_of_the_last_stays_for_the_next() -> None:
+    """Deadlines of one second that follow one another share one timer, which is exact for each."""
 
     async def main() -> None:
         where = deadlines()
         first, second = added(where, START + 10.5, START + 10.5)
         where.discard(first)
-        assert timer_count() == 1
         where.discard(second)
-        assert timer_count() == 0
-        (third,) = added(where, START + 10.5)
+        (handle,) = timers(asyncio.get_running_loop())
+        (third,) = added(where, START + 10.75)
+        assert timers(asyncio.get_running_loop()) == [handle]
         await asyncio.sleep(20)
-        assert third.fired_at == [START + 10.5]
+        assert (first.fired_at, second.fired_at, third.fired_at) == ([], [], [START + 10.75])
+
+    run_in_fake_time(main())
+
+
+def test_one_timer_at_most_is_set_for_nothing() -> None:
+    """That of the second that was emptied last; another second's, the end of a client, or its time, ends it."""
+
+    async def main() -> None:
+        where = deadlines()
+        for second in range(10, 20):
+            (deadline,) = added(where, START + second)
+            where.discard(deadline)
+            assert timer_count() == 1
+        await asyncio.sleep(30)
+        assert timer_count() == 0
+        (deadline,) = added(where, START + 60)
+        where.discard(deadline)
+        for _ in range(2):
+            where.drop_idle_timer()
+            assert timer_count() == 0
+        (deadline,) = added(where, START + 60)
+        where.drop_idle_timer()  # it waits, so its timer stays
+        await asyncio.sleep(40)
+        assert deadline.fired_at == [START + 60]
 
     run_in_fake_time(main())
 

@@ -50,21 +50,28 @@ class Connector(aiohttp.TCPConnector):
 
     Args:
         diallers: See below.
+        running_loop: The running event loop.
         **options: Those of `aiohttp.TCPConnector`.
 
     Attributes:
         diallers: The request that each task sends.
     """
 
-    def __init__(self, diallers: Mapping[asyncio.Task[Any] | None, Dialler], **options: Any) -> None:
+    def __init__(
+        self,
+        diallers: Mapping[asyncio.Task[Any] | None, Dialler],
+        running_loop: asyncio.AbstractEventLoop,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.diallers = diallers
+        self._running_loop = running_loop  # the look-up takes longer than that of the task
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.connector.Connection:
         """Returns a connection on which nothing has come yet."""
-        dialler = self.diallers[asyncio.current_task()]
+        dialler = self.diallers[asyncio.current_task(self._running_loop)]
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
@@ -77,7 +84,7 @@ class Connector(aiohttp.TCPConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
     ) -> Any:
-        dialler = self.diallers[asyncio.current_task()]
+        dialler = self.diallers[asyncio.current_task(self._running_loop)]
         connected = False
         dialler.begun()
         try:

@@ -2,7 +2,9 @@
 
 A timer of the event loop costs two to three microseconds to set and cancel, and one to three objects for the garbage
 collector; every request would pay that for a deadline that is minutes away. So deadlines are grouped by the second
-before the one in which they are due. When it comes, those that are left get timers of their own, and are exact.
+before the one in which they are due. When it comes, those that are left get timers of their own, and are exact. The
+timer of the second that was emptied last stays for the next request, which is mostly due in the same: calls that follow
+one another set one timer a second.
 
 A timer that fires late proves nothing about the server. While the loop was blocked or the process stopped, the answer
 may have come: it waits in the socket, and event loops may run their timers before they look there. So what waits for
@@ -110,7 +112,7 @@ class Deadline(abc.ABC):
 
 
 class Deadlines:
-    """The deadlines of one event loop: one timer for each second in which something is due, and no timer when idle.
+    """The deadlines of one event loop: one timer for each second in which something is due, and one when idle.
 
     Attributes:
         time: The clock of the loop.
@@ -120,6 +122,8 @@ class Deadlines:
         self._loop = loop
         self.time = loop.time
         self._waiting: dict[int | None, tuple[set[Deadline], asyncio.TimerHandle]] = {}
+        self._idle_second: int | None = None  # whose timer is set, and nothing waits for it
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     def add(self, deadline: Deadline) -> None:
         """Watches a deadline."""
@@ -129,6 +133,9 @@ class Deadlines:
         group = self._waiting.get(second)
         if group is not None:
             group[0].add(deadline)
+        elif second == self._idle_second and self._idle_timer is not None:
+            self._waiting[second] = ({deadline}, self._idle_timer)
+            self._idle_second = self._idle_timer = None
         elif second <= self._loop.time():
             self._give_timer(deadline)
         else:
@@ -143,11 +150,22 @@ class Deadlines:
         if group is not None:
             group[0].discard(deadline)
             if not group[0]:
-                group[1].cancel()
+                self.drop_idle_timer()
+                self._idle_second, self._idle_timer = deadline.second, group[1]
                 del self._waiting[deadline.second]
 
+    def drop_idle_timer(self) -> None:
+        """Drops the timer that is kept while nothing waits; twice is fine."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_second = self._idle_timer = None
+
     def _give_timers(self, second: int) -> None:
-        for deadline in self._waiting.pop(second)[0]:
+        group = self._waiting.pop(second, None)
+        if group is None:
+            self._idle_second = self._idle_timer = None
+            return
+        for deadline in group[0]:
             self._give_timer(deadline)
 
     def _give_timer(self, deadline: Deadline) -> None:

@@ -273,14 +273,11 @@ class Transport:
         if self.closed:
             raise unsent(ClientClosedError("the client is closed; make a new one"))
         sent = started if sent is None else sent
-        deadline = due("first_token", timeouts.first_token, sent)
-        total_at = math.inf
-        if timeouts.total is not None:
-            total_at = started + timeouts.total
-            deadline = earliest(deadline, due("total", timeouts.total, started))
+        first_token_at = math.inf if timeouts.first_token is None else sent + timeouts.first_token
+        total_at = math.inf if timeouts.total is None else started + timeouts.total
         opening = Opening(
             self._deadlines,
-            math.inf if deadline is None else deadline.at,
+            min(first_token_at, total_at),
             total_at,
             loop=self.loop,
             connect_s=timeouts.connect,
@@ -305,7 +302,7 @@ class Transport:
             caught = TimeoutError() if opening.end(error) else error
             if not isinstance(caught, Exception):
                 raise  # cancelled by somebody else
-            failure = self._open_error(caught, opening, deadline if opening.expired else None, timeouts)
+            failure = self._open_error(caught, opening, timeouts, started=started, sent=sent)
             raise failure from (None if failure is caught else caught)
         finally:
             self.openings.discard(opening)
@@ -325,10 +322,13 @@ class Transport:
             raise ClientClosedError("the client was closed while this was under way")
 
     def _open_error(
-        self, error: Exception, opening: Opening, deadline: Due | None, timeouts: Timeouts
+        self, error: Exception, opening: Opening, timeouts: Timeouts, *, started: float, sent: float
     ) -> APIConnectionError:
-        """Returns the error of this package for a request without a response; `deadline` is the one that has passed."""
+        """Returns the error of this package for a request without a response."""
         failure: APIConnectionError
+        deadline: Due | None = None  # the one that has passed
+        if opening.expired:
+            deadline = earliest(due("first_token", timeouts.first_token, sent), due("total", timeouts.total, started))
         if opening.failure is not None:
             failure = opening.failure
         elif isinstance(error, TimeoutError) and deadline is not None:
@@ -480,6 +480,7 @@ class Transport:
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
         connector = Connector(
             self._diallers,
+            self.loop,
             limit=0,  # the limiter decides how much runs at once; a limit of the pool would be a silent queue
             force_close=force_close,
             ssl=self._ssl if self._ssl is not None else True,
@@ -496,6 +497,7 @@ class Transport:
     def abort_all(self) -> None:
         """Ends everything under way with a typed error."""
         self.closed = True
+        self._deadlines.drop_idle_timer()
         under_way: tuple[Abortable, ...] = (*self.openings, *self.responses)
         for waiting in under_way:
             waiting.abort(ClientClosedError("the client was closed while this was under way"))
@@ -527,6 +529,7 @@ class Transport:
         if handed_over(self.loop, self.discard):
             return
         self.closed = True
+        self._deadlines.drop_idle_timer()
         drop_hold(self.loop, self)
         for response in tuple(self.responses):
             response.close()
