@@ -88,13 +88,13 @@ class ToolCallParts:
         return make(ToolCallDelta, **given)
 
 
-class ToolCalls:
-    """The tool calls of one choice, from all its pieces."""
+class ToolCalls(list[ToolCallParts]):
+    """The tool calls of one choice, from all its pieces: a list by arrival."""
 
-    __slots__ = ("_calls", "_unnumbered")
+    __slots__ = ("_unnumbered",)
 
     def __init__(self) -> None:
-        self._calls: list[ToolCallParts] = []
+        super().__init__()
         self._unnumbered = False  # a piece without an index has come
 
     def call_of(self, piece: ToolCallDelta) -> ToolCallParts:
@@ -107,19 +107,19 @@ class ToolCalls:
     def _last(self, index: int | None) -> ToolCallParts | None:
         """The last call with an index; for None the last call of all."""
         if index is None:
-            return self._calls[-1] if self._calls else None
-        return next((call for call in reversed(self._calls) if call.index == index), None)
+            return self[-1] if self else None
+        return next((call for call in reversed(self) if call.index == index), None)
 
     def _begin(self, piece: ToolCallDelta) -> ToolCallParts:
         call = ToolCallParts(piece.index)
-        self._calls.append(call)
+        self.append(call)
         return call
 
     def tool_calls(self) -> tuple[ToolCall, ...] | None:
         """Returns the calls by index, as in a whole response; by arrival if one has no index. None without a call."""
-        if not self._calls:
+        if not self:
             return None
-        calls = self._calls
+        calls: list[ToolCallParts] = self
         if all(call.index is not None for call in calls):
             calls = sorted(calls, key=lambda call: call.index or 0)
         return tuple(call.tool_call() for call in calls)
@@ -141,4 +141,4 @@ class MergedToolCalls(ToolCalls):
 
     def deltas(self) -> tuple[ToolCallDelta, ...] | None:
         """Returns the merged pieces by arrival; None without a piece."""
-        return tuple(call.delta() for call in self._calls) if self._calls else None
+        return tuple(call.delta() for call in self) if self else None
