@@ -28,7 +28,7 @@ class Response:
 
     status = 200
     media_type = "text/event-stream"
-    headers: dict[str, str] = {"x-request-id": "r"}  # noqa: RUF012 - nobody changes it
+    raw_headers: dict[str, str] = {"X-Request-ID": "r"}  # noqa: RUF012 - nobody changes it
 
     def __init__(self, reads: list[bytes | BaseException]) -> None:
         self.reads = reads

@@ -6,8 +6,17 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
-from together_async.wire.header_values import DAY_S, ListItem, go_duration, is_date, list_items, seconds_to_wait
+from together_async.wire.header_values import (
+    DAY_S,
+    ListItem,
+    by_lower_name,
+    go_duration,
+    is_date,
+    list_items,
+    seconds_to_wait,
+)
 
 NOW = 1_700_000_000.25  # 2023-11-14T22:13:20.25Z
 
@@ -191,3 +200,10 @@ def test_lists(text: str, items: list[tuple[str, dict[str, str]]]) -> None:
 def test_any_list_is_read(text: str) -> None:
     for item in list_items(text):
         assert all(isinstance(part, str) for pair in item.parameters.items() for part in pair)
+
+
+def test_headers_by_their_names_in_lower_case():
+    """A repeated name has all of its values, in their order."""
+    headers = CIMultiDict([("X-Request-Id", "1"), ("Via", "a"), ("via", "b"), ("VIA", "c")])
+    assert by_lower_name(headers) == {"x-request-id": "1", "via": "a, b, c"}
+    assert by_lower_name({}) == {}

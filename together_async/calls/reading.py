@@ -36,7 +36,7 @@ import asyncio
 import contextlib
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from together_async.calls.claims import ClaimingIterator, Claims, KeptTexts
@@ -60,6 +60,7 @@ from together_async.wire.accumulator import ChatCompletionAccumulator
 from together_async.wire.chunks import ChunkDecoder, ProtocolError, ReportedError
 from together_async.wire.codec import has_unknown_content
 from together_async.wire.error_bodies import request_id
+from together_async.wire.header_values import by_lower_name
 from together_async.wire.raw_events import RawEventDecoder
 from together_async.wire.redaction import redact, scrub
 
@@ -121,6 +122,7 @@ class Reading:
         "_headers",
         "_max_event_size",
         "_network_free",
+        "_raw_headers",
         "_skipped",
         "_time",
         "accumulator",
@@ -143,7 +145,8 @@ class Reading:
         self._choices = choices
         self._time = time
         self._max_event_size = max_event_size
-        self._headers: dict[str, str] | None = None  # made when they are asked for, or when the response goes
+        self._headers: dict[str, str] | None = None  # made when they are asked for
+        self._raw_headers: Mapping[str, str] | None = None  # of the response that has gone
         self._skipped = 0  # payloads without a chunk
         self._at_network: ClaimingIterator | None = None  # the reader that is at the network
         self._network_free: asyncio.Event | None = None  # readers of other choices' texts wait for it
@@ -198,9 +201,10 @@ class Reading:
     def response_headers(self) -> dict[str, str]:
         """The headers of the latest response, names in lower case; empty until there is one."""
         if self._headers is None:
-            if self.response is None:
+            raw_headers = self._raw_headers if self.response is None else self.response.raw_headers
+            if raw_headers is None:
                 return {}
-            self._headers = self.response.headers
+            self._headers = by_lower_name(raw_headers)
         return self._headers
 
     @property
@@ -283,7 +287,7 @@ class Reading:
         self.payloads = []
         self.caller_ran = True
         self.times.clear()
-        self._headers = None
+        self._headers = self._raw_headers = None
 
     async def retry(self, error: TogetherError, reader: ClaimingIterator) -> None:
         """Sends the request again after a response that broke; raises `error` if that is not possible any more."""
@@ -502,7 +506,7 @@ class Reading:
         self.payloads = []
         response, self.response = self.response, None
         if response is not None:
-            self._headers = response.headers
+            self._raw_headers = response.raw_headers
             if self.accumulator.settle():
                 self.times.note(response.arrived)
         return response

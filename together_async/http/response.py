@@ -22,6 +22,7 @@ from together_async.http.errors import InflationError
 from together_async.http.sockets import BULK_READ_SIZE, READ_SIZE, close_without_loop, set_read_size
 from together_async.tasks import BusyError, handed_over
 from together_async.timeouts import Due, Timeouts, due, earliest
+from together_async.wire.header_values import by_lower_name
 
 MAX_BODY_SIZE: Final = 64 * 1024 * 1024
 """Most bytes of a whole response."""
@@ -140,11 +141,7 @@ class HTTPResponse:
     @property
     def headers(self) -> dict[str, str]:
         """The response's headers, names in lower case; the values of a repeated one are joined by commas."""
-        headers: dict[str, str] = {}
-        for name, value in self._response.headers.items():
-            key = name.lower()
-            headers[key] = f"{headers[key]}, {value}" if key in headers else value
-        return headers
+        return by_lower_name(self._response.headers)
 
     @property
     def media_type(self) -> str:

@@ -58,6 +58,15 @@ DRAFT_NAMES: Final = LimitNames("ratelimit-limit", "ratelimit-remaining", "ratel
 """Of the IETF's drafts to 6, and of GitLab."""
 
 
+def by_lower_name(headers: Mapping[str, str]) -> dict[str, str]:
+    """Returns headers with their names in lower case; the values of a repeated one are joined by commas."""
+    named: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        named[key] = f"{named[key]}, {value}" if key in named else value
+    return named
+
+
 def seconds_to_wait(text: str, now: Callable[[], float], *, unit_s: float = 1.0) -> float | None:
     """Returns the seconds that a header's time is ahead, from 0 to a day; None for one that makes no sense.
 
