@@ -8,10 +8,12 @@ import json
 import pickle
 import sys
 import typing
+import weakref
 from typing import Any
 
 import attrs
 import cattrs
+import fastapi.encoders
 import msgspec
 import pytest
 
@@ -66,7 +68,8 @@ def test_is_an_attrs_class_to_everyone_who_looks(cls: type[Any]) -> None:
 def test_is_a_struct_that_the_collector_need_not_look_at(cls: type[Any]) -> None:
     assert issubclass(cls, msgspec.Struct)
     assert not gc.is_tracked(cls())
-    assert not hasattr(cls(), "__dict__")
+    with pytest.raises(TypeError, match="weak reference"):
+        weakref.ref(cls())
 
 
 def test_nothing_leaks_and_nothing_dies_too_early() -> None:
@@ -125,17 +128,32 @@ def test_a_broken_value_that_no_field_reads(value: bytes, shown: Any) -> None:
 
 
 def test_what_was_made_here_shows_what_it_was_made_of() -> None:
-    """`make` knows what it was given; the constructor's values show all that is not None, but no delta nobody gave."""
+    """`make` knows what it was given; a value of the constructor shows all that is not None."""
     assert make(Delta, content=None, role="assistant").to_dict() == {"content": None, "role": "assistant"}
     assert make(ChunkChoice).to_dict() == {}
     delta = Delta(tool_calls=(ToolCallDelta(index=0, function=FunctionDelta(name="f")),))
     assert Delta(content="x").to_dict() == {"content": "x"}
     assert ChunkChoice(delta=Delta(content="x")).to_dict() == {"index": 0, "delta": {"content": "x"}}
-    assert ChunkChoice(text="x").to_dict() == {"index": 0, "text": "x"}
+    assert ChunkChoice(text="x").to_dict() == {"index": 0, "text": "x"}, "an empty delta would hide the text"
+    assert ChunkChoice(finish_reason="stop").to_dict() == {"index": 0, "delta": {}, "finish_reason": "stop"}
     assert delta.to_dict()["tool_calls"][0]["function"]["name"] == "f"
     chunk = ChatCompletionChunk(id="c", choices=(ChunkChoice(delta=Delta()),), usage=Usage(total_tokens=3))
     assert chunk.to_dict()["choices"] == [{"index": 0, "delta": {}}]
     assert chunk.raw_json is None
+
+
+def test_vars_has_the_fields_that_came() -> None:
+    """For what looks at objects that way, as FastAPI's encoder does; they are no way to change it."""
+    chunk = decode_chunk(RAW)
+    assert list(vars(chunk)) == ["id", "object", "created", "model", "choices", "usage"]
+    assert vars(chunk)["choices"] is chunk.choices
+    assert vars(chunk.choices[2]) == {"index": 2}
+    assert vars(Delta(content="x")) == {"content": "x"}
+    vars(chunk).clear()
+    assert chunk.id == "c"
+    assert fastapi.encoders.jsonable_encoder(decode_chunk(b'{"choices":[{"delta":{"content":"a"}}]}')) == {
+        "choices": [{"delta": {"content": "a"}}]
+    }
 
 
 COPIES = {

@@ -73,10 +73,19 @@ class ChunkChoice(StructValue):
     def _part_of(document: Any, place: int) -> Any:
         return document["choices"][place]
 
+    def _made_of(self) -> dict[str, Any]:
+        made_of = StructValue._made_of(self)  # noqa: SLF001 - `super()` has the class before attrs'
+        if self.delta is NO_DELTA and self.text is not None:
+            del made_of["delta"]  # next to an empty delta, the text would not count
+        return made_of
+
 
 @struct_value
 class ChatCompletionChunk(StructValue):
     """One event of a stream.
+
+    `to_dict` returns what the server sent, and so does that of a choice or a delta. They are equal if their fields are;
+    a pickled or copied one keeps its bytes. `attrs.evolve` makes a new value of the fields alone.
 
     Attributes:
         id: The server's id of the completion, the same in all its chunks.
@@ -106,7 +115,7 @@ class ChatCompletionChunk(StructValue):
 
     @property
     def raw_json(self) -> bytes | None:
-        """The bytes it was decoded from; None for a chunk that was made here."""
+        """The bytes it was decoded from, with whatever blanks they have; None for a chunk that was made here."""
         raw: bytes | None = getattr(self, "_source", None)
         return raw
 

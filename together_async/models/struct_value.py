@@ -2,7 +2,7 @@
 
 To everybody who looks they are frozen attrs classes. Beneath, their instances are Structs: msgspec decodes one in a
 third of the time that an attrs class with as many fields takes, and the garbage collector need not look at it. That is
-also why they have no `__dict__`, and can't be referred to weakly.
+also why they can't be referred to weakly, and why attrs makes no subclass of them.
 
 A Struct's field always has a value, so it can't tell null from absent, and it has no place for keys that nobody knows.
 So a value from the wire is *linked* to the bytes it came from, which `to_dict` decodes in full when it is called. A
@@ -49,12 +49,18 @@ class StructValue(Value):
         given: tuple[str, ...] | None = getattr(self, "_given", None)
         if given is not None:
             return {name: plain(getattr(self, name)) for name in given}
-        return {
-            field.name: plain(value)
-            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
-            if (value := getattr(self, field.name)) is not None
-            and not (value is field.default and isinstance(value, StructValue))  # a delta that nobody gave
-        }
+        return self._made_of()
+
+    def _made_of(self) -> dict[str, Any]:
+        """Returns the JSON object of a value that was made by its constructor."""
+        values = ((field.name, getattr(self, field.name)) for field in attrs.fields(type(self)))  # type: ignore[arg-type]  # every subclass is an attrs class
+        return {name: plain(value) for name, value in values if value is not None}
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # a new one each time
+        """The fields that are in `to_dict`, for what looks at objects with `vars()`, as FastAPI's encoder does."""
+        fields = attrs.fields_dict(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
+        return {name: getattr(self, name) for name in self.to_dict() if name in fields}
 
     @staticmethod
     def _part_of(document: Any, place: int) -> Any:
