@@ -463,9 +463,9 @@ def request_of(messages: MessagesLike, model: str, options: Mapping[str, Any]) -
     Raises:
         ValueError: As the constructor does.
     """
-    checked = _messages(messages)
     if type(model) is not str or not model.strip():
-        return ChatCompletionRequest(messages=checked, model=model, **options)
+        return ChatCompletionRequest(messages=messages, model=model, **options)
+    checked = _messages(messages)
     request = object.__new__(ChatCompletionRequest)
     fields = vars(request)
     fields.update(_LEFT_OUT)

@@ -223,6 +223,7 @@ EXTRAS = [
         {"refusal": "no"},
         {"function_call": {"name": "f", "arguments": "{}"}},
         {"annotations": ["unknown"]},
+        {"role": "tool"},
     )
 ] + [
     {"delta": {"content": "b"}, **extra}
@@ -230,7 +231,12 @@ EXTRAS = [
 ]
 NEARLY_PLAIN = [{"choices": [{"index": 0, **extra}]} for extra in EXTRAS] + [
     {"choices": [{"index": 0, "delta": {"content": "b"}}], **extra}
-    for extra in ({"usage": {"total_tokens": 3}}, {"error": {"message": "no"}}, {"warnings": ["beware"]})
+    for extra in (
+        {"usage": {"total_tokens": 3}},
+        {"error": {"message": "no"}},
+        {"warnings": ["beware"]},
+        {"prompt": [{"text": "Hi"}]},
+    )
 ]
 """A plain chunk and one thing that makes it another: each must leave the quick path."""
 LATE_ROLE = [
@@ -254,6 +260,11 @@ FACTS = {
 }
 FIRST = {**FACTS, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a", "refusal": None}}]}
 """Its facts are those of the whole answer: readers on their quick path ignore what a later plain chunk says of it."""
+BARE_FIRST = {
+    **{name: value for name, value in FACTS.items() if name != "prompt"},
+    "choices": [{"index": 0, "delta": {"content": "a"}}],
+}
+"""The role and the prompt may come later."""
 
 
 async def results(body: bytes, way: str) -> tuple[Any, ...]:
@@ -278,13 +289,16 @@ def each_nearly_plain(test: Any) -> Any:
     return example(LATE_ROLE)(test)
 
 
+@pytest.mark.parametrize("first", [FIRST, BARE_FIRST], ids=["all facts first", "role and prompt late"])
 @pytest.mark.parametrize("way", ["chunks", "text", "batches"])
 @settings(max_examples=60)
 @each_nearly_plain
 @given(MIDDLES)
-async def test_the_quick_paths_are_the_full_one(way: str, documents: list[dict[str, Any]]) -> None:
+async def test_the_quick_paths_are_the_full_one(
+    way: str, first: dict[str, Any], documents: list[dict[str, Any]]
+) -> None:
     """Readers give the same, and the same adds up, with their quick path and without it."""
-    body = b"".join(b"data: " + encoded(document) + b"\n\n" for document in [FIRST, *documents])
+    body = b"".join(b"data: " + encoded(document) + b"\n\n" for document in [first, *documents])
     quick = await results(body + END.encode(), way)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reader, "_begin", lambda self: None)

@@ -52,6 +52,22 @@ async def test_facts_of_a_stream() -> None:
         assert KEY not in repr(stream)
 
 
+async def test_headers_that_are_asked_for_after_the_end() -> None:
+    """Nobody has looked before, and the response is gone."""
+
+    async def script(call: Call) -> None:
+        await call.head(extra=b"X-Request-Id: r-7\r\n")
+        await call.chunk(say("a"))
+        await call.send(LAST_CHUNK)
+
+    async with served(script) as (_, client):
+        stream = client.stream(PROMPT, model=MODEL)
+        async with stream:
+            await stream.completion()
+        assert stream.response_headers["x-request-id"] == "r-7"
+        assert stream.request_id == "r-7"
+
+
 async def test_a_stream_cannot_be_pickled() -> None:
     """A stream is a connection; pickle refuses."""
     async with served(hangs) as (_, client):

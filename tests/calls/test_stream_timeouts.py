@@ -23,6 +23,8 @@ from support.servers import (
 )
 from support.virtual_time import lasts, timers, virtual
 from together_async import APITimeoutError, StreamTimeoutError, Timeouts, TogetherError
+from together_async.http.response import HTTPResponse
+from together_async.timeouts import Due
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -72,6 +74,29 @@ async def test_idle_counts_from_a_first_token_that_comes_later_than_idle() -> No
 
 
 @virtual
+async def test_a_short_idle_does_not_look_often_before_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of the first token is not set anew every few milliseconds."""
+    look_at, looks = HTTPResponse._look_at, []
+
+    def counted(response: HTTPResponse, late: Due) -> float:
+        looks.append(late)
+        return look_at(response, late)
+
+    async def script(call: Call) -> None:
+        await call.head()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call.left.wait(), 10)
+        await call.chunk(sse(delta("a")))
+        await call.hang()
+
+    monkeypatch.setattr(HTTPResponse, "_look_at", counted)
+    async with served(script, timeouts=Timeouts(first_token=300, idle=0.01)) as (_, client):
+        with pytest.raises(StreamTimeoutError):
+            await read_all(client)
+    assert 0 < len(looks) < 10
+
+
+@virtual
 async def test_the_first_token_sets_no_other_timer() -> None:
     """The timer of the wait for it fires soon enough for the silence after it."""
 
@@ -85,10 +110,10 @@ async def test_the_first_token_sets_no_other_timer() -> None:
     reading = asyncio.Event()
     async with served(script) as (_, client), client.stream(PROMPT, model=MODEL) as stream:
         await anext(stream)
-        before = timers()
+        before = set(timers())
         reading.set()
         await anext(stream)
-        assert timers() == before
+        assert set(timers()) == before
 
 
 @virtual

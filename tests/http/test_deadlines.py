@@ -133,7 +133,7 @@ def test_deadline_after_any_date(at: float) -> None:
         (deadline,) = added(where, at)
         await asyncio.sleep(0)
         where.discard(deadline)
-        where.drop_idle_timer()
+        where._drop_idle_timer()
         assert timer_count() == 0
 
     run_in_fake_time(main())
@@ -153,7 +153,7 @@ def test_thousands_have_a_timer_for_each_second() -> None:
             where.discard(deadline)
         assert timer_count() == 1
         assert not where._waiting
-        where.drop_idle_timer()
+        where._drop_idle_timer()
 
     run_in_fake_time(main())
 
@@ -252,13 +252,16 @@ def test_one_timer_at_most_is_set_for_nothing() -> None:
         assert timer_count() == 0
         (deadline,) = added(where, START + 60)
         where.discard(deadline)
+        late, given_up = added(where, START + 70, START + 80)
+        assert timer_count() == 3
         for _ in range(2):
-            where.drop_idle_timer()
-            assert timer_count() == 0
-        (deadline,) = added(where, START + 60)
-        where.drop_idle_timer()  # it waits, so its timer stays
-        await asyncio.sleep(40)
-        assert deadline.fired_at == [START + 60]
+            where.close()
+            assert timer_count() == 2  # they wait, so their timers stay
+        where.discard(given_up)
+        assert timer_count() == 1
+        await asyncio.sleep(50)
+        assert late.fired_at == [START + 70]
+        assert timer_count() == 0
 
     run_in_fake_time(main())
 

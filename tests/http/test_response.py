@@ -1,7 +1,6 @@
 """`HTTPResponse`: the end of a body, its clock, and the bodies of errors."""
 
 import asyncio
-import contextlib
 
 import pytest
 
@@ -20,10 +19,10 @@ from support.servers import (
     say,
     sse,
 )
-from support.virtual_time import FakeTimeLoop, VirtualTimeLoop, lasts, virtual
+from support.virtual_time import lasts, virtual
 from together_async import APIConnectionError, InternalServerError, RateLimitError
 from together_async.http import response as response_module
-from together_async.http.response import ERROR_BODY_SECONDS, _clock_of
+from together_async.http.response import ERROR_BODY_SECONDS
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -89,23 +88,6 @@ async def test_endless_data_after_done_is_not_read(monkeypatch: pytest.MonkeyPat
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
-
-
-async def test_the_clock_is_that_of_the_loop() -> None:
-    """Whichever function is called for it, times agree with the loop's own, in which its timers are set."""
-    loop = asyncio.get_running_loop()
-    clock = _clock_of(loop)
-    before, now, after = loop.time(), clock(), loop.time()
-    assert before <= now <= after
-
-
-@pytest.mark.parametrize("loop_class", [VirtualTimeLoop, FakeTimeLoop])
-def test_a_loop_with_a_clock_of_its_own_is_asked(loop_class: type[VirtualTimeLoop]) -> None:
-    """A subclass's `time`, or one that was put in its place, is what counts."""
-    with contextlib.closing(loop_class()) as loop:
-        assert _clock_of(loop) == loop.time
-        loop.time = lambda: 5.0  # type: ignore[method-assign]  # as tests of users do
-        assert _clock_of(loop)() == 5.0
 
 
 # ----------------------------------------------------------------------------------------------------- bodies of errors

@@ -125,6 +125,19 @@ def test_closed_in_the_turn_in_which_it_is_late(order: str) -> None:
     virtual_time.run(main())
 
 
+async def test_no_timer_is_left_by_a_client_that_is_closed_during_a_call() -> None:
+    """The call that is ended gives its deadline back after the client was closed."""
+    async with ScriptedServer(hangs) as server:
+        client = client_of(server)
+        call = asyncio.ensure_future(client.create("Hi", model=MODEL))
+        await server.call()
+        await client.aclose()
+        with pytest.raises(APIConnectionError):
+            await call
+        deadlines = [timer for timer in virtual_time.timers() if "Deadlines" in repr(timer)]
+        assert deadlines == []
+
+
 async def test_no_timer_is_left_by_requests() -> None:
     """However many were made: the last request to end takes the timer along."""
     async with ScriptedServer(answers(response(whole()))) as server, client_of(server) as client:

@@ -42,11 +42,7 @@ each_document = pytest.mark.parametrize(
     ("decode", "data"), [document[1:] for document in DOCUMENTS], ids=[document[0] for document in DOCUMENTS]
 )
 VALUE_CLASSES = [
-    cls
-    for cls in vars(models).values()
-    if isinstance(cls, type)
-    and issubclass(cls, Value)
-    and cls not in (Value, models.Document, models.ResponseDocument, models.StructValue)
+    cls for cls in vars(models).values() if isinstance(cls, type) and issubclass(cls, Value) and attrs.has(cls)
 ]
 
 

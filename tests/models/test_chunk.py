@@ -11,17 +11,59 @@ import pytest
 from calls.test_reading import Response, stream_of
 from support.paths import SAMPLES
 from together_async import TogetherError
+from together_async.flow.broadcast import Broadcast, tee
+from together_async.flow.buffer import Buffer
+from together_async.flow.buffered import buffered
 from together_async.models import NO_DELTA, ChatCompletionChunk, ChunkChoice, Delta, link, make, text_of
+from together_async.request import ChatCompletionRequest
+from together_async.testing import DIALECTS, Call, Dialect, Reply
+from together_async.testing.dialect import Generation, events
+from together_async.testing.script import generate_choices
 from together_async.wire.sse import EventStreamParser
 
-STREAMS = sorted(SAMPLES.glob("*.sse"))
+ANSWERS = (
+    Reply("It is blue 🌊.", finish_reason="length"),
+    Reply("It is 4.", reasoning="We need 2 and 2."),
+    Reply(tool_calls=[Call("get_weather", {"city": "Oslo"}, id="call_1")]),
+)
 
 
-def events_of(body: bytes) -> list[dict[str, Any]]:
+def dialect_body(dialect: Dialect, answer: Any) -> bytes:
+    """A stream of two choices with everything that a request can ask for."""
+    fields: dict[str, Any] = {"n": 2, "logprobs": 1, "echo": True, "stream_options": {"include_usage": True}}
+    request = ChatCompletionRequest(messages="Why is the sky blue?", model="m", **fields)
+    generation = Generation(
+        id="em-1",
+        created=1763880000,
+        model="m",
+        choices=generate_choices(answer, request, seed=0),
+        prompt_tokens=9,
+        logprobs=1,
+        echo="Why is the sky blue?",
+        include_usage=True,
+    )
+    return b"".join(event.data for event in events(dialect, generation))
+
+
+BODIES = {path.stem: path.read_bytes() for path in sorted(SAMPLES.glob("*.sse"))} | {
+    f"{name}-{number}": dialect_body(dialect, answer)
+    for name, dialect in DIALECTS.items()
+    for number, answer in enumerate(ANSWERS)
+}
+WAYS: dict[str, Any] = {
+    "chunks": aiter,
+    "batches": lambda stream: stream.batches(),
+    "tee": lambda stream: aiter(tee(stream, 1, on_slow="block")[0]),
+    "broadcast": lambda stream: aiter(Broadcast(stream, on_slow="block").subscribe()),
+    "buffered": lambda stream: aiter(buffered(stream, Buffer(64, on_full="block"))),
+}
+
+
+def documents_of(body: bytes) -> list[dict[str, Any]]:
     """The JSON of the events that are chunks."""
-    payloads = [event.data for event in EventStreamParser().feed(body)]
+    payloads = [event.data for event in EventStreamParser().feed(body) if event.event != "error"]
     documents = [json.loads(payload) for payload in payloads if payload.startswith(b"{")]
-    return [document for document in documents if document.get("choices") and "error" not in document]
+    return [document for document in documents if "choices" in document and not document.get("error")]
 
 
 async def all_chunks(loop: AsyncIterator[Any]) -> list[ChatCompletionChunk]:
@@ -35,21 +77,16 @@ async def all_chunks(loop: AsyncIterator[Any]) -> list[ChatCompletionChunk]:
 
 
 @pytest.mark.parametrize("size", [None, 1, 97], ids=["whole", "byte by byte", "in pieces"])
-@pytest.mark.parametrize("way", ["chunks", "batches", "in a block"])
-@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
-async def test_to_dict_is_what_came(path: Any, way: str, size: int | None) -> None:
-    body = path.read_bytes()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BODIES)
+async def test_to_dict_is_what_came(name: str, way: str, size: int | None) -> None:
+    """Of every chunk, choice and delta: each sample and dialect, cut in each way, read in each way."""
+    body = BODIES[name]
     pieces = [body] if size is None else [body[i : i + size] for i in range(0, len(body), size)]
     stream = stream_of(Response(pieces))
-    if way == "in a block":
-        async with stream:
-            chunks = await all_chunks(aiter(stream))
-    else:
-        chunks = await all_chunks(stream.batches() if way == "batches" else aiter(stream))
-    expected = [document for document in events_of(body) if document in [chunk.to_dict() for chunk in chunks]]
-    assert expected
-    read = [chunk for chunk in chunks if chunk.choices]
-    for chunk, document in zip(read, expected, strict=True):
+    async with stream:
+        chunks = await all_chunks(WAYS[way](stream))
+    for chunk, document in zip(chunks, documents_of(body), strict=True):
         assert chunk.to_dict() == document
         assert json.loads(chunk.raw_json or b"") == document
         for choice, part in zip(chunk.choices, document["choices"], strict=True):

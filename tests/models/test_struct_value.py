@@ -23,12 +23,11 @@ from together_async.models import (
     ChunkChoice,
     Delta,
     FunctionDelta,
-    StructValue,
     ToolCallDelta,
     Usage,
     make,
 )
-from together_async.models.struct_value import set_source, struct_value
+from together_async.models.struct_value import StructValue, set_source, struct_value
 from together_async.wire.codec import decode_chunk
 
 CLASSES = (ChatCompletionChunk, ChunkChoice, Delta)
@@ -72,9 +71,19 @@ def test_is_a_struct_that_the_collector_need_not_look_at(cls: type[Any]) -> None
         weakref.ref(cls())
 
 
+@each_class
+@pytest.mark.parametrize("decorate", [lambda cls: cls, attrs.frozen, attrs.define(slots=False)])
+def test_has_no_subclasses(cls: type[Any], decorate: Any) -> None:
+    """Their fields would be left out of equality, hash and copies; the error says what to do."""
+    with pytest.raises(
+        TypeError, match="Mine: a class of chunks has no subclasses; hold the chunk in a class of your own"
+    ):
+        decorate(type("Mine", (cls,), {"__annotations__": {"extra": int}, "extra": 0}))
+
+
 def test_nothing_leaks_and_nothing_dies_too_early() -> None:
     """The links and the fields hold their objects exactly as long as the value lives."""
-    raw, text = bytes(1_000), "x" * 1_000
+    raw, text = bytes(1_000), "".join(["x"] * 1_000)  # made now: a constant may be immortal
     before = sys.getrefcount(raw), sys.getrefcount(text)
     values = [make(Delta, content=text) for _ in range(100)]
     for value in values:
@@ -234,3 +243,20 @@ def test_fields_keep_what_attrs_was_told_of_them() -> None:
     assert Pair(1, [2]) != Pair(1, [3])
     assert repr(Pair(2, [3])) == "Pair(first=2)"
     assert attrs.fields(Pair).second.default is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        attrs.field(),
+        attrs.field(factory=list),
+        attrs.field(default=0, converter=int),
+        attrs.field(default=0, validator=attrs.validators.instance_of(int)),
+    ],
+    ids=["required", "factory", "converter", "validator"],
+)
+def test_what_msgspec_would_not_do_is_refused(field: Any) -> None:
+    """The constructor is msgspec's: nothing would be converted, checked or made by it."""
+    body = {"__annotations__": {"first": "int"}, "first": field, "__module__": __name__}
+    with pytest.raises(TypeError, match=r"Pair\.first: expected a plain default"):
+        struct_value(type("Pair", (StructValue,), body))

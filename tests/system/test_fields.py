@@ -170,7 +170,7 @@ def test_every_field_is_tried_here() -> None:
 
 def test_fields_that_are_generated_are_in_every_table() -> None:
     """The text decoder looks at each, the message has each, and the rest of a delta is known by name."""
-    assert set(TextDelta.__struct_fields__) == set(GENERATED_FIELDS)
+    assert set(TextDelta.__struct_fields__) == {"role", *GENERATED_FIELDS}
     assert names(ChatCompletionMessage) == {"role", *GENERATED_FIELDS}
     assert names(Delta) == {"role", "token_id", *GENERATED_FIELDS}
     assert set(TEXT_FIELDS) <= set(GENERATED_FIELDS)

@@ -36,7 +36,7 @@ class Reader(ClaimingIterator):
         plain: Whether it is made outside of `async with`: then it claims the stream, and closes it when it is dropped.
     """
 
-    __slots__ = ("_accumulator", "_append", "_index", "_reading")
+    __slots__ = ("_accumulator", "_append", "_has_role", "_index", "_reading")
 
     ONE_CHOICE: ClassVar = False
     """Whether only the text of one choice is read, and loops over the others may read beside it."""
@@ -47,6 +47,7 @@ class Reader(ClaimingIterator):
         self._index = index
         self._accumulator = reading.accumulator
         self._append: Callable[[str], None] | None = None  # adds to the texts of the choice, once it has begun
+        self._has_role = False  # whether the choice's role has come
         if not plain:
             self._begin()
 
@@ -68,13 +69,11 @@ class Reader(ClaimingIterator):
         self._append = None  # the quick path claims nothing
 
     def _begin(self) -> None:
-        """Takes the quick path from now on if the choice has begun, and no retry can replace the response.
-
-        The quick path does not look at roles, so that of the choice must have come.
-        """
+        """Takes the quick path from now on if the choice has begun, and no retry can replace the response."""
         texts = self._accumulator.texts(self._index) if self._reading.delivered else None
-        if texts is not None and self._accumulator.has_role(self._index):
+        if texts is not None:
             self._append = texts.append
+            self._has_role = self._accumulator.has_role(self._index)
 
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:  # noqa: ARG002 - a text reader looks at it
         """Whether the caller sees something of a chunk."""
@@ -124,6 +123,7 @@ class ChunksReader(Reader):
                         and choice.finish_reason is None
                         and choice.logprobs is None
                         and choice.seed is None
+                        and (self._has_role or delta.role is None)
                         and delta.tool_calls is None
                         and delta.reasoning is None
                         and delta.reasoning_content is None
@@ -151,36 +151,6 @@ class ChunksReader(Reader):
                 payloads = reading.payloads
             if not await reading.wait(self):
                 raise StopAsyncIteration
-
-
-def _plain_content(chunk: ChatCompletionChunk, payload: bytes) -> str | None:
-    """Links a plain chunk to its bytes and returns its content; does nothing, and returns None, for any other chunk."""
-    try:
-        (choice,) = chunk.choices
-    except ValueError:
-        return None
-    delta = choice.delta
-    if (
-        (content := delta.content)
-        and choice.index == 0
-        and choice.finish_reason is None
-        and choice.logprobs is None
-        and choice.seed is None
-        and delta.tool_calls is None
-        and delta.reasoning is None
-        and delta.reasoning_content is None
-        and delta.refusal is None
-        and delta.function_call is None
-        and chunk.usage is None
-        and chunk.error is None
-        and chunk.prompt is None
-        and chunk.warnings is None
-    ):
-        set_source(chunk, payload)
-        set_source(choice, payload)
-        set_source(delta, payload)
-        return content
-    return None
 
 
 class BatchesReader(Reader):
@@ -220,12 +190,32 @@ class BatchesReader(Reader):
             return None
         try:
             chunk = decode_chunk_strictly(payload)
+            (choice,) = chunk.choices
         except (ValueError, RecursionError):
             return None
-        content = _plain_content(chunk, payload)
-        if content is None:
+        delta = choice.delta
+        if (
+            not (content := delta.content)
+            or choice.index != 0
+            or choice.finish_reason is not None
+            or choice.logprobs is not None
+            or choice.seed is not None
+            or not (self._has_role or delta.role is None)
+            or delta.tool_calls is not None
+            or delta.reasoning is not None
+            or delta.reasoning_content is not None
+            or delta.refusal is not None
+            or delta.function_call is not None
+            or chunk.usage is not None
+            or chunk.error is not None
+            or chunk.prompt is not None
+            or chunk.warnings is not None
+        ):
             return None
         append(content)
+        set_source(chunk, payload)
+        set_source(choice, payload)
+        set_source(delta, payload)
         return chunk
 
 
@@ -327,9 +317,10 @@ class TextReader(Reader):
                         and chunk.warnings is None
                     ):
                         if choice.index == self._index:
-                            append(content)
-                            return content
-                        if self._pass_by(choice.index, content):
+                            if self._has_role or delta.role is None:
+                                append(content)
+                                return content
+                        elif self._pass_by(choice.index, delta.role, content):
                             await reading.skip(self)
                             continue
                 try:
@@ -346,9 +337,9 @@ class TextReader(Reader):
     def _delivers(self, chunk: ChatCompletionChunk) -> bool:
         return any((choice.index or 0) == self._index and text_of(choice) for choice in chunk.choices)
 
-    def _pass_by(self, index: int | None, text: str) -> bool:
-        """Keeps a piece of another choice's text; returns False, and does nothing, if its role may come with it."""
-        if index is None or not self._accumulator.has_role(index):
+    def _pass_by(self, index: int | None, role: object, text: str) -> bool:
+        """Keeps a piece of another choice's text; returns False, and does nothing, if its role comes with it."""
+        if index is None or (role is not None and not self._accumulator.has_role(index)):
             return False
         texts = self._accumulator.texts(index)
         if texts is None:

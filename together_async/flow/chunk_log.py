@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from typing import Final
 
-from together_async.models import GENERATED_FIELDS, NO_DELTA, ChatCompletionChunk
+from together_async.models import GENERATED_FIELDS, ChatCompletionChunk
 from together_async.wire.coalesce import Coalescer
 from together_async.wire.codec import has_unknown_content
 
@@ -84,7 +84,6 @@ class ChunkLog:
         delta = choice.delta
         if (
             choice.index
-            or delta is NO_DELTA
             or any(getattr(delta, name) for name in _OTHER_THAN_TEXT)
             or (choice.seed is not None and choice.seed != self._seed)
             or (delta.role and delta.role != self._role)

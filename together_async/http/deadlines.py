@@ -112,7 +112,9 @@ class Deadline(abc.ABC):
 
 
 class Deadlines:
-    """The deadlines of one event loop: one timer for each second in which something is due, and one when idle.
+    """The deadlines of one event loop: one timer for each second in which something is due.
+
+    And at most one more: that of the second that was emptied last.
 
     Attributes:
         time: The clock of the loop.
@@ -124,6 +126,7 @@ class Deadlines:
         self._waiting: dict[int | None, tuple[set[Deadline], asyncio.TimerHandle]] = {}
         self._idle_second: int | None = None  # whose timer is set, and nothing waits for it
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def add(self, deadline: Deadline) -> None:
         """Watches a deadline."""
@@ -150,12 +153,18 @@ class Deadlines:
         if group is not None:
             group[0].discard(deadline)
             if not group[0]:
-                self.drop_idle_timer()
+                self._drop_idle_timer()
                 self._idle_second, self._idle_timer = deadline.second, group[1]
                 del self._waiting[deadline.second]
+                if self._closed:
+                    self._drop_idle_timer()
 
-    def drop_idle_timer(self) -> None:
-        """Drops the timer that is kept while nothing waits; twice is fine."""
+    def close(self) -> None:
+        """Keeps no timer for requests to come; what waits still has its own. Twice is fine."""
+        self._closed = True
+        self._drop_idle_timer()
+
+    def _drop_idle_timer(self) -> None:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_second = self._idle_timer = None

@@ -10,7 +10,6 @@ import asyncio
 import functools
 import math
 import re
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
@@ -33,6 +32,8 @@ DRAIN_SECONDS: Final = 1.0
 """How long a stream may take from `[DONE]` to the end of its body before its connection is closed and not reused."""
 _CLOCK_RESOLUTION_S: Final = 0.001
 """How early a timer may fire, on the loop's own clock."""
+_LEAST_LOOK_S: Final = 1.0
+"""A shorter `idle` gets a timer of its own after the first token: looking that often before it would cost more."""
 _INFLATE_FREE: Final = 4 * 1024 * 1024
 _INFLATE_RATIO: Final = 100
 """A body that inflates beyond `_INFLATE_FREE` bytes may have this many times its compressed size. JSON reaches 20
@@ -61,8 +62,8 @@ class HTTPResponse:
         status: The HTTP status.
         raw_headers: The headers as they came. Names are found in any case; of a repeated one the first counts.
         arrived: When bytes last came, or whatever else ended a read, on the event loop's clock.
-        reader: The `id` of the task that read it last, 0 before the first read, for whoever sets it to 0 to ask for it;
-            None for nobody.
+        reader: The `id` of the task that read it last; 0 before the first read. None if nobody needs it: asking for the
+            task costs each token a fiftieth.
         attempts: HTTP requests that the call has made so far, for the errors that are raised here.
         on_close: Called once, when the connection is closed, whoever closes it; None for no call.
     """
@@ -106,7 +107,7 @@ class HTTPResponse:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop() if loop is None else loop
-        self._time = _clock_of(self._loop)
+        self._time = self._loop.time
         self._response = response
         self._content = response.content
         self.status = response.status
@@ -196,7 +197,9 @@ class HTTPResponse:
         So the first token needs no other timer. (The loop keeps one that was dropped until its time, with its context.)
         """
         idle = self._timeouts.idle
-        return late.at if self._has_token or idle is None else min(late.at, self._loop.time() + idle)
+        if self._has_token or idle is None or idle < _LEAST_LOOK_S:
+            return late.at
+        return min(late.at, self._loop.time() + idle)
 
     def _look_again(self, late: Due) -> None:
         """Lets the loop read before a silence is taken for too long; as long as the timer was late, once per silence.
@@ -429,12 +432,6 @@ class HTTPResponse:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Returns the clock of a loop, without the method around it if that is asyncio's own: each token asks it twice."""
-    is_plain = getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time
-    return time.monotonic if is_plain else loop.time
 
 
 def _connection_error(error: Exception, response: aiohttp.ClientResponse) -> APIConnectionError:

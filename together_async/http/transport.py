@@ -497,7 +497,7 @@ class Transport:
     def abort_all(self) -> None:
         """Ends everything under way with a typed error."""
         self.closed = True
-        self._deadlines.drop_idle_timer()
+        self._deadlines.close()
         under_way: tuple[Abortable, ...] = (*self.openings, *self.responses)
         for waiting in under_way:
             waiting.abort(ClientClosedError("the client was closed while this was under way"))
@@ -529,7 +529,7 @@ class Transport:
         if handed_over(self.loop, self.discard):
             return
         self.closed = True
-        self._deadlines.drop_idle_timer()
+        self._deadlines.close()
         drop_hold(self.loop, self)
         for response in tuple(self.responses):
             response.close()

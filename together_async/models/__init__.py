@@ -7,7 +7,7 @@ chunk, its choices and their deltas, returns them.
 Field names and meanings: https://docs.together.ai/reference/chat-completions.
 """
 
-from together_async.models.base import Document, Value, decode_tolerantly, make, plain, present, set_raw_json
+from together_async.models.base import Value, make, plain, present
 from together_async.models.chunk import (
     DOCUMENT_FIELDS,
     GENERATED_FIELDS,
@@ -29,14 +29,14 @@ from together_async.models.completion import (
     Logprobs,
     PromptPart,
     PromptTokensDetails,
-    ResponseDocument,
     Retried,
     ToolCall,
     ToolCallDelta,
     Usage,
     record_attempts,
+    set_raw_json,
 )
-from together_async.models.struct_value import StructValue, set_source
+from together_async.models.struct_value import set_source
 
 __all__ = [
     "DOCUMENT_FIELDS",
@@ -50,20 +50,16 @@ __all__ = [
     "ChunkChoice",
     "CompletionTokensDetails",
     "Delta",
-    "Document",
     "Function",
     "FunctionDelta",
     "Logprobs",
     "PromptPart",
     "PromptTokensDetails",
-    "ResponseDocument",
     "Retried",
-    "StructValue",
     "ToolCall",
     "ToolCallDelta",
     "Usage",
     "Value",
-    "decode_tolerantly",
     "link",
     "make",
     "plain",

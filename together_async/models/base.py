@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
 import attrs
@@ -60,39 +60,6 @@ class Value:
         value = cls.__new__(cls)
         vars(value).update(given)
         return value
-
-
-class Document(Value):
-    """A completion, which keeps the bytes it was decoded from, so that `to_dict` is exact."""
-
-    __slots__ = ("_raw_json",)
-
-    @property
-    def raw_json(self) -> bytes | None:
-        """The bytes it was decoded from; None for a document that was made here."""
-        raw: bytes | None = getattr(self, "_raw_json", None)
-        return raw
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON object as it came, unknown keys included."""
-        raw = self.raw_json
-        decoded = None if raw is None else decode_tolerantly(raw)
-        return decoded if isinstance(decoded, dict) else super().to_dict()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle would restore the slot through setattr, which a frozen class refuses.
-        return _restore, (type(self), vars(self), self.raw_json)
-
-
-def _restore(cls: type[Document], fields: dict[str, Any], raw: bytes | None) -> Document:
-    document = make(cls, **fields)
-    if raw is not None:
-        set_raw_json(document, raw)
-    return document
-
-
-set_raw_json: Callable[[Document, bytes], None] = vars(Document)["_raw_json"].__set__
-"""Gives a frozen completion the bytes it came from: the slot's own setter, the cheapest way there is."""
 
 
 def decode_tolerantly(raw: bytes) -> Any:

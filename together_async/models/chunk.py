@@ -41,7 +41,9 @@ class Delta(StructValue):
         return document["choices"][place]["delta"]
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        return "NO_DELTA" if self is NO_DELTA else StructValue.__reduce__(self)  # `super()` has the class before attrs'
+        return (
+            "NO_DELTA" if self is NO_DELTA else StructValue.__reduce__(self)
+        )  # `super()` would be that of the class that `struct_value` replaces
 
 
 NO_DELTA: Final = make(Delta)
@@ -74,7 +76,7 @@ class ChunkChoice(StructValue):
         return document["choices"][place]
 
     def _made_of(self) -> dict[str, Any]:
-        made_of = StructValue._made_of(self)  # noqa: SLF001 - `super()` has the class before attrs'
+        made_of = StructValue._made_of(self)  # noqa: SLF001 - as in `Delta.__reduce__`
         if self.delta is NO_DELTA and self.text is not None:
             del made_of["delta"]  # next to an empty delta, the text would not count
         return made_of

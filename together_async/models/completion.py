@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 
-from together_async.models.base import Document, Value, defaults_on_class, loose, make, or_none
+from together_async.models.base import Value, decode_tolerantly, defaults_on_class, loose, make, or_none
 
 
 class Retried(NamedTuple):
@@ -20,6 +20,10 @@ class Retried(NamedTuple):
 
     reason: str
     waited_s: float
+
+
+History: TypeAlias = tuple[int, tuple[Retried, ...]]
+"""A call's attempts, from 1, and those of them that failed."""
 
 
 @defaults_on_class
@@ -241,39 +245,56 @@ class Choice(Value):
     text: str | None = attrs.field(default=None, eq=False, repr=False)
 
 
-class ResponseDocument(Document):
-    """A document that knows the attempts of the call that returned it."""
+class Document(Value):
+    """A completion, with the bytes it was decoded from, so that `to_dict` is exact, and the attempts of its call."""
 
-    __slots__ = ("_history",)
+    __slots__ = ("_history", "_raw_json")
+
+    @property
+    def raw_json(self) -> bytes | None:
+        """The bytes it was decoded from; None for a completion that was made here."""
+        raw: bytes | None = getattr(self, "_raw_json", None)
+        return raw
 
     @property
     def attempts(self) -> int:
         """How many HTTP requests the call made, from 1."""
-        history: tuple[int, tuple[Retried, ...]] = getattr(self, "_history", (1, ()))
+        history: History = getattr(self, "_history", (1, ()))
         return history[0]
 
     @property
     def retries(self) -> tuple[Retried, ...]:
         """The attempts that failed before the last one, in order; empty when the first one succeeded."""
-        history: tuple[int, tuple[Retried, ...]] = getattr(self, "_history", (1, ()))
+        history: History = getattr(self, "_history", (1, ()))
         return history[1]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object as it came, unknown keys included."""
+        raw = self.raw_json
+        decoded = None if raw is None else decode_tolerantly(raw)
+        return decoded if isinstance(decoded, dict) else super().to_dict()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore_response, (super().__reduce__(), self.attempts, self.retries)
+        # Pickle would restore the slots through setattr, which a frozen class refuses.
+        return _restore, (type(self), vars(self), self.raw_json, self.attempts, self.retries)
 
 
-def _restore_response(document: tuple[Any, ...], attempts: int, retries: tuple[Retried, ...]) -> Any:
-    restore, arguments = document
-    response = restore(*arguments)
-    record_attempts(response, attempts, retries)
-    return response
+def _restore(
+    cls: type[Document], fields: dict[str, Any], raw: bytes | None, attempts: int, retries: tuple[Retried, ...]
+) -> Document:
+    document = make(cls, **fields)
+    if raw is not None:
+        set_raw_json(document, raw)
+    record_attempts(document, attempts, retries)
+    return document
 
 
-_set_history: Callable[[ResponseDocument, tuple[int, tuple[Retried, ...]]], None]
-_set_history = vars(ResponseDocument)["_history"].__set__
+set_raw_json: Callable[[Document, bytes], None] = vars(Document)["_raw_json"].__set__
+"""Gives a frozen completion the bytes it came from: the slot's own setter, the cheapest way there is."""
+_set_history: Callable[[Document, History], None] = vars(Document)["_history"].__set__
 
 
-def record_attempts(response: ResponseDocument, attempts: int, retries: tuple[Retried, ...]) -> None:
+def record_attempts(response: Document, attempts: int, retries: tuple[Retried, ...]) -> None:
     """Gives a frozen completion the attempts of its call: how many there were, and those that failed."""
     if attempts != 1 or retries:
         _set_history(response, (attempts, retries))
@@ -281,7 +302,7 @@ def record_attempts(response: ResponseDocument, attempts: int, retries: tuple[Re
 
 @defaults_on_class
 @attrs.frozen(slots=False, repr=False)
-class ChatCompletion(ResponseDocument):
+class ChatCompletion(Document):
     """A whole response, or what a stream's chunks add up to.
 
     Attributes:

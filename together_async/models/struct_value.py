@@ -2,7 +2,7 @@
 
 To everybody who looks they are frozen attrs classes. Beneath, their instances are Structs: msgspec decodes one in a
 third of the time that an attrs class with as many fields takes, and the garbage collector need not look at it. That is
-also why they can't be referred to weakly, and why attrs makes no subclass of them.
+also why they can't be referred to weakly. They have no subclasses: equality and copies would leave out their fields.
 
 A Struct's field always has a value, so it can't tell null from absent, and it has no place for keys that nobody knows.
 So a value from the wire is *linked* to the bytes it came from, which `to_dict` decodes in full when it is called. A
@@ -30,6 +30,12 @@ class StructValue(Value):
     """Base of the classes that `struct_value` makes."""
 
     __slots__ = ("_given", "_source")
+
+    def __init_subclass__(cls) -> None:
+        if any(issubclass(base, StructValue) and issubclass(base, msgspec.Struct) for base in cls.__bases__):
+            raise TypeError(
+                f"{cls.__name__}: a class of chunks has no subclasses; hold the chunk in a class of your own"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the value as the JSON object it came as, unknown keys included.
@@ -64,7 +70,7 @@ class StructValue(Value):
 
     @staticmethod
     def _part_of(document: Any, place: int) -> Any:
-        """Returns what `to_dict` does of the JSON of the whole chunk.
+        """Returns this value's part of the JSON of the whole chunk.
 
         Args:
             document: The chunk, decoded.
@@ -85,7 +91,7 @@ class StructValue(Value):
         return self  # it is frozen; msgspec's copy would have no link
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        fields = tuple([getattr(self, field.name) for field in attrs.fields(type(self))])  # type: ignore[arg-type]  # every subclass is an attrs class
+        fields = {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}  # type: ignore[arg-type]  # every subclass is an attrs class
         return _restore, (type(self), fields, getattr(self, "_given", None), getattr(self, "_source", None))
 
 
@@ -95,9 +101,9 @@ set_source: Callable[[StructValue, Source], None] = vars(StructValue)["_source"]
 
 
 def _restore(
-    cls: type[StructValue], fields: tuple[Any, ...], given: tuple[str, ...] | None, source: Source | None
+    cls: type[StructValue], fields: dict[str, Any], given: tuple[str, ...] | None, source: Source | None
 ) -> StructValue:
-    value = cls(*fields)
+    value = cls(**fields)
     if given is not None:
         _set_given(value, given)
     if source is not None:
@@ -110,11 +116,22 @@ if TYPE_CHECKING:
 else:
 
     def struct_value(cls: type[S]) -> type[S]:
-        """Makes a frozen attrs class whose instances are Structs of a class with annotations and defaults."""
+        """Returns a frozen attrs class over a `msgspec.Struct` with the same fields.
+
+        Raises:
+            TypeError: A field has no plain default, or a converter or validator: the constructor is msgspec's.
+        """
         namespace = {name: item for name, item in vars(cls).items() if name not in ("__dict__", "__weakref__")}
         field_type = type(attrs.field())
         these = {}
-        for field in attrs.fields(attrs.frozen(cls, slots=False)):
+        for field in attrs.fields(attrs.frozen(cls, slots=False)):  # made to read the fields, and for nothing else
+            if (
+                field.default is attrs.NOTHING
+                or isinstance(field.default, attrs.Factory)
+                or field.converter
+                or field.validator
+            ):
+                raise TypeError(f"{cls.__name__}.{field.name}: expected a plain default, no converter and no validator")
             given = namespace.get(field.name)
             these[field.name] = given if isinstance(given, field_type) else attrs.field(default=field.default)
             namespace[field.name] = field.default

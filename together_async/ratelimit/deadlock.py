@@ -30,8 +30,8 @@ class OpenStream(Protocol):
     """The response of a stream, which holds a place.
 
     Attributes:
-        reader: The `id` of the task that read it last; 0 before the first read. None until it is set to 0: it is not
-            kept then, as asking for the task costs each token a fiftieth.
+        reader: The `id` of the task that read it last; 0 before the first read. None if nobody needs it: asking for the
+            task costs each token a fiftieth.
     """
 
     reader: int | None

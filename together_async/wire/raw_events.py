@@ -78,10 +78,10 @@ class RawEventDecoder(ChunkDecoder):
             self._event_size = max(1, len(data) // max(1, len(payloads)))
             return payloads
         self._keep(data)
-        # Among many events an error is only found at the end of the stream, where it belongs. `rfind`, because CPython
-        # raises and clears an error for each `in`, and meets the first bytes of these less often than the last.
+        # Among many events an error is only found at the end of the stream, where it belongs. Not `in`: CPython raises
+        # and clears an error for each. Of `find` and `rfind`, the one that is quicker in chunks.
         if data.rfind(b"[DONE]", -_FEW) >= 0 or (
-            len(data) < _FEW and (data.rfind(b'"error"') >= 0 or data.rfind(b"event:") >= 0)
+            len(data) < _FEW and (data.rfind(b'"error"') >= 0 or data.find(b"event:") >= 0)
         ):
             return self._look()
         return []

@@ -89,7 +89,10 @@ class ToolCallParts:
 
 
 class ToolCalls(list[ToolCallParts]):
-    """The tool calls of one choice, from all its pieces: a list by arrival."""
+    """The tool calls of one choice, from all its pieces: a list by arrival.
+
+    It is the list itself, and does not hold one, which saves the garbage collector an object for each stream.
+    """
 
     __slots__ = ("_unnumbered",)
 
