@@ -133,7 +133,7 @@ async def heads(client: AsyncTogether, calls: int) -> float:
 
 
 async def by_hand(base_url: str, calls: int, tls: ssl.SSLContext | None) -> float:
-    """The shortest loop that makes the same calls and decodes them into the same classes. It checks nothing."""
+    """The shortest loop that makes the same calls and decodes them into this package's classes. It checks nothing."""
     import aiohttp
     import msgspec
 

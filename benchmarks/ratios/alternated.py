@@ -35,7 +35,7 @@ class Samples:
         each = [value / other for value, other in zip(self.who, self.by, strict=True)]
         same = paired_ratio(self.again, self.who)
         low, high = middle_half(each)
-        note = f"A/A {same:.2f}; half of {len(each)} rounds: {low:.2f} to {high:.2f}"
+        note = f"A/A {same:.2f}; middle half of {len(each)} ratios: {low:.2f} to {high:.2f}"
         return Figure(group, f"{who} : {by}", what, median(each), "x", target, tuple(each), note)
 
 

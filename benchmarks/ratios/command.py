@@ -25,7 +25,7 @@ def add_to(commands: options.Commands) -> None:
         "cost in ratios to a loop by hand",
         start,
         parts=PARTS,
-        time="Everything but capacity takes about 12 minutes, capacity 2 minutes a round.",
+        time="Everything takes 45 minutes, of which capacity takes 30: 2 for each round.",
     )
     options.add_only(parser)
     options.add_rounds(parser, 15)

@@ -126,7 +126,7 @@ def add_kept(benchmark: StreamBenchmark) -> None:
         for role in turns(("ours", "raw"), benchmark.rounds):
             results.setdefault(role, []).append(processes[role].run("ratios.kept", server.base_url, **job))
     for role, name in (("ours", OURS), ("raw", RAW)):
-        for key, unit, target in (("bytes", "bytes each", KEPT_BYTES), ("ms", "ms of a full collection", KEPT_MS)):
+        for key, unit, target in (("bytes", "bytes each", KEPT_BYTES), ("ms", "CPU ms of a full collection", KEPT_MS)):
             values = tuple(result[key] for result in results[role])
             reach = target if name == OURS else None
             benchmark.add(Figure("kept", name, f"{job['chunks']:,} chunks", median(values), unit, reach, values))
@@ -141,8 +141,9 @@ def add_objects(benchmark: StreamBenchmark) -> dict[str, Any]:
             result = processes["client"].run("ratios.objects", server.base_url, **job)
         found[name] = result["objects"]
         for owner, kinds in result["objects"].items():
-            note = ", ".join(f"{kind} {count:g}" for kind, count in kinds.items())
-            benchmark.add(Figure("objects", name, "per open stream", sum(kinds.values()), f"of {owner}", note=note))
+            benchmark.add(Figure("objects", name, "per open stream", sum(kinds.values()), f"of {owner}"))
+        total = sum(sum(kinds.values()) for kinds in result["objects"].values())
+        benchmark.add(Figure("objects", name, "per open stream", total, "in all"))
         for key, what in (("idle_ms", "no stream"), ("open_ms", f"{job['most']} open streams")):
-            benchmark.add(Figure("objects", name, what, result[key], "ms of a full collection"))
+            benchmark.add(Figure("objects", name, what, result[key], "CPU ms of a full collection"))
     return found

@@ -18,7 +18,7 @@ def test_the_samples_of_a_round_are_compared_with_each_other() -> None:
     assert samples.by == [2.0, 6.0, 2.0, 2.0, 2.0]
     figure = samples.ratio("blast", "ours", "raw loop", "1 stream", Target(2.0))
     assert (figure.who, figure.value, figure.state) == ("ours : raw loop", 2.0, "reached")
-    assert figure.note == "A/A 1.25; half of 5 rounds: 2.00 to 2.00"
+    assert figure.note == "A/A 1.25; middle half of 5 ratios: 2.00 to 2.00"
 
 
 def test_the_middle_half_leaves_out_a_quarter_at_each_end() -> None:
