@@ -6,6 +6,7 @@ import pickle
 
 import attrs
 import pytest
+import rich.pretty
 
 from support.paths import SAMPLES
 from together_async import models
@@ -119,6 +120,11 @@ def test_repr_shows_what_matters_and_no_prompt():
     )
     assert "secret" not in repr(chunk)
     assert "content='x'" in repr(chunk)
+    for value in (chunk, completion):
+        shown = rich.pretty.pretty_repr(value, max_width=1000)
+        assert "secret" not in shown
+        assert "prompt itself" not in shown
+        assert shown == repr(value)
 
 
 def test_values_of_ones_own_are_json_too():

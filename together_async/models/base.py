@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 import attrs
@@ -48,12 +48,12 @@ class Value:
         return {name: plain(value) for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
-        shown = ", ".join(
-            f"{field.name}={value!r}"
-            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # every subclass is an attrs class
-            if field.repr and (value := getattr(self, field.name)) is not None
-        )
-        return f"{type(self).__name__}({shown})"
+        return f"{type(self).__name__}({', '.join([f'{name}={value!r}' for name, value in self.__rich_repr__()])})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        for field in attrs.fields(type(self)):  # type: ignore[arg-type]  # every subclass is an attrs class
+            if field.repr and (value := getattr(self, field.name)) is not None:
+                yield field.name, value
 
     @classmethod
     def _make(cls, given: dict[str, Any]) -> Self:
