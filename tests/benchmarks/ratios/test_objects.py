@@ -5,13 +5,14 @@ from collections import Counter
 
 from benchmarks.ratios.objects import owned, shares
 from together_async import AsyncTogether
+from together_async.wire.accumulator import ChatCompletionAccumulator
 
 
 def test_a_dict_belongs_to_what_refers_to_it_at_any_distance() -> None:
-    client = AsyncTogether("k")
-    inner = [client]
-    counts = owned([client, vars(client), inner])
-    assert counts["ours", "AsyncTogether"] == 1
+    accumulator = ChatCompletionAccumulator()
+    inner = [accumulator]
+    counts = owned([accumulator, accumulator._choices, inner])
+    assert counts["ours", "ChatCompletionAccumulator"] == 1
     assert counts["ours", "dict"] == 1
     assert counts["?", "list"] == 1, "what refers to an object of ours is not ours for that"
 
