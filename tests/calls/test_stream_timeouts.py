@@ -91,9 +91,32 @@ async def test_a_short_idle_does_not_look_often_before_the_first_token(monkeypat
 
     monkeypatch.setattr(HTTPResponse, "_look_at", counted)
     async with served(script, timeouts=Timeouts(first_token=300, idle=0.01)) as (_, client):
-        with pytest.raises(StreamTimeoutError):
+        with lasts(10.01), pytest.raises(StreamTimeoutError):
             await read_all(client)
     assert 0 < len(looks) < 10
+
+
+@virtual
+@pytest.mark.parametrize("idle", [0.01, 0.9, 1.0, 20.0, 299.0, 400.0])
+@pytest.mark.parametrize("first_at", [0.0, 0.5, 15.0, 290.0])
+@pytest.mark.parametrize("first_token", [300, None])
+async def test_a_silence_after_the_first_token_lasts_as_long_as_idle(
+    first_token: float | None, first_at: float, idle: float
+) -> None:
+    """Whenever the token came, and whichever timer was set for it."""
+
+    async def script(call: Call) -> None:
+        await call.head()
+        if first_at:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(call.left.wait(), first_at)
+        await call.chunk(sse(delta("a")))
+        await call.hang()
+
+    async with served(script, timeouts=Timeouts(first_token=first_token, idle=idle)) as (_, client):
+        with lasts(first_at + idle), pytest.raises(StreamTimeoutError) as caught:
+            await read_all(client)
+        assert (caught.value.phase, caught.value.seconds) == ("idle", idle)
 
 
 @virtual

@@ -201,6 +201,13 @@ class HTTPResponse:
             return late.at
         return min(late.at, self._loop.time() + idle)
 
+    def _covers_idle(self, now: float) -> bool:
+        """Whether the timer that is set fires soon enough for a silence that begins now, after the first token."""
+        if self._timer is None or isinstance(self._timer, PatientTimer):
+            return False
+        idle = self._timeouts.idle
+        return idle is None or self._timer.when() <= now + idle
+
     def _look_again(self, late: Due) -> None:
         """Lets the loop read before a silence is taken for too long; as long as the timer was late, once per silence.
 
@@ -254,8 +261,7 @@ class HTTPResponse:
             self._silent_since = now
             if not self._has_token:
                 self._has_token = True
-                if self._timer is None or isinstance(self._timer, PatientTimer):
-                    self._timer_covers_silence = False
+                self._timer_covers_silence = self._timer_covers_silence and self._covers_idle(now)
         elif caller_ran:
             self._silent_since += now - self.arrived
         if not self._timer_covers_silence and self._loop.is_closed():
